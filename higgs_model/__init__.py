@@ -1,0 +1,35 @@
+"""Higgs Audio v2: the network, its checkpoints, and everything that turns a script into audio.
+
+Shapes are written with one legend throughout: B batch, S sequence, K codebooks, T frames, N samples, D width,
+V vocabulary. A frame is one step of all codebooks; 25 frames are one second of audio.
+
+Importing the package loads nothing heavy; each public name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from higgs_model.config import HiggsAudioConfig as HiggsAudioConfig
+    from higgs_model.config import HiggsAudioEncoderConfig as HiggsAudioEncoderConfig
+    from higgs_model.model import HiggsAudioModel as HiggsAudioModel
+
+_HOMES = {
+    "HiggsAudioConfig": "higgs_model.config",
+    "HiggsAudioEncoderConfig": "higgs_model.config",
+    "HiggsAudioModel": "higgs_model.model",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'higgs_model' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
