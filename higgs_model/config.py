@@ -86,6 +86,7 @@ class HiggsAudioConfig(PreTrainedConfig):
         encode_audio_in_tokens: recordings in the prompt are given as codes.
         encode_whisper_embed: recordings in the prompt are given as features of the audio tower.
         audio_codebook_size: codes of one codebook, the two stream tokens not counted.
+        audio_delay_token_id: kept for the transformers layout, in which it marks the frames of an ending clip.
         use_text_head: False for a checkpoint that came without its text head and can only speak.
     """
 
@@ -125,6 +126,7 @@ class HiggsAudioConfig(PreTrainedConfig):
     audio_out_token_idx: int = tokens.AUDIO_OUT_ID
     audio_out_bos_token_id: int = tokens.AUDIO_OUT_BOS_ID
     audio_eos_token_id: int = tokens.AUDIO_EOS_ID
+    audio_delay_token_id: int = tokens.AUDIO_DELAY_ID
     pad_token_id: int | None = tokens.PAD_ID
     eos_token_id: int | list[int] | None = None
     tie_word_embeddings: bool = False
@@ -208,6 +210,7 @@ def from_transformers_layout(values: dict[str, Any]) -> dict[str, Any]:
         "audio_stream_eos_id": theirs.audio_stream_eos_id,
         "audio_out_token_idx": theirs.audio_token_id,
         "audio_out_bos_token_id": theirs.audio_bos_token_id,
+        "audio_delay_token_id": theirs.audio_delay_token_id,
         "pad_token_id": theirs.pad_token_id,
         "eos_token_id": theirs.eos_token_id,
         "dtype": values.get("dtype", values.get("torch_dtype")),
@@ -239,6 +242,7 @@ def to_transformers_layout(config: HiggsAudioConfig) -> HiggsAudioV2Config:
         audio_stream_eos_id=config.audio_stream_eos_id,
         audio_token_id=config.audio_out_token_idx,
         audio_bos_token_id=config.audio_out_bos_token_id,
+        audio_delay_token_id=config.audio_delay_token_id,
         pad_token_id=config.pad_token_id,
         eos_token_id=config.eos_token_id if config.eos_token_id is not None else tokens.EOT_ID,
         dtype=config.dtype,
