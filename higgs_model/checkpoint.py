@@ -177,13 +177,15 @@ def _compare(
             misshaped.append(f"{' + '.join(stored_names[name])} is {_joined(found) or found}, wanted {shape}")
     faults = [
         f"{what} {_listed(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape:", misshaped))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape:", misshaped),
+        )
         if names
     ]
     if faults:
-        raise BadCheckpoint(
-            f"the weights in {files.directory} are not those of its configuration: {'; '.join(faults)}"
-        )
+        raise BadCheckpoint(f"the weights in {files.directory} are not those of its configuration: {'; '.join(faults)}")
 
 
 def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HiggsAudioV2Config, LlamaConfig, PreTrainedConfig
 
 from higgs_model import tokens
@@ -229,7 +230,7 @@ def to_transformers_layout(config: HiggsAudioConfig) -> HiggsAudioV2Config:
         if (found := getattr(config, name)) != wanted:
             raise BadConfig(f"the transformers layout needs {name}={wanted!r}, but this network has {found!r}")
     num_layers = config.text_config.num_hidden_layers
-    if len(config.audio_dual_ffn_layers) != num_layers:
+    if len(config.audio_dual_ffn_layers or ()) != num_layers:
         raise BadConfig(
             f"the transformers layout needs all {num_layers} layers in audio_dual_ffn_layers, "
             f"but this network has {config.audio_dual_ffn_layers}"
@@ -266,11 +267,11 @@ def _llama_config(value: Any) -> LlamaConfig:
     if value is None:
         value = _LLAMA_3_2_3B
     if isinstance(value, dict):
-        value = LlamaConfig(**{k: v for k, v in value.items() if k != "model_type"})
-    _divides("num_attention_heads", value.num_attention_heads, "hidden_size", value.hidden_size)
-    _divides(
-        "num_key_value_heads", value.num_key_value_heads, "num_attention_heads", value.num_attention_heads
-    )
+        try:
+            value = LlamaConfig(**{k: v for k, v in value.items() if k != "model_type"})
+        except StrictDataclassError as error:
+            raise BadConfig(f"text_config: {error.__cause__ or error}") from error
+    _divides("num_key_value_heads", value.num_key_value_heads, "num_attention_heads", value.num_attention_heads)
     return value
 
 
@@ -338,8 +339,7 @@ def _check_vocabulary(config: HiggsAudioConfig) -> None:
         token_id = getattr(config, name)
         if token_id is not None and not config.has_token(token_id) and token_id != optional.get(name):
             raise BadConfig(
-                f"{name}={token_id} is outside the vocabulary of text_config.vocab_size="
-                f"{config.text_config.vocab_size}"
+                f"{name}={token_id} is outside the vocabulary of text_config.vocab_size={config.text_config.vocab_size}"
             )
     seen: dict[int, str] = {}
     for name in names:

@@ -121,9 +121,7 @@ class DelayState:
         remaining = torch.where(is_eos.any(dim=1), frames_after, NOT_ENDING)
         return cls(started=started.clamp(max=num_codebooks - 1), remaining=remaining)
 
-    def step(
-        self, sampled_BK: Tensor, active_B: Tensor, bos_id: int, eos_id: int
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, sampled_BK: Tensor, active_B: Tensor, bos_id: int, eos_id: int) -> tuple[Tensor, Tensor]:
         """Turn freely drawn codes into the next frame, and advance the clips that are `active_B` (B,) bool.
 
         Frame j = 1, 2, … has BOS in the codebooks ≥ j. When codebook i is the first to give EOS, the codebooks

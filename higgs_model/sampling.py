@@ -1,8 +1,8 @@
 """Drawing a token from logits, for many independent rows at once.
 
-Randomness is counter-based: what a row draws follows from its seed, its step and its lane (which codebook, first
-draw or second) alone, never from its neighbours or from how often anything was drawn before. The integer hash gives the same
-numbers on every device. A draw is the inverse of the distribution function at that number, so that one number a
+Randomness is counter-based: what a row draws follows from its seed, its step and its lane (which codebook, first draw
+or second) alone, never from its neighbours or from how often anything was drawn before. The integer hash gives the
+same numbers on every device. A draw is the inverse of the distribution function at that number, so that one number a
 token is enough.
 
 Order and meaning of temperature, top-k, top-p follow transformers' logits processors; repetition-aware sampling follows
@@ -62,7 +62,8 @@ def uniform(seed: Tensor, step: Tensor, lane: Tensor) -> Tensor:
     The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), applied after each of the three is mixed in.
     """
     bits = _mix(_mix(_mix(seed) + step) + lane)
-    return ((bits >> 40) & 0xFFFFFF).float().add_(0.5).mul_(2.0**-24)
+    # 23 bits and a half are exact in float32, so that neither 0 nor 1 comes out by rounding.
+    return ((bits >> 41) & 0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
 
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15

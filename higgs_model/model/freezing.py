@@ -19,12 +19,14 @@ from higgs_model.model.layers import HiggsAudioDualFFNDecoderLayer
 class PartiallyFrozenEmbedding(nn.Module):
     """An embedding whose rows before `freeze_until_idx` are frozen."""
 
-    def __init__(self, original: nn.Embedding, freeze_until_idx: int) -> None:
+    def __init__(self, original: nn.Embedding | PartiallyFrozenEmbedding, freeze_until_idx: int) -> None:
         super().__init__()
+        if isinstance(original, PartiallyFrozenEmbedding):
+            original = original.to_unsplit()
         frozen, trainable = _split(original.weight, freeze_until_idx)
         self.freeze_until_idx = freeze_until_idx
-        self.embedding_frozen = nn.Embedding.from_pretrained(frozen, freeze=True)
-        self.embedding_trainable = nn.Embedding.from_pretrained(trainable, freeze=False)
+        self.embedding_frozen: nn.Embedding = nn.Embedding.from_pretrained(frozen, freeze=True)
+        self.embedding_trainable: nn.Embedding = nn.Embedding.from_pretrained(trainable, freeze=False)
 
     @property
     def embedding_dim(self) -> int:
@@ -36,25 +38,29 @@ class PartiallyFrozenEmbedding(nn.Module):
         last = self.freeze_until_idx - 1
         frozen = self.embedding_frozen(input_ids.clamp(max=last))
         trainable = self.embedding_trainable((input_ids - self.freeze_until_idx).clamp(min=0))
-        return torch.where((input_ids <= last).unsqueeze(-1), frozen, trainable)
+        embedded: Tensor = torch.where((input_ids <= last).unsqueeze(-1), frozen, trainable)
+        return embedded
 
     def to_unsplit(self) -> nn.Embedding:
         """The same as one embedding, all of it trainable."""
         joined = torch.cat([self.embedding_frozen.weight, self.embedding_trainable.weight]).detach()
-        return nn.Embedding.from_pretrained(joined, freeze=False)
+        unsplit: nn.Embedding = nn.Embedding.from_pretrained(joined, freeze=False)
+        return unsplit
 
 
 class PartiallyFrozenLinear(nn.Module):
     """A linear map without bias whose outputs before `freeze_until_idx` are frozen."""
 
-    def __init__(self, original: nn.Linear, freeze_until_idx: int) -> None:
+    def __init__(self, original: nn.Linear | PartiallyFrozenLinear, freeze_until_idx: int) -> None:
         super().__init__()
-        if original.bias is not None:
+        if isinstance(original, PartiallyFrozenLinear):
+            original = original.to_unsplit()
+        if getattr(original, "bias", None) is not None:
             raise BadInput("only a linear map without bias can be partially frozen, this one has a bias")
         frozen, trainable = _split(original.weight, freeze_until_idx)
         self.freeze_until_idx = freeze_until_idx
-        self.linear_frozen = _linear(frozen).requires_grad_(False)
-        self.linear_trainable = _linear(trainable)
+        self.linear_frozen: nn.Linear = _linear(frozen).requires_grad_(False)
+        self.linear_trainable: nn.Linear = _linear(trainable)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(…, inputs) → (…, outputs)."""

@@ -1,8 +1,8 @@
 """Plain generation: text and audio, one position of every row a step, for a batch of uneven prompts.
 
-Each row is in one of three modes. TEXT draws a token. The token <|audio_out_bos|> leads to AUDIO_INIT, which appends a
-frame of BOS without drawing; then AUDIO_IN_PROGRESS draws a frame a step, held to the delay pattern, until the clip ends
-with <|audio_eos|> and TEXT is back. A step counts against `max_new_tokens` whatever it appends.
+Each row is in one of three modes. TEXT draws a token. The token <|audio_out_bos|> leads to AUDIO_INIT, which appends
+a frame of BOS without drawing; then AUDIO_IN_PROGRESS draws a frame a step, held to the delay pattern, until the clip
+ends with <|audio_eos|> and TEXT is back. A step counts against `max_new_tokens` whatever it appends.
 
 This is the general path that every variant of the network can take, and what the fast engine is tested against. Greedy,
 it says what the reference implementation says.
@@ -248,9 +248,7 @@ class _Generation:
             self.streamer.put(self.inputs.input_ids.cpu())
         merged = self.model.merge(self.inputs, left_padding=True, round_to=1)
         self.cache = KVCache(None if room is None else merged.embeddings_BSD.shape[1] + room)
-        hidden = self.model.backbone(
-            merged.embeddings_BSD, merged.attention_mask_BS, merged.audio_mask_BS, self.cache
-        )
+        hidden = self.model.backbone(merged.embeddings_BSD, merged.attention_mask_BS, merged.audio_mask_BS, self.cache)
         return hidden[:, -1]
 
     def feed(self) -> Tensor:
@@ -259,9 +257,7 @@ class _Generation:
         # A finished row goes along with the others: what it computes is thrown away.
         all_audio = live[0] if len(set(live)) == 1 else None
         if all_audio is None:
-            speaking = [
-                row.mode is GenerationMode.AUDIO_IN_PROGRESS and not row.finished for row in self.rows
-            ]
+            speaking = [row.mode is GenerationMode.AUDIO_IN_PROGRESS and not row.finished for row in self.rows]
             is_audio = torch.tensor(speaking, device=self.device).unsqueeze(1)
         else:
             is_audio = torch.full((self.batch_size, 1), all_audio, device=self.device)
@@ -303,7 +299,7 @@ class _Generation:
             self._append(row, step, token, end) for row, token, end in zip(self.rows, tokens, ended, strict=True)
         ]
         if self.streamer is not None:
-            self._stream(modes[0], frame[0])
+            self._stream(self.streamer, modes[0], frame[0])
 
     def _draw_frames(
         self, step: int, hidden_BD: Tensor, modes: list[GenerationMode | None], bos_frame: Tensor
@@ -367,11 +363,11 @@ class _Generation:
             row.mode = GenerationMode.AUDIO_INIT
         return token
 
-    def _stream(self, mode: GenerationMode | None, frame: Tensor) -> None:
+    def _stream(self, streamer: BaseStreamer, mode: GenerationMode | None, frame: Tensor) -> None:
         if mode is not GenerationMode.AUDIO_IN_PROGRESS:
-            self.streamer.put(torch.tensor([self.rows[0].tokens[-1]]))
+            streamer.put(torch.tensor([self.rows[0].tokens[-1]]))
         if mode is not GenerationMode.TEXT:
-            self.streamer.put(frame.cpu())
+            streamer.put(frame.cpu())
 
     # ------------------------------------------------------------------ result
 

@@ -106,9 +106,7 @@ def _prompt(
     if attention_mask is None:
         return input_ids, torch.ones_like(input_ids)
     if attention_mask.shape != input_ids.shape:
-        raise BadInput(
-            f"attention_mask has shape {_shape(attention_mask)}, but input_ids have {_shape(input_ids)}"
-        )
+        raise BadInput(f"attention_mask has shape {_shape(attention_mask)}, but input_ids have {_shape(input_ids)}")
     attention_mask = attention_mask.to(device).bool()
     placeholder = (input_ids == config.audio_in_token_idx) | (input_ids == config.audio_out_token_idx)
     if bool((hidden := placeholder & ~attention_mask).any()):
@@ -133,9 +131,7 @@ def _features(
     if mask is None:
         mask = torch.ones(mels.shape[0], mels.shape[2])
     if mask.shape != (mels.shape[0], mels.shape[2]):
-        raise BadInput(
-            f"audio_feature_attention_mask has shape {_shape(mask)}, but audio_features have {_shape(mels)}"
-        )
+        raise BadInput(f"audio_feature_attention_mask has shape {_shape(mask)}, but audio_features have {_shape(mels)}")
     finite = torch.isfinite(mels).flatten(1).all(dim=1)
     if not bool(finite.all()):
         raise BadInput(f"audio_features of clip {int((~finite).nonzero()[0])} hold NaN or infinity")
@@ -198,9 +194,7 @@ def _match(name: str, num_clips: int, token: str, num_placeholders: int) -> None
         raise BadInput(f"{name} hold {num_clips} clips, but the prompt has {num_placeholders} {token}")
 
 
-def _labels(
-    device: torch.device, name: str, labels: Tensor | None, like: Tensor, size: int
-) -> Tensor | None:
+def _labels(device: torch.device, name: str, labels: Tensor | None, like: Tensor, size: int) -> Tensor | None:
     if labels is None:
         return None
     if labels.numel() == 0 and like.numel() == 0:

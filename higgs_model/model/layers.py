@@ -26,14 +26,13 @@ Positions = Callable[[Tensor], Tensor]
 class Routing:
     """Which of the B × S positions take the audio path.
 
-    `audio_BS1` (B, S, 1) bool. In a uniform pass (all text, or all audio as in the decode step of speech)
-    `all_audio` says which, and no position is moved; otherwise the flat indices of both kinds are ready.
+    `audio_BS1` (B, S, 1) bool. Either `all_audio` says of which one kind all positions are, as in the decode step of
+    speech, and none is moved; or `indices` are the flat indices of the text and of the audio positions.
     """
 
     audio_BS1: Tensor
     all_audio: bool | None = None
-    text_index: Tensor | None = None
-    audio_index: Tensor | None = None
+    indices: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, audio_BS: Tensor, all_audio: bool | None = None) -> Routing:
@@ -41,20 +40,21 @@ class Routing:
         if all_audio is not None:
             return cls(audio_BS.unsqueeze(-1), all_audio)
         flat = audio_BS.flatten()
-        return cls(
-            audio_BS.unsqueeze(-1), None, (~flat).nonzero().squeeze(1), flat.nonzero().squeeze(1)
-        )
+        return cls(audio_BS.unsqueeze(-1), None, (_where(~flat), _where(flat)))
 
     def __call__(self, hidden_BSD: Tensor, text: Positions, audio: Positions) -> Tensor:
         """Apply `text` or `audio`, functions of (positions, D), to each position."""
-        if self.all_audio is not None:
+        if self.indices is None:
             return audio(hidden_BSD) if self.all_audio else text(hidden_BSD)
         flat = hidden_BSD.flatten(0, 1)
-        from_text = text(flat[self.text_index])
-        from_audio = audio(flat[self.audio_index])
+        at_text, at_audio = self.indices
+        from_text, from_audio = text(flat[at_text]), audio(flat[at_audio])
         merged = torch.empty(flat.shape, dtype=from_text.dtype, device=flat.device)
-        merged = merged.index_copy(0, self.text_index, from_text)
-        return merged.index_copy(0, self.audio_index, from_audio).view_as(hidden_BSD)
+        return merged.index_copy(0, at_text, from_text).index_copy(0, at_audio, from_audio).view_as(hidden_BSD)
+
+
+def _where(flat: Tensor) -> Tensor:
+    return flat.nonzero().squeeze(1)
 
 
 class HiggsAudioDualFFNDecoderLayer(GradientCheckpointingLayer):
@@ -67,7 +67,12 @@ class HiggsAudioDualFFNDecoderLayer(GradientCheckpointingLayer):
     """
 
     def __init__(
-        self, config: HiggsAudioConfig, layer_idx: int, *, fast_forward: bool = False, audio_attention: bool = False
+        self,
+        config: HiggsAudioConfig,
+        layer_idx: int,
+        *,
+        fast_forward: bool = False,
+        audio_attention: bool = False,
     ) -> None:
         super().__init__()
         text = config.text_config
@@ -114,14 +119,10 @@ class HiggsAudioDualFFNDecoderLayer(GradientCheckpointingLayer):
         hidden_states = routing(residual, self.input_layernorm, self.audio_input_layernorm)
         # Without an audio position nobody would read what the audio attention writes.
         if self.audio_attention and routing.all_audio is not False:
-            among = self._attend(
-                self.audio_attn, hidden_states, masks.audio_only, position_embeddings, past_key_values
-            )
+            among = self._attend(self.audio_attn, hidden_states, masks.audio_only, position_embeddings, past_key_values)
             among = residual + among
             residual = torch.where(routing.audio_BS1, among, residual)
-            hidden_states = torch.where(
-                routing.audio_BS1, self.audio_post_audio_attn_layer_norm(among), hidden_states
-            )
+            hidden_states = torch.where(routing.audio_BS1, self.audio_post_audio_attn_layer_norm(among), hidden_states)
         hidden_states = residual + self._attend(
             self.self_attn, hidden_states, masks.shared, position_embeddings, past_key_values
         )

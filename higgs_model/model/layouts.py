@@ -1,7 +1,7 @@
 """The two layouts in which Higgs Audio checkpoints are published, as names of tensors, and loading and saving them.
 
 The model's own names are those of the original layout. The transformers layout puts the backbone under `model.`, and
-the heads at the top. A checkpoint that was saved with partially frozen rows holds a pair where another holds one tensor.
+the heads at the top. A checkpoint that was saved with partially frozen rows holds a pair where others hold one tensor.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def transformers_name(name: str) -> str:
 def _halves(name: str) -> list[str] | None:
     module = name.removesuffix(".weight")
     kind = _SPLIT.get(module)
-    return kind and [f"{module}.{kind}_frozen.weight", f"{module}.{kind}_trainable.weight"]
+    return [f"{module}.{kind}_frozen.weight", f"{module}.{kind}_trainable.weight"] if kind else None
 
 
 def load_model(
@@ -92,9 +92,7 @@ def load_model(
         split = layout == "original" and pair is not None and pair[0] in files.shapes
         stored = transformers_name(name) if layout == "transformers" else name
         names[name] = pair if split and pair else [stored]
-    checkpoint.load_tensors(
-        model, files, names, ignored=_DERIVED, device=device or "cpu", dtype=config.dtype
-    )
+    checkpoint.load_tensors(model, files, names, ignored=_DERIVED, device=device or "cpu", dtype=config.dtype)
     model.reset_buffers()
     model.revision = location.revision
     return model.eval()
@@ -129,9 +127,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _dtype(
-    given: torch.dtype | str | None, config: HiggsAudioConfig, files: checkpoint.TensorFiles
-) -> torch.dtype:
+def _dtype(given: torch.dtype | str | None, config: HiggsAudioConfig, files: checkpoint.TensorFiles) -> torch.dtype:
     if given in (None, "auto"):
         given = config.dtype or files.dtype()
     dtype = getattr(torch, given, None) if isinstance(given, str) else given

@@ -11,6 +11,7 @@ features come before its codes. Nothing here embeds anything or checks what it i
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,66 @@ def feature_clips(features: Tensor, lengths: Tensor) -> Clips:
     return Clips(features[real], lengths)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Expansion:
+    """Where everything goes. P counts the expanded positions of the whole batch, row after row.
+
+    `source` (P,) is the token that a position comes from, `target` (P,) its place in the flattened (B, length) result;
+    `from_text`, `from_features`, `from_codes`, `from_out` (P,) bool say what fills it.
+    """
+
+    length: int
+    source: Tensor
+    target: Tensor
+    from_text: Tensor
+    from_features: Tensor
+    from_codes: Tensor
+    from_out: Tensor
+
+
+def _expand(
+    config: HiggsAudioConfig,
+    input_ids_BS: Tensor,
+    num_features: Tensor | int,
+    num_codes: Tensor | int,
+    num_frames: Tensor,
+    left_padding: bool,
+    round_to: int,
+) -> _Expansion:
+    """Plan the expansion, from how many positions each clip has: of features, of codes, of audio-out frames."""
+    is_in = input_ids_BS == config.audio_in_token_idx
+    is_out = input_ids_BS == config.audio_out_token_idx
+    counts, features = torch.ones_like(input_ids_BS), torch.zeros_like(input_ids_BS)
+    features[is_in] = num_features
+    counts[is_in] = features[is_in] + num_codes
+    counts[is_out] = num_frames
+
+    ends = counts.cumsum(dim=1)
+    length = _rounded_up(int(ends[:, -1].max()), round_to)
+    starts = ends - counts + ((length - ends[:, -1:]) if left_padding else 0)
+
+    flat_counts, (batch_size, num_tokens) = counts.flatten(), input_ids_BS.shape
+    token = torch.arange(batch_size * num_tokens, device=input_ids_BS.device)
+    source = token.repeat_interleave(flat_counts)
+    within_clip = torch.arange(source.numel(), device=source.device) - (flat_counts.cumsum(0) - flat_counts)[source]
+    row_start = token // num_tokens * length
+    from_in, from_out = is_in.flatten()[source], is_out.flatten()[source]
+    from_features = from_in & (within_clip < features.flatten()[source])
+    return _Expansion(
+        length=length,
+        source=source,
+        target=(row_start + starts.flatten())[source] + within_clip,
+        from_text=~(from_in | from_out),
+        from_features=from_features,
+        from_codes=from_in & ~from_features,
+        from_out=from_out,
+    )
+
+
+def _rounded_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
 def merge(
     config: HiggsAudioConfig,
     input_ids_BS: Tensor,
@@ -81,67 +142,47 @@ def merge(
         left_padding: whether rows end or begin together.
         round_to: the expanded length is a multiple of this.
     """
-    device = input_ids_BS.device
-    batch_size = input_ids_BS.shape[0]
-    is_in = input_ids_BS == config.audio_in_token_idx
-    is_out = input_ids_BS == config.audio_out_token_idx
+    plan = _expand(
+        config,
+        input_ids_BS,
+        audio_in_features.lengths if audio_in_features else 0,
+        audio_in_codes.lengths if audio_in_codes else 0,
+        audio_out.lengths,
+        left_padding,
+        round_to,
+    )
+    shape = (input_ids_BS.shape[0], plan.length)
 
-    # How many positions each token becomes, and how many of them are features.
-    counts = torch.ones_like(input_ids_BS)
-    num_features = torch.zeros_like(input_ids_BS)
-    counts[is_out] = audio_out.lengths
+    text = text_embeddings_BSD.flatten(0, 1)
+    embeddings = text.new_zeros(shape[0] * shape[1], text.shape[1])
+    parts = [(plan.from_text, text[plan.source[plan.from_text]]), (plan.from_out, audio_out.embeddings)]
     if audio_in_features is not None:
-        num_features[is_in] = audio_in_features.lengths
-    counts[is_in] = num_features[is_in]
+        parts.append((plan.from_features, audio_in_features.embeddings))
     if audio_in_codes is not None:
-        counts[is_in] += audio_in_codes.lengths
-
-    ends = counts.cumsum(dim=1)
-    length = -(-int(ends[:, -1].max()) // round_to) * round_to
-    starts = ends - counts
-    if left_padding:
-        starts = starts + (length - ends[:, -1:])
-
-    # `source[p]` is the token that expanded position p comes from, `within[p]` its place in that token's clip,
-    # `target[p]` its place in the flattened result.
-    flat_counts = counts.flatten()
-    source = torch.arange(flat_counts.numel(), device=device).repeat_interleave(flat_counts)
-    within = torch.arange(source.numel(), device=device) - (flat_counts.cumsum(0) - flat_counts)[source]
-    target = (source // input_ids_BS.shape[1]) * length + starts.flatten()[source] + within
-
-    from_in, from_out = is_in.flatten()[source], is_out.flatten()[source]
-    from_text = ~(from_in | from_out)
-    from_features = from_in & (within < num_features.flatten()[source])
-    from_codes = from_in & ~from_features
-
-    embeddings = text_embeddings_BSD.new_zeros(batch_size * length, text_embeddings_BSD.shape[-1])
-    parts = [(from_text, text_embeddings_BSD.flatten(0, 1)[source[from_text]]), (from_out, audio_out.embeddings)]
-    if audio_in_features is not None:
-        parts.append((from_features, audio_in_features.embeddings))
-    if audio_in_codes is not None:
-        parts.append((from_codes, audio_in_codes.embeddings))
+        parts.append((plan.from_codes, audio_in_codes.embeddings))
     for where, part in parts:
-        embeddings = embeddings.index_copy(0, target[where], part.to(embeddings.dtype))
+        embeddings = embeddings.index_copy(0, plan.target[where], part.to(embeddings.dtype))
 
-    def scattered(values: Tensor, fill: int | bool) -> Tensor:
-        result = values.new_full((batch_size * length,), fill)
-        result[target] = values
-        return result.view(batch_size, length)
+    def placed(values: Tensor, fill: int | bool) -> Tensor:
+        result = values.new_full((shape[0] * shape[1],), fill)
+        result[plan.target] = values
+        return result.view(shape)
 
-    flat_mask = attention_mask_BS.flatten()[source].bool() | ~from_text
+    def of_tokens(values_BS: Tensor) -> Tensor:
+        return values_BS.flatten()[plan.source]
+
     labels = None
     if labels_BS is not None:
-        labels = scattered(
-            labels_BS.flatten()[source].masked_fill(~from_text, tokens.IGNORE_INDEX), tokens.IGNORE_INDEX
-        )
+        own = of_tokens(labels_BS).masked_fill(~plan.from_text, tokens.IGNORE_INDEX)
+        labels = placed(own, tokens.IGNORE_INDEX)
     merged = Merged(
-        embeddings_BSD=embeddings.view(batch_size, length, -1),
-        input_ids_BS=scattered(input_ids_BS.flatten()[source], config.pad_token_id or 0),
-        attention_mask_BS=scattered(flat_mask, fill=False),
+        embeddings_BSD=embeddings.view(*shape, -1),
+        input_ids_BS=placed(of_tokens(input_ids_BS), config.pad_token_id or 0),
+        attention_mask_BS=placed(of_tokens(attention_mask_BS).bool() | ~plan.from_text, fill=False),
         labels_BS=labels,
-        audio_in_mask_BS=scattered(from_in, fill=False),
-        audio_in_codes_mask_BS=scattered(from_codes, fill=False),
-        audio_out_mask_BS=scattered(from_out, fill=False),
+        audio_in_mask_BS=placed(plan.from_features | plan.from_codes, fill=False),
+        audio_in_codes_mask_BS=placed(plan.from_codes, fill=False),
+        audio_out_mask_BS=placed(plan.from_out, fill=False),
     )
     return _trimmed(merged, left_padding, round_to)
 
@@ -153,8 +194,9 @@ def _trimmed(merged: Merged, left_padding: bool, round_to: int) -> Merged:
     if left_padding:
         columns = slice(int(used[0]) // round_to * round_to, length)
     else:
-        columns = slice(0, min(length, -(-(int(used[-1]) + 1) // round_to) * round_to))
+        columns = slice(0, _rounded_up(int(used[-1]) + 1, round_to))
     if columns == slice(0, length):
         return merged
-    values = {f.name: getattr(merged, f.name) for f in dataclasses.fields(merged)}
-    return Merged(**{name: None if value is None else value[:, columns] for name, value in values.items()})
+    parts = {field.name: getattr(merged, field.name) for field in dataclasses.fields(merged)}
+    cut: dict[str, Any] = {name: None if part is None else part[:, columns] for name, part in parts.items()}
+    return Merged(**cut)

@@ -73,7 +73,7 @@ class HiggsAudioDecoderProjector(nn.Module):
     def __init__(self, config: HiggsAudioConfig) -> None:
         super().__init__()
         text = config.text_config
-        self.text_lm_head = (
+        self.text_lm_head: nn.Linear | freezing.PartiallyFrozenLinear | None = (
             nn.Linear(text.hidden_size, text.vocab_size, bias=False) if config.use_text_head else None
         )
         self.audio_lm_head = nn.Linear(
@@ -106,7 +106,9 @@ class HiggsAudioModel(PreTrainedModel):
         # The base class settles this for the whole; the attention modules look at their own part.
         for part in (text, config.audio_encoder_config):
             part._attn_implementation = config._attn_implementation
-        self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size, config.pad_token_id)
+        self.embed_tokens: nn.Embedding | freezing.PartiallyFrozenEmbedding = nn.Embedding(
+            text.vocab_size, text.hidden_size, config.pad_token_id
+        )
         self.layers = build_layers(config)
         self.norm = LlamaRMSNorm(text.hidden_size, eps=text.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(text)
@@ -117,9 +119,7 @@ class HiggsAudioModel(PreTrainedModel):
             config.audio_num_codebooks * config.num_codebook_rows, text.hidden_size
         )
         self.audio_out_embed_projector = (
-            nn.Linear(text.hidden_size, text.hidden_size, bias=False)
-            if config.use_audio_out_embed_projector
-            else None
+            nn.Linear(text.hidden_size, text.hidden_size, bias=False) if config.use_audio_out_embed_projector else None
         )
         self.reset_buffers()
         self.revision: str | None = None
@@ -143,16 +143,15 @@ class HiggsAudioModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights, zero biases, norms of one, as the reference starts from nothing."""
         std = self.config.audio_encoder_config.init_std
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding):
-            module.weight.normal_(std=std)
-            if getattr(module, "bias", None) is not None:
-                module.bias.zero_()
-            if getattr(module, "padding_idx", None) is not None:
-                module.weight[module.padding_idx].zero_()
-        elif isinstance(module, nn.LayerNorm | LlamaRMSNorm):
-            module.weight.fill_(1.0)
-            if getattr(module, "bias", None) is not None:
-                module.bias.zero_()
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Embedding)):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, (nn.LayerNorm, LlamaRMSNorm)):
+            nn.init.ones_(module.weight)
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            nn.init.zeros_(bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx].zero_()
 
     @classmethod
     def from_pretrained(
@@ -219,11 +218,13 @@ class HiggsAudioModel(PreTrainedModel):
     def merge(self, inputs: ModelInputs, *, left_padding: bool, round_to: int) -> Merged:
         """Embed a checked batch and expand its placeholders."""
         features: Clips | None = None
-        if inputs.audio_features is not None and (inputs.audio_features.shape[0] or torch.is_grad_enabled()):
-            encoded, lengths = self.audio_tower(inputs.audio_features, inputs.audio_feature_attention_mask)
-            features = self._present(feature_clips(self.audio_encoder_proj(encoded), lengths), inputs)
+        mels, tower, projector = inputs.audio_features, self.audio_tower, self.audio_encoder_proj
+        # Without a clip the tower still runs when gradients are wanted: every parameter must be in the graph.
+        if tower is not None and projector is not None and mels is not None and (len(mels) or torch.is_grad_enabled()):
+            encoded, lengths = tower(mels, inputs.audio_feature_attention_mask)
+            features = self._present(feature_clips(projector(encoded), lengths), inputs)
         codes: Clips | None = None
-        if inputs.audio_in_ids is not None:
+        if inputs.audio_in_ids is not None and inputs.audio_in_ids_start is not None:
             codes = code_clips(self.embed_frames(inputs.audio_in_ids.T), inputs.audio_in_ids_start)
             codes = self._present(codes, inputs)
         return merge(
@@ -290,13 +291,9 @@ class HiggsAudioModel(PreTrainedModel):
         hidden = embeddings_BSD
         for layer in self.layers:
             if isinstance(layer, HiggsAudioDualFFNDecoderLayer):
-                hidden = layer(
-                    hidden, routing=routing, masks=masks, position_embeddings=rope, past_key_values=cache
-                )
+                hidden = layer(hidden, routing=routing, masks=masks, position_embeddings=rope, past_key_values=cache)
             else:
-                hidden = layer(
-                    hidden, attention_mask=masks.shared, position_embeddings=rope, past_key_values=cache
-                )
+                hidden = layer(hidden, attention_mask=masks.shared, position_embeddings=rope, past_key_values=cache)
         normed: Tensor = self.norm(hidden)
         return normed
 
@@ -371,9 +368,7 @@ class HiggsAudioModel(PreTrainedModel):
             left_padding=use_cache or inputs.input_ids.shape[0] == 1,
             round_to=1 if use_cache else TRAINING_ROUND_TO,
         )
-        hidden = self.backbone(
-            merged.embeddings_BSD, merged.attention_mask_BS, merged.audio_mask_BS, past_key_values
-        )
+        hidden = self.backbone(merged.embeddings_BSD, merged.attention_mask_BS, merged.audio_mask_BS, past_key_values)
         output = HiggsAudioOutput(
             logits=self.text_logits(hidden) if self.config.use_text_head else None,
             audio_logits=self.audio_logits(hidden[merged.audio_out_mask_BS]),
@@ -439,10 +434,10 @@ class HiggsAudioModel(PreTrainedModel):
         and overall; the five components make up overall."""
         heads = self.audio_decoder_proj
         llm = freezing.text_parts(self.layers, self.norm)
-        components = {
+        components: dict[str, list[nn.Module | None]] = {
             "audio_tower": [self.audio_tower],
             "llm_embed": [self.embed_tokens, heads.text_lm_head],
-            "llm_non_embed": llm,
+            "llm_non_embed": [*llm],
             "audio_embed": [self.audio_codebook_embeddings],
         }
         named = {id(p) for part in components.values() for m in part if m is not None for p in m.parameters()}

@@ -15,7 +15,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="name", required=True, metavar="|".join(NAMES))
     modules = {name: importlib.import_module(f"jobs.benchmark.{name}") for name in NAMES}
     for name, module in modules.items():
-        summary = module.__doc__.splitlines()[0]
+        summary = (module.__doc__ or name).splitlines()[0]
         module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__))
     arguments = parser.parse_args()
     result = modules[arguments.name].run(arguments)

@@ -41,9 +41,7 @@ def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int, device:
             _wait(device)
             if counted:
                 seconds[name].append(time.perf_counter() - start)
-    return {
-        name: Timing(statistics.median(taken), min(taken), max(taken)) for name, taken in seconds.items()
-    }
+    return {name: Timing(statistics.median(taken), min(taken), max(taken)) for name, taken in seconds.items()}
 
 
 def _wait(device: torch.device) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import HiggsAudioV2ForConditionalGeneration
 
 from higgs_model import HiggsAudioConfig, HiggsAudioModel
-from higgs_model.model import GenerationOutput
 from jobs.benchmark import measure
 
 SIZES: dict[str, dict[str, int]] = {
@@ -62,7 +61,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     ours, port = contenders(SIZES[arguments.size], device, dtype)
     floor_s = step_bytes(ours) / measure.read_bandwidth(device)
     print(f"{arguments.size}: {ours.num_parameters() / 1e6:.0f} M parameters, {dtype}, {measure.machine(device)}")
-    print(f"prompts up to {arguments.prompt} positions, answers of {arguments.frames} frames, {arguments.rounds} rounds")
+    print(
+        f"prompts up to {arguments.prompt} positions, answers of {arguments.frames} frames, {arguments.rounds} rounds"
+    )
     print(f"{'batch':>5} {'port frames/s':>22} {'ours frames/s':>22} {'ratio':>6} {'of the floor':>12}  same codes")
     rows = []
     for batch_size in arguments.batch:
@@ -113,7 +114,7 @@ def contenders(
 
 def step_bytes(model: HiggsAudioModel) -> int:
     """Bytes of the weights that one step of audio reads, whatever the batch: attention, audio FFN, audio head."""
-    parts = [model.audio_decoder_proj.audio_lm_head]
+    parts: list[Any] = [model.audio_decoder_proj.audio_lm_head]
     for layer in model.layers:
         parts += [layer.self_attn, layer.audio_mlp]
     return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
@@ -128,7 +129,7 @@ def _measure(
 ) -> dict[str, Any]:
     inputs = {name: value.to(device) for name, value in prompts(ours.config, batch_size, arguments.prompt).items()}
     theirs = {name: value.to(device) for name, value in port_prompts(ours.config, inputs).items()}
-    answers: dict[str, Tensor | GenerationOutput] = {}
+    answers: dict[str, Any] = {}
 
     def run_port() -> None:
         answers["port"] = port.generate(**theirs, max_new_tokens=arguments.frames, do_sample=False)
@@ -154,16 +155,18 @@ def prompts(config: HiggsAudioConfig, batch_size: int, longest: int) -> dict[str
     generator = torch.Generator().manual_seed(batch_size)
     lengths = [longest - 7 * (row % 5) for row in range(batch_size)]
     num_frames = longest // 2
-    ids = torch.full((batch_size, longest - num_frames + 1), config.pad_token_id)
+    ids = torch.full((batch_size, longest - num_frames + 1), config.pad_token_id or 0)
     for row, length in enumerate(lengths):
         text = torch.randint(vocabulary_end(config), (length - num_frames + 1,), generator=generator)
         text[len(text) // 2], text[-1] = config.audio_out_token_idx, config.audio_out_bos_token_id
         ids[row, -len(text) :] = text
     return {
         "input_ids": ids,
-        "attention_mask": (ids != config.pad_token_id).long(),
+        "attention_mask": ids.ne(config.pad_token_id or 0).long(),
         "audio_out_ids": torch.randint(
-            config.audio_codebook_size, (config.audio_num_codebooks, batch_size * num_frames), generator=generator
+            config.audio_codebook_size,
+            (config.audio_num_codebooks, batch_size * num_frames),
+            generator=generator,
         ),
         "audio_out_ids_start": torch.arange(batch_size) * num_frames,
     }
@@ -185,7 +188,7 @@ def port_prompts(config: HiggsAudioConfig, inputs: dict[str, Tensor]) -> dict[st
     codes = inputs["audio_out_ids"].T.unflatten(0, (batch_size, num_frames))
     return {
         "input_ids": ids,
-        "attention_mask": (ids != config.pad_token_id).long(),
+        "attention_mask": ids.ne(config.pad_token_id or 0).long(),
         "audio_input_ids": codes,
         "audio_input_ids_mask": torch.ones(batch_size, num_frames, dtype=torch.bool, device=ids.device),
     }

@@ -7,7 +7,7 @@ from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneratio
 from higgs_model import HiggsAudioModel
 from higgs_model.errors import BadConfig
 from tests import builders
-from tests.builders import K, OUT, PAD, SIZE
+from tests.builders import OUT, PAD, SIZE, K
 
 LENGTHS, FRAMES = [9, 17, 12], [5, 11, 7]
 
@@ -48,12 +48,10 @@ def port_inputs(ours):
         "attention_mask": torch.stack(
             [torch.nn.functional.pad(torch.ones_like(r), (longest - len(r), 0)) for r in rows]
         ),
-        "audio_input_ids": torch.stack(
-            [torch.nn.functional.pad(c, (0, most - c.shape[1])) for c in clips]
-        ).transpose(1, 2),
-        "audio_input_ids_mask": torch.stack(
-            [torch.arange(most) < c.shape[1] for c in clips]
+        "audio_input_ids": torch.stack([torch.nn.functional.pad(c, (0, most - c.shape[1])) for c in clips]).transpose(
+            1, 2
         ),
+        "audio_input_ids_mask": torch.stack([torch.arange(most) < c.shape[1] for c in clips]),
     }
 
 

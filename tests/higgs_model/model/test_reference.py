@@ -28,9 +28,7 @@ def load(variant, case, part):
     prefix = f"{case['name']}/{part}/"
     stored = load_file(GOLDEN / variant / "cases.safetensors")
     tensors = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
-    return {
-        name: value.float() if value.is_floating_point() else value.long() for name, value in tensors.items()
-    }
+    return {name: value.float() if value.is_floating_point() else value.long() for name, value in tensors.items()}
 
 
 @pytest.fixture(scope="module")
