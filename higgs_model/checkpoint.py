@@ -22,6 +22,8 @@ from higgs_model.errors import BadCheckpoint
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""How safetensors files call the types that weights have; all others are none of weights."""
 _SHOWN = 8
 """Names listed in one message at most."""
 
@@ -44,6 +46,8 @@ def locate(path_or_hub_id: str | Path, *, revision: str | None = None, local_fil
     Raises:
         BadCheckpoint: there is no such folder, and no such hub id that can be reached.
     """
+    if not isinstance(path_or_hub_id, str | Path) or not str(path_or_hub_id):
+        raise BadCheckpoint(f"{path_or_hub_id!r} is neither a folder nor a hub id")
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return Location(path)
@@ -72,7 +76,7 @@ class TensorFiles:
     """The tensors in a folder's safetensors files. Opening reads headers only.
 
     Attributes:
-        shapes: the shape of every tensor by its stored name.
+        shapes, dtypes: of every tensor by its stored name.
 
     Raises:
         BadCheckpoint: a file is missing, cut short, or names what another already has.
@@ -81,6 +85,7 @@ class TensorFiles:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
         self._files: dict[str, Path] = {}
         for path in _weight_files(directory):
             try:
@@ -90,7 +95,9 @@ class TensorFiles:
                             raise BadCheckpoint(
                                 f"tensor {name} is in both {self._files[name].name} and {path.name} of {directory}"
                             )
-                        self.shapes[name] = tuple(file.get_slice(name).get_shape())
+                        header = file.get_slice(name)
+                        self.shapes[name] = tuple(header.get_shape())
+                        self.dtypes[name] = _DTYPES.get(header.get_dtype(), torch.int64)
                         self._files[name] = path
             except (SafetensorError, OSError) as error:
                 raise BadCheckpoint(f"{path} cannot be read as safetensors: {error}") from error
@@ -110,18 +117,14 @@ class TensorFiles:
 
     def dtype(self) -> torch.dtype:
         """The dtype of the first stored tensor that is floating-point; float32 when there is none."""
-        for name in self.shapes:
-            stored = next(iter(self.read([name], "cpu", None).values())).dtype
-            if stored.is_floating_point:
-                return stored
-        return torch.float32
+        return next((dtype for dtype in self.dtypes.values() if dtype.is_floating_point), torch.float32)
 
 
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX_FILE
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise BadCheckpoint(f"{index} is not an index of safetensors files: {error!r}") from error
     else:
@@ -148,12 +151,12 @@ def load_tensors(
         ignored: stored names that may be there and are not wanted.
 
     Raises:
-        BadCheckpoint: tensors are missing, unexpected, or of another shape; all of them are named, nothing was read.
+        BadCheckpoint: tensors are missing, unexpected, or of another shape; they are named, and nothing was read.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    state: dict[str, Tensor] = module.state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     _compare(files, wanted, stored_names, set(ignored))
     parts = files.read((part for name in wanted for part in stored_names[name]), device, dtype)
-    state = {}
     for name in wanted:
         # Joined parts are let go one by one, so that pairs do not double the peak.
         pieces = [parts.pop(part) for part in stored_names[name]]

@@ -45,6 +45,7 @@ class HiggsAudioEncoderConfig(PreTrainedConfig):
     """The Whisper-like audio tower of the understanding variant.
 
     Names and defaults are the reference's. Mel spectrograms must be `2 * max_source_positions` frames long.
+    `scale_embedding` is read and kept but without effect, as in the reference.
     """
 
     model_type = "higgs_audio_encoder"
@@ -65,7 +66,13 @@ class HiggsAudioEncoderConfig(PreTrainedConfig):
     max_source_positions: int = 1500
     pad_token_id: int | None = tokens.PAD_ID
 
+    @property
+    def num_mel_frames(self) -> int:
+        """The only length that mel spectrograms may have: the second convolution halves it."""
+        return 2 * self.max_source_positions
+
     def __post_init__(self, **kwargs: Any) -> None:
+        _check_types(self)
         super().__post_init__(**kwargs)
         _divides("encoder_attention_heads", self.encoder_attention_heads, "d_model", self.d_model)
 
@@ -85,7 +92,7 @@ class HiggsAudioConfig(PreTrainedConfig):
         use_audio_out_embed_projector: a linear map without bias after that.
         use_audio_out_self_attention: dual-FFN layers attend among audio positions before the shared attention.
         encode_audio_in_tokens: recordings in the prompt are given as codes.
-        encode_whisper_embed: recordings in the prompt are given as features of the audio tower.
+        encode_whisper_embed: kept for whoever builds prompts; the network has a tower unless `skip_audio_tower`.
         audio_codebook_size: codes of one codebook, the two stream tokens not counted.
         audio_delay_token_id: kept for the transformers layout, in which it marks the frames of an ending clip.
         use_text_head: False for a checkpoint that came without its text head and can only speak.
@@ -133,6 +140,7 @@ class HiggsAudioConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        _check_types(self)
         self.text_config = _llama_config(self.text_config)
         self.audio_encoder_config = _encoder_config(self.audio_encoder_config)
         if self.audio_stream_bos_id is None:
@@ -197,6 +205,9 @@ _TRANSFORMERS_LAYOUT: dict[str, Any] = {
 }
 
 
+_KEPT_IN_TRANSFORMERS_LAYOUT = ("audio_in_token_idx", "audio_eos_token_id")
+
+
 def from_transformers_layout(values: dict[str, Any]) -> dict[str, Any]:
     """Translate a `higgs_audio_v2` config dict to the original's names. `use_text_head` is left to the checkpoint."""
     theirs = HiggsAudioV2Config(**{k: v for k, v in values.items() if k != "model_type"})
@@ -215,6 +226,7 @@ def from_transformers_layout(values: dict[str, Any]) -> dict[str, Any]:
         "pad_token_id": theirs.pad_token_id,
         "eos_token_id": theirs.eos_token_id,
         "dtype": values.get("dtype", values.get("torch_dtype")),
+        **{name: values[name] for name in _KEPT_IN_TRANSFORMERS_LAYOUT if name in values},
     }
 
 
@@ -224,13 +236,16 @@ def to_transformers_layout(config: HiggsAudioConfig) -> HiggsAudioV2Config:
     Raises:
         BadConfig: the network has a part that this layout cannot express.
     """
+    num_layers = config.text_config.num_hidden_layers
+    all_dual = len(config.audio_dual_ffn_layers or ()) == num_layers
     for name, wanted in _TRANSFORMERS_LAYOUT.items():
         if name.startswith("encode_"):
             continue  # how recordings enter a prompt is not part of this layout
+        if name == "audio_adapter_type" and all_dual and config.audio_adapter_type != "stack":
+            continue  # with no layer left to skip, fast-forward is the same network
         if (found := getattr(config, name)) != wanted:
             raise BadConfig(f"the transformers layout needs {name}={wanted!r}, but this network has {found!r}")
-    num_layers = config.text_config.num_hidden_layers
-    if len(config.audio_dual_ffn_layers or ()) != num_layers:
+    if not all_dual:
         raise BadConfig(
             f"the transformers layout needs all {num_layers} layers in audio_dual_ffn_layers, "
             f"but this network has {config.audio_dual_ffn_layers}"
@@ -245,8 +260,12 @@ def to_transformers_layout(config: HiggsAudioConfig) -> HiggsAudioV2Config:
         audio_bos_token_id=config.audio_out_bos_token_id,
         audio_delay_token_id=config.audio_delay_token_id,
         pad_token_id=config.pad_token_id,
-        eos_token_id=config.eos_token_id if config.eos_token_id is not None else tokens.EOT_ID,
+        eos_token_id=next(
+            ids for ids in (config.eos_token_id, config.text_config.eos_token_id, tokens.EOT_ID) if ids is not None
+        ),
         dtype=config.dtype,
+        # Not known to this layout, but kept in its file for the way back.
+        **{name: getattr(config, name) for name in _KEPT_IN_TRANSFORMERS_LAYOUT},
     )
 
 
@@ -267,10 +286,14 @@ def _llama_config(value: Any) -> LlamaConfig:
     if value is None:
         value = _LLAMA_3_2_3B
     if isinstance(value, dict):
+        if value.get("model_type", "llama") != "llama":
+            raise BadConfig(f"text_config.model_type={value['model_type']!r} is not supported, wanted 'llama'")
         try:
             value = LlamaConfig(**{k: v for k, v in value.items() if k != "model_type"})
         except StrictDataclassError as error:
             raise BadConfig(f"text_config: {error.__cause__ or error}") from error
+    if not isinstance(value, LlamaConfig):
+        raise BadConfig(f"text_config is a {type(value).__name__}, wanted an object or a LlamaConfig")
     _divides("num_key_value_heads", value.num_key_value_heads, "num_attention_heads", value.num_attention_heads)
     return value
 
@@ -278,7 +301,28 @@ def _llama_config(value: Any) -> LlamaConfig:
 def _encoder_config(value: Any) -> HiggsAudioEncoderConfig:
     if isinstance(value, dict):
         return HiggsAudioEncoderConfig(**{k: v for k, v in value.items() if k != "model_type"})
-    return HiggsAudioEncoderConfig() if value is None else value
+    if value is not None and not isinstance(value, HiggsAudioEncoderConfig):
+        raise BadConfig(f"audio_encoder_config is a {type(value).__name__}, wanted an object")
+    return value or HiggsAudioEncoderConfig()
+
+
+def _check_types(config: PreTrainedConfig) -> None:
+    """Numbers, switches and names are what the fields say; a switch may be 0 or 1, as a published config has it."""
+    for name, annotation in type(config).__annotations__.items():
+        value = getattr(config, name, None)
+        if annotation == "bool" and value in (0, 1):
+            setattr(config, name, bool(value))
+        elif annotation in _KINDS:
+            kind, wanted = _KINDS[annotation]
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise BadConfig(f"{name}={value!r} is not {wanted}")
+
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "int": (int, "a whole number"),
+    "bool": ((), "true or false"),
+    "str": (str, "a text"),
+}
 
 
 def _divides(name: str, value: int, of_name: str, of_value: int) -> None:
@@ -293,6 +337,8 @@ def _check_adapter(config: HiggsAudioConfig) -> None:
     if kind != "stack":
         if layers is None:
             raise BadConfig(f"audio_adapter_type={kind!r} needs audio_dual_ffn_layers, which is None")
+        if not isinstance(layers, list | tuple) or not all(type(layer) is int for layer in layers):
+            raise BadConfig(f"audio_dual_ffn_layers={layers!r} is not a list of whole numbers")
         num_layers = config.text_config.num_hidden_layers
         if outside := [layer for layer in layers if not 0 <= layer < num_layers]:
             raise BadConfig(
@@ -344,7 +390,7 @@ def _check_vocabulary(config: HiggsAudioConfig) -> None:
     seen: dict[int, str] = {}
     for name in names:
         token_id = getattr(config, name)
-        if token_id in seen and "pad_token_id" not in (name, seen[token_id]):
+        if token_id in seen:
             raise BadConfig(f"{name} and {seen[token_id]} are both token {token_id}")
         if token_id is not None:
             seen[token_id] = name

@@ -12,6 +12,10 @@ Order and meaning of temperature, top-k, top-p follow transformers' logits proce
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +31,8 @@ class SamplingParams:
     """How tokens are drawn.
 
     Attributes:
-        do_sample: False takes the likeliest token always.
+        do_sample: False takes the likeliest token; with `ras_win_len`, a code that repeats too often is still drawn,
+            from the seed.
         temperature: > 0; divides the logits.
         top_k: how many likeliest tokens stay; 0 is all.
         top_p: the smallest set of likeliest tokens with at least this probability stays; 1.0 is all.
@@ -36,7 +41,7 @@ class SamplingParams:
             before temperature, top-k and top-p.
     """
 
-    do_sample: bool = True
+    do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
@@ -44,16 +49,27 @@ class SamplingParams:
     ras_win_max_num_repeat: int = 2
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise BadInput(f"temperature={self.temperature} is not positive; for the likeliest token, do_sample=False")
-        if self.top_k < 0:
-            raise BadInput(f"top_k={self.top_k} is negative; 0 keeps all tokens")
-        if not 0 < self.top_p <= 1:
-            raise BadInput(f"top_p={self.top_p} is not above 0 and at most 1")
-        if self.ras_win_len is not None and self.ras_win_len < 1:
-            raise BadInput(f"ras_win_len={self.ras_win_len} is not positive; None switches the rule off")
-        if self.ras_win_max_num_repeat < 1:
-            raise BadInput(f"ras_win_max_num_repeat={self.ras_win_max_num_repeat} is not positive")
+        for name, kind, holds, wanted in _LIMITS:
+            value = getattr(self, name)
+            if value is None and name == "ras_win_len":
+                continue
+            if not isinstance(value, kind) or not holds(value):
+                raise BadInput(f"{name}={value!r} is not {wanted}")
+
+
+_LIMITS: tuple[tuple[str, type, Callable[[Any], bool], str], ...] = (
+    ("do_sample", bool, lambda _: True, "True or False"),
+    (
+        "temperature",
+        Real,
+        lambda value: 0 < value < math.inf,
+        "a positive number; for the likeliest token, do_sample=False",
+    ),
+    ("top_k", Integral, lambda value: value >= 0, "a whole number; 0 keeps all tokens"),
+    ("top_p", Real, lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
+    ("ras_win_len", Integral, lambda value: value >= 1, "a positive whole number; None switches the rule off"),
+    ("ras_win_max_num_repeat", Integral, lambda value: value >= 1, "a positive whole number"),
+)
 
 
 def uniform(seed: Tensor, step: Tensor, lane: Tensor) -> Tensor:
@@ -66,6 +82,7 @@ def uniform(seed: Tensor, step: Tensor, lane: Tensor) -> Tensor:
     return ((bits >> 41) & 0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
 
 
+# SplitMix64's constants, as signed int64.
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15
 _FACTOR_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _FACTOR_2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -120,7 +137,9 @@ class FrameSampler:
     """Draws frames: one code in each codebook, each for itself.
 
     Attributes:
-        codebook_size: the ids from here on are the stream tokens `bos_id` and `eos_id`.
+        params: how they are drawn.
+        codebook_size: the ids from here on are the stream tokens.
+        bos_id: the one of them that fills the start of a clip.
     """
 
     params: SamplingParams

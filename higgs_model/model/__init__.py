@@ -3,7 +3,8 @@
 from higgs_model.model.cache import KVCache
 from higgs_model.model.freezing import PartiallyFrozenEmbedding, PartiallyFrozenLinear
 from higgs_model.model.generation import GenerationMode, GenerationOutput
-from higgs_model.model.model import HiggsAudioModel, HiggsAudioOutput
+from higgs_model.model.model import HiggsAudioModel
+from higgs_model.model.output import HiggsAudioOutput
 
 __all__ = [
     "GenerationMode",

@@ -2,7 +2,7 @@
 
 Adding audio to a text model trains the new parts, and of the vocabulary only the rows of new tokens. Those rows are
 split off into a parameter of their own, so that neither optimiser state nor gradient exists for the others. Checkpoints
-hold such a pair joined, or as it is; `checkpoint` reads both.
+hold such a pair joined, or as it is; `layouts` reads both.
 """
 
 from __future__ import annotations
@@ -27,10 +27,6 @@ class PartiallyFrozenEmbedding(nn.Module):
         self.freeze_until_idx = freeze_until_idx
         self.embedding_frozen: nn.Embedding = nn.Embedding.from_pretrained(frozen, freeze=True)
         self.embedding_trainable: nn.Embedding = nn.Embedding.from_pretrained(trainable, freeze=False)
-
-    @property
-    def embedding_dim(self) -> int:
-        return self.embedding_frozen.embedding_dim
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """(…) int64 → (…, D)."""

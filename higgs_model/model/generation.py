@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class _Row:
 @torch.inference_mode()
 def generate(
     model: HiggsAudioModel,
-    input_ids: Tensor,
+    input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     audio_features: Tensor | None = None,
     audio_feature_attention_mask: Tensor | None = None,
@@ -76,6 +77,8 @@ def generate(
     audio_in_ids_start: Tensor | None = None,
     audio_out_ids: Tensor | None = None,
     audio_out_ids_start: Tensor | None = None,
+    label_ids: Tensor | None = None,
+    label_audio_ids: Tensor | None = None,
     *,
     max_new_tokens: int = 2048,
     do_sample: bool = False,
@@ -94,6 +97,7 @@ def generate(
     Args:
         input_ids, attention_mask, audio_*: as in `HiggsAudioModel.forward`. A prompt that ends in <|audio_out_bos|> is
             answered with audio, one that ends in <|AUDIO_OUT|> with more of that clip, any other with text first.
+        label_ids, label_audio_ids: not used; a collated batch can be passed as it is.
         max_new_tokens: steps, each of which appends a token or a frame to every row.
         do_sample, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat: see `SamplingParams`.
         seed: one for all rows, or one a row. What a row draws depends on its own seed and steps alone. None draws
@@ -129,9 +133,9 @@ def generate(
     return run.result()
 
 
-def _check_options(max_new_tokens: int, cache: str, streamer: BaseStreamer | None, batch_size: int) -> None:
-    if max_new_tokens < 1:
-        raise BadInput(f"max_new_tokens={max_new_tokens} is not positive")
+def _check_options(max_new_tokens: object, cache: str, streamer: BaseStreamer | None, batch_size: int) -> None:
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise BadInput(f"max_new_tokens={max_new_tokens!r} is not a positive whole number")
     if cache not in ("dynamic", "static"):
         raise BadInput(f"cache_implementation={cache!r} is unknown, wanted dynamic or static")
     if streamer is not None and batch_size != 1:
@@ -142,8 +146,21 @@ def _eos_ids(model: HiggsAudioModel, given: int | Sequence[int] | None) -> froze
     config = model.config
     for ids in (given, config.eos_token_id, config.text_config.eos_token_id):
         if ids is not None:
-            return frozenset([ids] if isinstance(ids, int) else ids)
+            return frozenset(_whole_numbers("eos_token_id", ids))
     return frozenset()
+
+
+def _whole_numbers(name: str, given: object) -> list[int]:
+    """One number or several, as a list."""
+    values: list[Any] = (
+        list(given) if isinstance(given, Sequence | frozenset) and not isinstance(given, str) else [given]
+    )
+    for value in values:
+        if not isinstance(value, Integral):
+            raise BadInput(f"{name}={given!r} is neither a whole number nor a sequence of them")
+        if not -(2**63) <= int(value) < 2**63:
+            raise BadInput(f"{name}={value} does not fit into 64 bits")
+    return [int(value) for value in values]
 
 
 def _aligned_right(inputs: ModelInputs) -> ModelInputs:
@@ -191,7 +208,7 @@ class _Generation:
     def _seeds(self, seed: int | Sequence[int] | None) -> Tensor:
         if seed is None:
             return torch.randint(2**62, (self.batch_size,)).to(self.device)
-        seeds = [seed] * self.batch_size if isinstance(seed, int) else list(seed)
+        seeds = _whole_numbers("seed", seed) * (self.batch_size if isinstance(seed, Integral) else 1)
         if len(seeds) != self.batch_size:
             raise BadInput(f"{len(seeds)} seeds were given for a batch of {self.batch_size}")
         return torch.tensor(seeds, dtype=torch.int64, device=self.device)
@@ -307,7 +324,7 @@ class _Generation:
         speaking = [mode is GenerationMode.AUDIO_IN_PROGRESS for mode in modes]
         active = torch.tensor(speaking, device=self.device)
         bos, eos = self.config.audio_stream_bos_id, self.config.audio_stream_eos_id
-        logits = self.model.audio_logits(hidden_BD)
+        logits = self.model.audio_decoder_proj.audio_logits(hidden_BD)
         frame = self.sampler(logits, self.seeds, torch.full_like(self.seeds, step), self.window)
         if self.config.use_delay_pattern:
             frame, ended = self.delay.step(frame, active, bos, eos)
@@ -321,7 +338,7 @@ class _Generation:
         return frame, ended.tolist()
 
     def _draw_tokens(self, step: int, hidden_BD: Tensor) -> list[int]:
-        logits = self.model.text_logits(hidden_BD).float()
+        logits = self.model.audio_decoder_proj.text_logits(hidden_BD).float()
         # A placeholder stands for audio that somebody gives; it cannot be said.
         for placeholder in (self.config.audio_in_token_idx, self.config.audio_out_token_idx):
             if self.config.has_token(placeholder):
@@ -379,9 +396,9 @@ class _Generation:
         answers = torch.tensor([row.tokens + [pad] * (longest - len(row.tokens)) for row in self.rows])
         frames_KT = torch.stack(self.frames, dim=-1)
         clips = [
-            (number, self._clip(number, first, span, frames_KT[number]))
+            (number, self._clip(number, index == 0, span, frames_KT[number]))
             for number, row in enumerate(self.rows)
-            for first, span in zip([True] + [False] * len(row.clips), row.clips, strict=False)
+            for index, span in enumerate(row.clips)
         ]
         return GenerationOutput(
             sequences=torch.cat([self.inputs.input_ids, answers.to(self.device, torch.int64)], dim=1),

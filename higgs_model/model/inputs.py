@@ -1,7 +1,7 @@
 """Checks of what a caller passes, before anything is computed: what is wrong and where, in one sentence.
 
-Only shapes, counts and ranges are looked at. On a GPU that costs a few waits for the device, which a prompt pays
-once; the steps of a running generation are not checked.
+Only types, shapes, counts and ranges are looked at, and whether mels are numbers. On a GPU that costs a few waits for
+the device, which a prompt pays once; the steps of a running generation are not checked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from higgs_model import tokens
 from higgs_model.config import HiggsAudioConfig
 from higgs_model.errors import BadInput
+from higgs_model.model.cache import KVCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ModelInputs:
         input_ids: (B, S) int64, one placeholder a clip.
         attention_mask: (B, S) int64, 1 at real tokens.
         audio_features: (clips, mel bins, mel frames), or None without an audio tower.
-        audio_feature_attention_mask: (clips, mel frames).
+        audio_feature_attention_mask: (clips, mel frames) bool.
         audio_in_ids, audio_out_ids: (K, frames of all clips) int64 in the form that the model sees: with stream
             tokens, delayed. `audio_in_ids` is None where recordings do not enter as codes.
         audio_in_ids_start, audio_out_ids_start: (clips,) int64, where each clip starts.
@@ -64,6 +65,18 @@ def check_inputs(
     Raises:
         BadInput: the batch cannot be what the caller meant.
     """
+    _tensors(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        audio_features=audio_features,
+        audio_feature_attention_mask=audio_feature_attention_mask,
+        audio_in_ids=audio_in_ids,
+        audio_in_ids_start=audio_in_ids_start,
+        audio_out_ids=audio_out_ids,
+        audio_out_ids_start=audio_out_ids_start,
+        label_ids=label_ids,
+        label_audio_ids=label_audio_ids,
+    )
     input_ids, attention_mask = _prompt(config, device, input_ids, attention_mask)
     num_in = int((input_ids == config.audio_in_token_idx).sum())
     num_out = int((input_ids == config.audio_out_token_idx).sum())
@@ -93,6 +106,24 @@ def check_inputs(
     )
 
 
+def check_cache(cache: KVCache, batch_size: int) -> None:
+    """Refuse what is not a cache of ours, or is one of another batch.
+
+    Raises:
+        BadInput: as said.
+    """
+    if not isinstance(cache, KVCache):
+        raise BadInput(f"past_key_values is a {type(cache).__name__}, wanted a higgs_model.model.KVCache")
+    if cache.length and cache.attended.shape[0] != batch_size:
+        raise BadInput(f"past_key_values hold a batch of {cache.attended.shape[0]}, but input_ids one of {batch_size}")
+
+
+def _tensors(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise BadInput(f"{name} is a {type(value).__name__}, wanted a torch.Tensor")
+
+
 def _prompt(
     config: HiggsAudioConfig, device: torch.device, input_ids: Tensor | None, attention_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -107,7 +138,7 @@ def _prompt(
         return input_ids, torch.ones_like(input_ids)
     if attention_mask.shape != input_ids.shape:
         raise BadInput(f"attention_mask has shape {_shape(attention_mask)}, but input_ids have {_shape(input_ids)}")
-    attention_mask = attention_mask.to(device).bool()
+    attention_mask = _zeros_and_ones("attention_mask", attention_mask.to(device))
     placeholder = (input_ids == config.audio_in_token_idx) | (input_ids == config.audio_out_token_idx)
     if bool((hidden := placeholder & ~attention_mask).any()):
         row, column = hidden.nonzero()[0].tolist()
@@ -122,20 +153,30 @@ def _features(
 ) -> tuple[Tensor, Tensor]:
     encoder = config.audio_encoder_config
     if mels is None:
-        mels = torch.zeros(0, encoder.num_mel_bins, 2 * encoder.max_source_positions)
+        mels = torch.zeros(0, encoder.num_mel_bins, encoder.num_mel_frames)
     if mels.dim() != 3 or mels.shape[1] != encoder.num_mel_bins:
         raise BadInput(
             f"audio_features have shape {_shape(mels)}, wanted (clips, {encoder.num_mel_bins} mel bins, mel frames)"
+        )
+    if mels.shape[0] and mels.shape[-1] != encoder.num_mel_frames:
+        raise BadInput(
+            f"audio_features are {mels.shape[-1]} mel frames long, but the audio tower takes exactly "
+            f"{encoder.num_mel_frames}: pad them to that length"
         )
     mels = mels.to(device)
     if mask is None:
         mask = torch.ones(mels.shape[0], mels.shape[2])
     if mask.shape != (mels.shape[0], mels.shape[2]):
         raise BadInput(f"audio_feature_attention_mask has shape {_shape(mask)}, but audio_features have {_shape(mels)}")
+    if not mels.dtype.is_floating_point:
+        raise BadInput(f"audio_features are {mels.dtype}, wanted floating-point mel spectrograms")
+    mask = _zeros_and_ones("audio_feature_attention_mask", mask.to(device))
+    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise BadInput("audio_feature_attention_mask has a 1 after a 0: the real mel frames of a clip come first")
     finite = torch.isfinite(mels).flatten(1).all(dim=1)
     if not bool(finite.all()):
         raise BadInput(f"audio_features of clip {int((~finite).nonzero()[0])} hold NaN or infinity")
-    return mels, mask.to(device)
+    return mels, mask
 
 
 def _clips(
@@ -191,7 +232,7 @@ def _ways_in(config: HiggsAudioConfig) -> str:
 
 def _match(name: str, num_clips: int, token: str, num_placeholders: int) -> None:
     if num_clips != num_placeholders:
-        raise BadInput(f"{name} hold {num_clips} clips, but the prompt has {num_placeholders} {token}")
+        raise BadInput(f"{name}: {num_clips} given, but the prompt has {num_placeholders} {token}")
 
 
 def _labels(device: torch.device, name: str, labels: Tensor | None, like: Tensor, size: int) -> Tensor | None:
@@ -205,6 +246,13 @@ def _labels(device: torch.device, name: str, labels: Tensor | None, like: Tensor
     labels = labels.to(device, torch.int64)
     _in_range(name, labels.masked_fill(labels == tokens.IGNORE_INDEX, 0), size, "what can be predicted")
     return labels
+
+
+def _zeros_and_ones(name: str, mask: Tensor) -> Tensor:
+    """The mask as bool."""
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise BadInput(f"{name} holds other values than 0 and 1")
+    return mask.bool()
 
 
 def _in_range(name: str, values: Tensor, size: int, what: str) -> None:

@@ -19,7 +19,7 @@ from higgs_model.config import HiggsAudioConfig
 from higgs_model.model.cache import KVCache
 from higgs_model.model.masks import AttentionMasks
 
-Positions = Callable[[Tensor], Tensor]
+PositionWise = Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Routing:
         flat = audio_BS.flatten()
         return cls(audio_BS.unsqueeze(-1), None, (_where(~flat), _where(flat)))
 
-    def __call__(self, hidden_BSD: Tensor, text: Positions, audio: Positions) -> Tensor:
-        """Apply `text` or `audio`, functions of (positions, D), to each position."""
+    def __call__(self, hidden_BSD: Tensor, text: PositionWise, audio: PositionWise) -> Tensor:
+        """Apply `text` or `audio`, functions of (…, D), to each position."""
         if self.indices is None:
             return audio(hidden_BSD) if self.all_audio else text(hidden_BSD)
         flat = hidden_BSD.flatten(0, 1)

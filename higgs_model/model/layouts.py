@@ -6,6 +6,7 @@ the heads at the top. A checkpoint that was saved with partially frozen rows hol
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,6 +77,7 @@ def load_model(
     attn_implementation: str | None,
 ) -> HiggsAudioModel:
     """Build and fill a model from a checkpoint of either layout; see `HiggsAudioModel.from_pretrained`."""
+    target = _device(device)
     location = checkpoint.locate(path_or_hub_id, revision=revision, local_files_only=local_files_only)
     config, layout = _read_config(location.directory)
     files = checkpoint.TensorFiles(location.directory)
@@ -88,14 +90,23 @@ def load_model(
         model = model_class(config)
     names = {}
     for name in model.state_dict():
-        pair = _halves(name)
-        split = layout == "original" and pair is not None and pair[0] in files.shapes
+        pair = _halves(name) if layout == "original" else None
         stored = transformers_name(name) if layout == "transformers" else name
-        names[name] = pair if split and pair else [stored]
-    checkpoint.load_tensors(model, files, names, ignored=_DERIVED, device=device or "cpu", dtype=config.dtype)
+        names[name] = pair if pair and pair[0] in files.shapes else [stored]
+    checkpoint.load_tensors(model, files, names, ignored=_DERIVED, device=target, dtype=config.dtype)
     model.reset_buffers()
     model.revision = location.revision
     return model.eval()
+
+
+def _device(given: torch.device | str | None) -> torch.device:
+    try:
+        device = torch.device(given or "cpu")
+    except (RuntimeError, TypeError) as error:
+        raise BadConfig(f"device={given!r} is not a device of torch") from error
+    if device.type == "meta" or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise BadConfig(f"device={given!r} cannot hold weights here")
+    return device
 
 
 def _read_config(directory: Path) -> tuple[HiggsAudioConfig, Layout]:
@@ -141,7 +152,7 @@ def save_model(model: HiggsAudioModel, directory: str | Path, *, layout: Layout,
     if layout not in ("original", "transformers"):
         raise BadConfig(f"layout={layout!r} is unknown, wanted original or transformers")
     directory = Path(directory)
-    config = model.config
+    config = copy.deepcopy(model.config)
     config.dtype = next(model.parameters()).dtype
     if layout == "transformers":
         values = to_transformers_layout(config).to_dict()

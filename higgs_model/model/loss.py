@@ -13,9 +13,10 @@ from torch.nn import functional
 from higgs_model import tokens
 
 
-def text_loss(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
-    """Mean cross-entropy over the labelled tokens, a scalar; 0 when there are none."""
-    return _mean_cross_entropy(logits_BSV[:, :-1].flatten(0, 1), labels_BS[:, 1:].flatten())
+def text_loss(logits_BSV: Tensor, labels_BS: Tensor, attended_BS: Tensor) -> Tensor:
+    """Mean cross-entropy over the labelled tokens that have a real one (`attended_BS` bool) before them; 0 for none."""
+    labels = labels_BS[:, 1:].masked_fill(~attended_BS[:, :-1], tokens.IGNORE_INDEX)
+    return _mean_cross_entropy(logits_BSV[:, :-1].flatten(0, 1), labels.flatten())
 
 
 def codebook_losses(audio_logits_TKV: Tensor, labels_KT: Tensor, starts: Tensor) -> Tensor:

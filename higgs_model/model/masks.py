@@ -51,7 +51,10 @@ def build_masks(
         "audio_only": attended_BL & audio_BL if with_audio_only else None,
     }
     if "flash" in implementation:
-        return AttentionMasks(**keys)
+        room = num_keys - attended_BL.shape[1]
+        return AttentionMasks(
+            **{kind: None if mask is None else torch.nn.functional.pad(mask, (0, room)) for kind, mask in keys.items()}
+        )
 
     length = attended_BL.shape[1]
     queries_at = torch.arange(length - num_queries, length, device=attended_BL.device)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from higgs_model import tokens
 from higgs_model.config import HiggsAudioConfig
+from higgs_model.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,9 @@ def merge(
         text_embeddings_BSD: (B, S, D) embeddings of all tokens; those of placeholders are not used.
         left_padding: whether rows end or begin together.
         round_to: the expanded length is a multiple of this.
+
+    Raises:
+        BadInput: a row has no position at all.
     """
     plan = _expand(
         config,
@@ -153,6 +157,18 @@ def merge(
     )
     shape = (input_ids_BS.shape[0], plan.length)
 
+    def placed(values: Tensor, fill: int | bool) -> Tensor:
+        result = values.new_full((shape[0] * shape[1],), fill)
+        result[plan.target] = values
+        return result.view(shape)
+
+    def of_tokens(values_BS: Tensor) -> Tensor:
+        return values_BS.flatten()[plan.source]
+
+    attended = placed(of_tokens(attention_mask_BS).bool() | ~plan.from_text, fill=False)
+    if bool((empty := ~attended.any(dim=1)).any()):
+        raise BadInput(f"the prompt in row {int(empty.nonzero()[0])} is empty: it is all clips without a frame")
+
     text = text_embeddings_BSD.flatten(0, 1)
     embeddings = text.new_zeros(shape[0] * shape[1], text.shape[1])
     parts = [(plan.from_text, text[plan.source[plan.from_text]]), (plan.from_out, audio_out.embeddings)]
@@ -163,14 +179,6 @@ def merge(
     for where, part in parts:
         embeddings = embeddings.index_copy(0, plan.target[where], part.to(embeddings.dtype))
 
-    def placed(values: Tensor, fill: int | bool) -> Tensor:
-        result = values.new_full((shape[0] * shape[1],), fill)
-        result[plan.target] = values
-        return result.view(shape)
-
-    def of_tokens(values_BS: Tensor) -> Tensor:
-        return values_BS.flatten()[plan.source]
-
     labels = None
     if labels_BS is not None:
         own = of_tokens(labels_BS).masked_fill(~plan.from_text, tokens.IGNORE_INDEX)
@@ -178,7 +186,7 @@ def merge(
     merged = Merged(
         embeddings_BSD=embeddings.view(*shape, -1),
         input_ids_BS=placed(of_tokens(input_ids_BS), config.pad_token_id or 0),
-        attention_mask_BS=placed(of_tokens(attention_mask_BS).bool() | ~plan.from_text, fill=False),
+        attention_mask_BS=attended,
         labels_BS=labels,
         audio_in_mask_BS=placed(plan.from_features | plan.from_codes, fill=False),
         audio_in_codes_mask_BS=placed(plan.from_codes, fill=False),

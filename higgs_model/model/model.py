@@ -8,84 +8,39 @@ network knows nothing of text, voices or files; parameter names are those of the
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
-from transformers.utils import ModelOutput
 
 from higgs_model.config import HiggsAudioConfig
 from higgs_model.errors import BadInput
-from higgs_model.model import freezing, layouts, loss
+from higgs_model.model import freezing, generation, layouts, loss
 from higgs_model.model.cache import KVCache
-from higgs_model.model.inputs import ModelInputs, check_inputs
+from higgs_model.model.heads import HiggsAudioDecoderProjector
+from higgs_model.model.inputs import ModelInputs, check_cache, check_inputs
 from higgs_model.model.layers import HiggsAudioDualFFNDecoderLayer, Routing, build_layers
 from higgs_model.model.masks import build_masks
 from higgs_model.model.merge import Clips, Merged, code_clips, feature_clips, merge
+from higgs_model.model.output import HiggsAudioOutput
 from higgs_model.model.tower import HiggsAudioEncoder, HiggsAudioFeatureProjector
 
 if TYPE_CHECKING:
-    from higgs_model.model.generation import GenerationOutput
+    pass
 
 TRAINING_ROUND_TO = 8
 """Without a cache, expanded sequences are padded to a multiple of this, as the checkpoints were trained."""
 
 
-@dataclasses.dataclass
-class HiggsAudioOutput(ModelOutput):
-    """What `HiggsAudioModel.forward` returns; S is the expanded length, T counts the audio-out frames of the batch.
-
-    Attributes:
-        loss: llm_loss + audio_loss, of those that labels were given for.
-        llm_loss, audio_loss: scalars; audio_loss is the weighted sum of codebook_losses.
-        codebook_losses: (K,).
-        logits: (B, S, V), or None without a text head.
-        audio_logits: (T, K, codebook_size + 2) float32, at audio-out positions row by row.
-        expanded_input_ids: (B, S), placeholders repeated.
-        expanded_labels: (B, S), or None.
-        audio_in_mask, audio_in_discrete_codes_mask, audio_out_mask: (B, S) bool.
-        attention_mask: (B, S) bool.
-        past_key_values: the cache, with `use_cache`.
-    """
-
-    loss: Tensor | None = None
-    llm_loss: Tensor | None = None
-    audio_loss: Tensor | None = None
-    codebook_losses: Tensor | None = None
-    logits: Tensor | None = None
-    audio_logits: Tensor | None = None
-    expanded_input_ids: Tensor | None = None
-    expanded_labels: Tensor | None = None
-    audio_in_mask: Tensor | None = None
-    audio_in_discrete_codes_mask: Tensor | None = None
-    audio_out_mask: Tensor | None = None
-    attention_mask: Tensor | None = None
-    past_key_values: KVCache | None = None
-
-
-class HiggsAudioDecoderProjector(nn.Module):
-    """The two heads."""
-
-    def __init__(self, config: HiggsAudioConfig) -> None:
-        super().__init__()
-        text = config.text_config
-        self.text_lm_head: nn.Linear | freezing.PartiallyFrozenLinear | None = (
-            nn.Linear(text.hidden_size, text.vocab_size, bias=False) if config.use_text_head else None
-        )
-        self.audio_lm_head = nn.Linear(
-            text.hidden_size, config.audio_num_codebooks * config.num_codebook_rows, bias=False
-        )
-
-
 class HiggsAudioModel(PreTrainedModel):
     """Higgs Audio: a Llama backbone that reads and speaks text tokens and audio frames.
 
-    `from_pretrained` and `save_pretrained` know both checkpoint layouts (see `higgs_model.checkpoint`); `generate` is
-    the plain way to generate, the engine the fast one.
+    `from_pretrained` and `save_pretrained` know both checkpoint layouts (see `layouts`); `generate` is the plain way to
+    generate, the engine the fast one.
 
     Attributes:
         audio_codebook_weights: (K,) weight of each codebook in the audio loss; equal, and 1 in sum.
@@ -93,8 +48,6 @@ class HiggsAudioModel(PreTrainedModel):
     """
 
     config_class = HiggsAudioConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["HiggsAudioDualFFNDecoderLayer", "LlamaDecoderLayer", "WhisperEncoderLayer"]
     _supports_flash_attn = True
@@ -103,7 +56,8 @@ class HiggsAudioModel(PreTrainedModel):
     def __init__(self, config: HiggsAudioConfig) -> None:
         super().__init__(config)
         text = config.text_config
-        # The base class settles this for the whole; the attention modules look at their own part.
+        # The base class settles this for the whole; the attention modules look at their own part. Two models with
+        # different attention must therefore not be built from one configuration object.
         for part in (text, config.audio_encoder_config):
             part._attn_implementation = config._attn_implementation
         self.embed_tokens: nn.Embedding | freezing.PartiallyFrozenEmbedding = nn.Embedding(
@@ -111,7 +65,6 @@ class HiggsAudioModel(PreTrainedModel):
         )
         self.layers = build_layers(config)
         self.norm = LlamaRMSNorm(text.hidden_size, eps=text.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(text)
         self.audio_tower = None if config.skip_audio_tower else HiggsAudioEncoder(config.audio_encoder_config)
         self.audio_encoder_proj = None if config.skip_audio_tower else HiggsAudioFeatureProjector(config)
         self.audio_decoder_proj = HiggsAudioDecoderProjector(config)
@@ -121,8 +74,8 @@ class HiggsAudioModel(PreTrainedModel):
         self.audio_out_embed_projector = (
             nn.Linear(text.hidden_size, text.hidden_size, bias=False) if config.use_audio_out_embed_projector else None
         )
-        self.reset_buffers()
         self.revision: str | None = None
+        self.reset_buffers()
         self.post_init()
 
     def reset_buffers(self) -> None:
@@ -135,13 +88,19 @@ class HiggsAudioModel(PreTrainedModel):
         self.register_buffer("audio_codebook_offsets", rows, persistent=False)
         self.rotary_emb = LlamaRotaryEmbedding(config.text_config).to(device)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        # A cast to bfloat16 would round the rotary frequencies; they are float32 whatever the weights are.
+        self.rotary_emb = LlamaRotaryEmbedding(self.config.text_config).to(self.embed_tokens_device)
+        return self
+
     @property
     def embed_tokens_device(self) -> torch.device:
         return next(self.embed_tokens.parameters()).device
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights, zero biases, norms of one, as the reference starts from nothing."""
+        """Normal weights, zero biases, norms of one, as the reference initialises."""
         std = self.config.audio_encoder_config.init_std
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Embedding)):
             nn.init.normal_(module.weight, std=std)
@@ -169,7 +128,8 @@ class HiggsAudioModel(PreTrainedModel):
         Args:
             path_or_hub_id: a folder, or a repository of the Hugging Face hub.
             dtype: of the weights; None is what the checkpoint says.
-            device: where the weights go, each straight from its file; None is the CPU.
+            device: where the weights go, each straight from its file; None is the CPU, where weights whose dtype does
+                not change stay mapped to the file: replace such a file, never overwrite it in place.
             revision: branch, tag or commit on the hub; what was found is in `revision` of the model.
             local_files_only: never ask the hub, as HF_HUB_OFFLINE=1 does for all.
             attn_implementation: "eager", "sdpa" or "flash_attention_2"; None is the best that is installed.
@@ -301,26 +261,6 @@ class HiggsAudioModel(PreTrainedModel):
     def _has_fast_forward(self) -> bool:
         return bool(self.config.audio_adapter_type == "dual_ffn_fast_forward")
 
-    def text_logits(self, hidden: Tensor) -> Tensor:
-        """(…, D) → (…, V).
-
-        Raises:
-            BadInput: the checkpoint came without a text head.
-        """
-        head = self.audio_decoder_proj.text_lm_head
-        if head is None:
-            raise BadInput(
-                "this checkpoint has no text head, so it can only speak: let the prompt end in "
-                f"{self.config.audio_out_bos_token}"
-            )
-        logits: Tensor = head(hidden)
-        return logits
-
-    def audio_logits(self, hidden: Tensor) -> Tensor:
-        """(…, D) → (…, K, codebook_size + 2) float32."""
-        logits: Tensor = self.audio_decoder_proj.audio_lm_head(hidden)
-        return logits.unflatten(-1, (self.config.audio_num_codebooks, -1)).float()
-
     # ------------------------------------------------------------------ the whole
 
     def forward(
@@ -361,6 +301,10 @@ class HiggsAudioModel(PreTrainedModel):
             label_audio_ids=label_audio_ids,
         )
         use_cache = use_cache or past_key_values is not None
+        if use_cache and self.training and any(layer.gradient_checkpointing for layer in self.layers):
+            raise BadInput("use_cache=True and gradient checkpointing in training exclude each other")
+        if past_key_values is not None:
+            check_cache(past_key_values, inputs.input_ids.shape[0])
         if use_cache and past_key_values is None:
             past_key_values = KVCache()
         merged = self.merge(
@@ -370,8 +314,8 @@ class HiggsAudioModel(PreTrainedModel):
         )
         hidden = self.backbone(merged.embeddings_BSD, merged.attention_mask_BS, merged.audio_mask_BS, past_key_values)
         output = HiggsAudioOutput(
-            logits=self.text_logits(hidden) if self.config.use_text_head else None,
-            audio_logits=self.audio_logits(hidden[merged.audio_out_mask_BS]),
+            logits=self.audio_decoder_proj.text_logits(hidden) if self.config.use_text_head else None,
+            audio_logits=self.audio_decoder_proj.audio_logits(hidden[merged.audio_out_mask_BS]),
             expanded_input_ids=merged.input_ids_BS,
             expanded_labels=merged.labels_BS,
             audio_in_mask=merged.audio_in_mask_BS,
@@ -380,12 +324,12 @@ class HiggsAudioModel(PreTrainedModel):
             attention_mask=merged.attention_mask_BS,
             past_key_values=past_key_values,
         )
-        self._add_losses(output, inputs)
+        self._add_losses(output, inputs, merged.attention_mask_BS)
         return output
 
-    def _add_losses(self, output: HiggsAudioOutput, inputs: ModelInputs) -> None:
+    def _add_losses(self, output: HiggsAudioOutput, inputs: ModelInputs, attended_BS: Tensor) -> None:
         if output.expanded_labels is not None and output.logits is not None:
-            output.llm_loss = loss.text_loss(output.logits, output.expanded_labels)
+            output.llm_loss = loss.text_loss(output.logits, output.expanded_labels, attended_BS)
         if inputs.label_audio_ids is not None and output.audio_logits is not None:
             output.codebook_losses = loss.codebook_losses(
                 output.audio_logits, inputs.label_audio_ids, inputs.audio_out_ids_start
@@ -393,13 +337,11 @@ class HiggsAudioModel(PreTrainedModel):
             output.audio_loss = (output.codebook_losses * self.audio_codebook_weights).sum()
         parts = [part for part in (output.llm_loss, output.audio_loss) if part is not None]
         if parts:
-            output.loss = torch.stack(parts).sum()
+            # A head without labels is still in the graph: data-parallel training waits for all gradients.
+            heads = [logits[:0].sum() for logits in (output.logits, output.audio_logits) if logits is not None]
+            output.loss = torch.stack([*parts, *heads]).sum()
 
-    def generate(self, *args: Any, **kwargs: Any) -> GenerationOutput:
-        """Generate text and audio; see `higgs_model.model.generation.generate`."""
-        from higgs_model.model.generation import generate
-
-        return generate(self, *args, **kwargs)
+    generate = generation.generate
 
     # ------------------------------------------------------------------ training
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.whisper.modeling_whisper import (
+    WhisperAttention,
+    WhisperEncoderLayer,
+    eager_attention_forward,
+)
 
 from higgs_model.config import HiggsAudioConfig, HiggsAudioEncoderConfig
-from higgs_model.errors import BadInput
 
 
 class HiggsAudioFeatureProjector(nn.Module):
@@ -27,6 +31,40 @@ class HiggsAudioFeatureProjector(nn.Module):
         return projected
 
 
+class HiggsAudioEncoderAttention(WhisperAttention):
+    """Whisper's attention, with the scores scaled inside as the reference does, instead of the queries before.
+
+    The two differ by rounding alone, but that is felt through many layers, above all in bfloat16.
+    """
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: object
+    ) -> tuple[Tensor, Tensor | None]:
+        """(clips, S, d_model) → the same, and what attention weights the implementation gives."""
+        clips, length, _width = hidden_states.shape
+        queries, keys, values = (
+            project(hidden_states).view(clips, length, self.num_heads, self.head_dim).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.dropout if self.training else 0.0
+        attended, weights = attend(self, queries, keys, values, attention_mask, dropout=dropout, scaling=self.scaling)
+        return self.out_proj(attended.reshape(clips, length, -1)), weights
+
+
+class HiggsAudioEncoderLayer(WhisperEncoderLayer):
+    """Whisper's encoder layer around that attention."""
+
+    def __init__(self, config: HiggsAudioEncoderConfig) -> None:
+        super().__init__(config)
+        self.self_attn = HiggsAudioEncoderAttention(
+            embed_dim=config.d_model,
+            num_heads=config.encoder_attention_heads,
+            dropout=config.attention_dropout,
+            config=config,
+        )
+
+
 class HiggsAudioEncoder(nn.Module):
     """The tower up to its layer norm. Its positions are fixed sinusoids in checkpoints and are never trained."""
 
@@ -37,36 +75,22 @@ class HiggsAudioEncoder(nn.Module):
         self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, config.d_model)
         self.embed_positions.requires_grad_(False)
-        self.layers = nn.ModuleList(WhisperEncoderLayer(config) for _ in range(config.encoder_layers))
+        self.layers = nn.ModuleList(HiggsAudioEncoderLayer(config) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
         self.avg_pooler = nn.AvgPool1d(2, stride=2)
-
-    @property
-    def num_mel_frames(self) -> int:
-        """The only length that mel spectrograms may have."""
-        strides: int = self.conv1.stride[0] * self.conv2.stride[0]
-        return self.config.max_source_positions * strides
 
     def forward(self, mels: Tensor, mel_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode clips.
 
         Args:
-            mels: (clips, mel bins, mel frames); padded to `num_mel_frames`.
-            mel_mask: (clips, mel frames), 1 where a mel frame is real; real ones come first.
+            mels: (clips, mel bins, `config.num_mel_frames`).
+            mel_mask: (clips, mel frames) bool, where a mel frame is real; real ones come first.
 
         Returns:
             features (clips, positions, d_model) and how many of each clip's are real (clips,) int64.
-
-        Raises:
-            BadInput: the mels have another length.
         """
         if mels.shape[0] == 0:
             return self._no_clips(), torch.zeros(0, dtype=torch.int64, device=mels.device)
-        if mels.shape[-1] != self.num_mel_frames:
-            raise BadInput(
-                f"audio_features are {mels.shape[-1]} mel frames long, but the audio tower takes exactly "
-                f"{self.num_mel_frames}: pad them to that length"
-            )
         hidden = mels.to(self.conv1.weight)
         hidden = nn.functional.gelu(self.conv1(hidden))
         hidden = nn.functional.gelu(self.conv2(hidden))
@@ -74,15 +98,13 @@ class HiggsAudioEncoder(nn.Module):
         hidden = nn.functional.dropout(hidden, p=self.config.dropout, training=self.training)
 
         # Lengths after the second convolution and after the pool.
-        num_positions = (mel_mask.sum(dim=-1).long() - 1) // 2 + 1
+        num_positions = (mel_mask.sum(dim=-1) - 1) // 2 + 1
         num_features = (num_positions - 2) // 2 + 1
         mask = self._attention_mask(num_positions, hidden)
         for layer in self.layers:
             if self.training and torch.rand([]) < self.config.encoder_layerdrop:
                 continue
             hidden = layer(hidden, mask)
-            # transformers returned a tuple here before the layers were simplified.
-            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         hidden = self.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2)
         return self.layer_norm(hidden), num_features
 

@@ -54,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, print the table, and return it."""
+    if device_missing(arguments.device):
+        raise SystemExit("--device cuda: this machine has no CUDA device that torch can use")
+    if min(*arguments.batch, arguments.frames, arguments.rounds, arguments.prompt // 8) < 1:
+        raise SystemExit("--batch, --frames and --rounds must be positive, --prompt at least 8")
     if arguments.quick:
         arguments.batch, arguments.frames, arguments.rounds = [1, 4], 30, 1
     device = torch.device(arguments.device)
@@ -75,6 +79,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{row['of_floor']:>12.0%}  {row['same_codes']:.1%}"
         )
     return {"size": arguments.size, "dtype": str(dtype), "rows": rows, "machine": measure.machine(device)}
+
+
+def device_missing(name: str) -> bool:
+    """Whether a CUDA device is asked for and there is none."""
+    return torch.device(name).type == "cuda" and not torch.cuda.is_available()
 
 
 def contenders(
@@ -127,7 +136,9 @@ def _measure(
     arguments: argparse.Namespace,
     device: torch.device,
 ) -> dict[str, Any]:
-    inputs = {name: value.to(device) for name, value in prompts(ours.config, batch_size, arguments.prompt).items()}
+    inputs: dict[str, Any] = {
+        name: value.to(device) for name, value in prompts(ours.config, batch_size, arguments.prompt).items()
+    }
     theirs = {name: value.to(device) for name, value in port_prompts(ours.config, inputs).items()}
     answers: dict[str, Any] = {}
 

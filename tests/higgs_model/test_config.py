@@ -38,9 +38,7 @@ def test_the_original_layout_survives_a_round_trip(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values, default=str))
     again = HiggsAudioConfig.from_pretrained(tmp_path)
     assert again.text_config.rope_parameters == config.text_config.rope_parameters
-    assert to_original_layout(again) == {**values, "_name_or_path": str(tmp_path)} or (
-        again.audio_dual_ffn_layers == [1, 3] and again.audio_encoder_config.d_model == 16
-    )
+    assert to_original_layout(again) == values
 
 
 def test_llama_3_2_rope_settings_under_their_old_names_are_read():
@@ -66,6 +64,7 @@ def test_the_transformers_layout_is_read_and_written(tmp_path):
     assert ours.audio_dual_ffn_layers == list(range(28))
     assert ours.eos_token_id == 128009
     back = to_transformers_layout(ours).to_dict()
+    assert (back.pop("audio_in_token_idx"), back.pop("audio_eos_token_id")) == (128015, 128012)
     assert back == theirs.to_dict()
     assert from_transformers_layout(back)["audio_out_bos_token_id"] == 128013
 
@@ -85,9 +84,16 @@ def test_the_transformers_layout_is_read_and_written(tmp_path):
             "audio_stream_bos_id=1024 .*audio_codebook_size=512",
         ),
         ({"audio_stream_bos_id": 25}, "audio_stream_bos_id=25 and audio_stream_eos_id=25 are the same"),
+        ({"audio_num_codebooks": "8"}, "audio_num_codebooks='8' is not a whole number"),
+        ({"use_delay_pattern": "yes"}, "use_delay_pattern='yes' is not true or false"),
+        ({"audio_dual_ffn_layers": "all"}, "audio_dual_ffn_layers='all' is not a list of whole numbers"),
+        ({"text_config": {"model_type": "mistral"}}, "text_config.model_type='mistral' is not supported"),
+        ({"text_config": "llama"}, "text_config is a str, wanted an object"),
+        ({"audio_encoder_config": {"d_model": "x"}}, "d_model='x' is not a whole number"),
         ({"audio_num_codebooks": 0}, "audio_num_codebooks=0 is not positive"),
         ({"pad_token_id": 160}, "pad_token_id=160 is outside the vocabulary of text_config.vocab_size=160"),
         ({"audio_out_token_idx": 999}, "audio_out_token_idx=999 is outside the vocabulary"),
+        ({"audio_out_bos_token_id": builders.PAD}, "audio_out_bos_token_id and pad_token_id are both token 150"),
         ({"audio_in_token_idx": builders.OUT}, "audio_in_token_idx and audio_out_token_idx are both token 152"),
         (
             {"text_config": {"hidden_size": 30, "num_attention_heads": 4}},
@@ -106,6 +112,15 @@ def test_the_transformers_layout_is_read_and_written(tmp_path):
 def test_contradictions_are_refused_with_both_values(overrides, message):
     with pytest.raises(BadConfig, match=message):
         builders.config(**overrides)
+
+
+def test_the_published_configuration_is_read_and_fits_both_layouts():
+    """It says fast-forward, but with every layer chosen nothing is skipped; and it has 0 for false."""
+    config = builders.config(
+        audio_adapter_type="dual_ffn_fast_forward", audio_dual_ffn_layers=[0, 1, 2, 3], use_audio_out_self_attention=0
+    )
+    assert config.use_audio_out_self_attention is False
+    assert to_transformers_layout(config).num_hidden_layers == 4
 
 
 def test_a_small_vocabulary_may_lack_tokens_that_it_never_needs():

@@ -86,7 +86,9 @@ def test_a_row_does_not_depend_on_its_neighbours(seed, order):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(5, K, SIZE + 2, generator=generator)
     window = torch.randint(SIZE, (5, K, 4), generator=generator)
-    params = SamplingParams(temperature=0.8, top_k=6, top_p=0.9, ras_win_len=4, ras_win_max_num_repeat=1)
+    params = SamplingParams(
+        do_sample=True, temperature=0.8, top_k=6, top_p=0.9, ras_win_len=4, ras_win_max_num_repeat=1
+    )
     seeds, steps = [11, 12, 13, 14, 15], [0, 1, 2, 3, 4]
     together = frames(params, logits, seeds, steps, window)
     for row in order:
@@ -100,12 +102,12 @@ def test_a_repeated_code_is_drawn_again_as_sound():
     logits[:, :, SIZE:] = 3.0  # and the raw distribution likes stream tokens
     window = torch.full((400, K, 7), -1)
     window[:, 0, [1, 4]] = 5
-    params = SamplingParams(top_k=0, ras_win_len=7, ras_win_max_num_repeat=2)
+    params = SamplingParams(do_sample=True, top_k=0, ras_win_len=7, ras_win_max_num_repeat=2)
     seeds, steps = list(range(400)), [3] * 400
     assert set(frames(params, logits, seeds, steps, window)[:, 0].tolist()) == {5}
 
     logits[:, 0, 5] = 4.0
-    params = SamplingParams(temperature=0.05, top_k=0, ras_win_len=7, ras_win_max_num_repeat=2)
+    params = SamplingParams(do_sample=True, temperature=0.05, top_k=0, ras_win_len=7, ras_win_max_num_repeat=2)
     again = frames(params, logits, seeds, steps, window)[:, 0]
     assert again.max() < SIZE
     assert len(again.unique()) == SIZE
@@ -116,7 +118,7 @@ def test_a_repeated_code_is_drawn_again_as_sound():
 def test_sampling_never_draws_bos_but_greedy_is_the_networks_word():
     logits = torch.zeros(300, K, SIZE + 2)
     logits[..., SIZE] = 5.0
-    drawn = frames(SamplingParams(top_k=0), logits, list(range(300)), [1] * 300)
+    drawn = frames(SamplingParams(do_sample=True, top_k=0), logits, list(range(300)), [1] * 300)
     assert (drawn != SIZE).all()
     assert (drawn == SIZE + 1).any()
     assert (frames(SamplingParams(do_sample=False), logits, [0] * 300, [1] * 300) == SIZE).all()
@@ -125,13 +127,18 @@ def test_sampling_never_draws_bos_but_greedy_is_the_networks_word():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"temperature": 0.0}, r"temperature=0.0 is not positive; for the likeliest token, do_sample=False"),
-        ({"temperature": float("nan")}, "temperature=nan is not positive"),
-        ({"top_k": -1}, "top_k=-1 is negative"),
-        ({"top_p": 0.0}, "top_p=0.0 is not above 0"),
-        ({"top_p": 1.5}, "top_p=1.5 is not above 0 and at most 1"),
-        ({"ras_win_len": 0}, "ras_win_len=0 is not positive"),
-        ({"ras_win_max_num_repeat": 0}, "ras_win_max_num_repeat=0 is not positive"),
+        ({"temperature": 0.0}, r"temperature=0.0 is not a positive number; for the likeliest token, do_sample=False"),
+        ({"temperature": float("nan")}, "temperature=nan is not a positive number"),
+        ({"temperature": float("inf")}, "temperature=inf is not a positive number"),
+        ({"temperature": None}, "temperature=None is not a positive number"),
+        ({"top_k": -1}, "top_k=-1 is not a whole number; 0 keeps all tokens"),
+        ({"top_k": 2.5}, "top_k=2.5 is not a whole number"),
+        ({"top_p": 0.0}, "top_p=0.0 is not a number above 0"),
+        ({"top_p": 1.5}, "top_p=1.5 is not a number above 0 and at most 1"),
+        ({"top_p": "0.9"}, "top_p='0.9' is not a number"),
+        ({"ras_win_len": 0}, "ras_win_len=0 is not a positive whole number; None switches"),
+        ({"ras_win_max_num_repeat": 0}, "ras_win_max_num_repeat=0 is not a positive whole number"),
+        ({"do_sample": "yes"}, "do_sample='yes' is not True or False"),
     ],
 )
 def test_options_without_meaning_are_refused(option, message):

@@ -77,6 +77,14 @@ def test_dtype_and_trainability(saved):
         HiggsAudioModel.from_pretrained(saved, dtype="int7")
 
 
+@pytest.mark.parametrize(
+    ("device", "message"), [("tpux", "device='tpux' is not a device"), ("meta", "device='meta' cannot hold weights")]
+)
+def test_a_device_that_is_none_is_refused(saved, device, message):
+    with pytest.raises(BadConfig, match=message):
+        HiggsAudioModel.from_pretrained(saved, device=device)
+
+
 def test_the_stored_dtype_is_kept_when_nothing_else_is_said(saved):
     values = json.loads((saved / "config.json").read_text())
     del values["torch_dtype"]

@@ -46,15 +46,21 @@ BAD = {
         r"input_ids\[0, 4\] = 160 is outside the vocabulary: .* 0 to 159",
     ),
     "negative id": (poked("input_ids", (1, 0), -3), r"input_ids\[1, 0\] = -3 is outside"),
+    "list of ids": (changed(input_ids=[[1, 2]]), "input_ids is a list, wanted a torch.Tensor"),
+    "array of codes": (changed(audio_out_ids=codes.numpy()), "audio_out_ids is a ndarray, wanted a torch.Tensor"),
+    "mask of twos": (changed(attention_mask=torch.full_like(ids, 2)), "attention_mask holds other values than 0 and 1"),
     "mask shape": (changed(attention_mask=torch.ones(2, 3)), r"attention_mask has shape \(2, 3\), .* \(2, 12\)"),
     "clip missing": (
         changed(audio_out_ids_start=torch.tensor([0])),
-        r"audio_out_ids hold 1 clips, but the prompt has 2 <\|AUDIO_OUT\|>",
+        r"audio_out_ids: 1 given, but the prompt has 2 <\|AUDIO_OUT\|>",
     ),
-    "placeholder missing": (poked("input_ids", (1, 6), 5), r"hold 2 clips, but the prompt has 1 <\|AUDIO_OUT\|>"),
+    "placeholder missing": (
+        poked("input_ids", (1, 6), 5),
+        r"audio_out_ids: 2 given, .* has 1 <\|AUDIO_OUT\|>",
+    ),
     "no codes at all": (
         changed(audio_out_ids=None, audio_out_ids_start=None),
-        r"audio_out_ids hold 0 clips, but the prompt has 2",
+        r"audio_out_ids: 0 given, but the prompt has 2",
     ),
     "starts without codes": (
         changed(audio_out_ids=None),
@@ -80,7 +86,7 @@ BAD = {
     ),
     "recordings without placeholder": (
         changed(audio_in_ids=codes, audio_in_ids_start=torch.tensor([0])),
-        r"audio_in_ids hold 1 clips, but the prompt has 0 <\|AUDIO\|>",
+        r"audio_in_ids: 1 given, but the prompt has 0 <\|AUDIO\|>",
     ),
 }
 
@@ -100,6 +106,11 @@ def test_an_empty_row_is_named(codes_in):
         codes_in(torch.tensor([[1, 2], [3, 4]]), torch.tensor([[1, 1], [0, 0]]))
 
 
+def test_a_row_of_nothing_but_empty_clips_is_refused(codes_in):
+    with pytest.raises(BadInput, match="the prompt in row 0 is empty: it is all clips without a frame"):
+        codes_in(torch.tensor([[OUT]]), audio_out_ids=codes[:, :0], audio_out_ids_start=torch.tensor([0]))
+
+
 def mels(clips=1, frames=MEL_FRAMES, bins=MELS):
     return torch.zeros(clips, bins, frames)
 
@@ -109,10 +120,13 @@ def mels(clips=1, frames=MEL_FRAMES, bins=MELS):
     [
         (mels(frames=39), None, "audio_features are 39 mel frames long, but the audio tower takes exactly 40: pad"),
         (mels(bins=9), None, r"audio_features have shape \(1, 9, 40\), wanted \(clips, 8 mel bins, mel frames\)"),
-        (mels(clips=2), None, r"audio_features hold 2 clips, but the prompt has 1 <\|AUDIO\|>"),
+        (mels(clips=2), None, r"audio_features: 2 given, but the prompt has 1 <\|AUDIO\|>"),
         (mels().index_fill(1, torch.tensor([3]), float("nan")), None, "audio_features of clip 0 hold NaN or infinity"),
         (mels().index_fill(1, torch.tensor([3]), float("inf")), None, "audio_features of clip 0 hold NaN or infinity"),
         (mels(), torch.ones(1, 41), r"audio_feature_attention_mask has shape \(1, 41\), .* \(1, 8, 40\)"),
+        (mels(), torch.full((1, 40), 2), "audio_feature_attention_mask holds other values than 0 and 1"),
+        (mels(), torch.arange(40)[None] > 5, "has a 1 after a 0: the real mel frames of a clip come first"),
+        (mels().long(), None, "audio_features are torch.int64, wanted floating-point"),
         (None, None, r"1 <\|AUDIO\|> but no audio .* it wants audio_features or audio_in_ids"),
     ],
 )
@@ -138,9 +152,13 @@ def test_bad_labels_are_refused(codes_in, labels, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens=0 is not positive"),
-        ({"temperature": -1.0}, "temperature=-1.0 is not positive"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 is not a positive whole number"),
+        ({"temperature": -1.0}, "temperature=-1.0 is not a positive number"),
         ({"cache_implementation": "paged"}, "cache_implementation='paged' is unknown, wanted dynamic or static"),
+        ({"max_new_tokens": None}, "max_new_tokens=None is not a positive whole number"),
+        ({"seed": 2**64}, "seed=18446744073709551616 does not fit into 64 bits"),
+        ({"seed": "a"}, "seed='a' is neither a whole number nor a sequence of them"),
+        ({"eos_token_id": [1.5]}, r"eos_token_id=\[1.5\] is neither a whole number"),
         ({"seed": [1]}, "1 seeds were given for a batch of 2"),
         ({"streamer": object()}, "a streamer follows one row, but the batch has 2"),
     ],

@@ -7,7 +7,7 @@ from torch.nn import functional
 from higgs_model.errors import BadInput
 from higgs_model.model import PartiallyFrozenEmbedding, PartiallyFrozenLinear
 from tests import builders
-from tests.builders import BOS, EOS, IN, MEL_FRAMES, MELS, OUT, SIZE, VOCAB, K
+from tests.builders import IN, MEL_FRAMES, MELS, OUT, SIZE, VOCAB, K
 
 IGNORE = -100
 
@@ -93,7 +93,7 @@ def test_a_batch_without_audio_reaches_every_parameter(kind):
     assert model.embed_tokens.weight.grad.abs().sum() > 0
 
 
-def with_everything(model, seed=0):
+def with_everything(seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
         "input_ids": torch.tensor([[1, IN, 2, OUT, 3, 4], [5, 6, OUT, 7, IN, 8]]),
@@ -119,7 +119,7 @@ def gradients(model, inputs):
 @pytest.mark.parametrize("kind", ["dual_ffn", "dual_ffn_fast_forward", "stack"])
 def test_gradient_checkpointing_gives_the_same_gradients(kind):
     model = builders.model(audio_adapter_type=kind, audio_dual_ffn_layers=[0, 2], skip_audio_tower=False).train()
-    inputs = with_everything(model)
+    inputs = with_everything()
     plain = gradients(model, inputs)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert all(layer.gradient_checkpointing for layer in [*model.layers, *model.audio_tower.layers])
@@ -212,7 +212,27 @@ def test_components_make_up_the_whole():
     assert total["overall"] == sum(p.numel() for p in model.parameters())
 
 
-def test_stream_tokens_can_be_learned_as_labels():
+def test_a_label_without_a_real_token_before_it_is_not_scored():
+    """One row is padded on the left; what padding says must not count."""
+    model = builders.model()
+    ids = torch.randint(1, 100, (1, 9), generator=torch.Generator().manual_seed(0))
+    alone = model(ids, label_ids=ids).llm_loss
+    beside = model(ids.repeat(2, 1), label_ids=torch.cat([ids, torch.full_like(ids, IGNORE)])).llm_loss
+    torch.testing.assert_close(alone, beside)
+
+
+@pytest.mark.parametrize("given", ["label_ids", "label_audio_ids"])
+def test_a_head_without_labels_still_gets_a_gradient(given):
+    model = builders.model().train()
     batch = labelled()
-    batch["label_audio_ids"] = torch.where(torch.rand(K, 12) < 0.5, BOS, EOS)
-    assert torch.isfinite(builders.model()(**batch).loss)
+    del batch["label_ids" if given == "label_audio_ids" else "label_audio_ids"]
+    model(**batch).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+def test_a_cache_and_gradient_checkpointing_exclude_each_other():
+    model = builders.model().train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(BadInput, match="use_cache=True and gradient checkpointing in training exclude each other"):
+        model(torch.tensor([[1, 2]]), use_cache=True)
