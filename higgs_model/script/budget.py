@@ -1,7 +1,7 @@
 """How long a piece of text takes to say: bounds in frames, from how fast each kind of writing is read aloud.
 
-The bounds are for catching takes that ran on or broke off, so they are generous on both sides; `expected` is the middle
-that plans are made with. Linear in the text; knows nothing of chunks, voices or the model.
+The bounds are for catching takes that ran on or broke off, so they are generous on both sides; `expected` is
+the middle that plans are made with. Linear in the text; knows nothing of chunks, voices or the model.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Pieces of a script that the model speaks one after the other: normalised text in, `Chunk`s out.
 
-Invariants: no chunk is blank; the chunks' `text`, blanks aside, is the normalised text, in order, nothing lost or
-doubled; the time is linear in the text. `word` and `speaker` cut exactly where the reference implementation does
-(`word` within each paragraph, which the reference means to do). `sentence` and `auto` never pass a boundary between
-speakers, keep within the word budget, and leave no chunk under `MIN_WORDS` beside one of the same speaker.
+Invariants: no chunk is blank; the chunks' `text`, blanks aside, is the normalised text, in order, nothing
+    lost or doubled; the time is linear in the text. `word` and `speaker` cut exactly where the reference
+    implementation does (`word` within each paragraph, which the reference means to do). `sentence` and `auto`
+    never pass a boundary between speakers, keep within the word budget, and leave no chunk under `MIN_WORDS`
+    beside one of the same speaker.
 
 `[pause:1.5s]` ends a chunk under every method, and is silence between chunks instead of text.
 
@@ -149,7 +150,7 @@ def pause_faults(text: str) -> Iterator[str]:
         if pause is None and match[0].lower().startswith("[pause:"):
             yield f"{match[0]!r} is no pause; write for example [pause:1.5s] or [pause:300ms]"
         elif pause is not None and _milliseconds(pause) > MAX_PAUSE_MS:
-            yield f"{match[0]!r} is longer than {MAX_PAUSE_MS // 1000} s, the longest pause that a script may ask for"
+            yield f"{match[0]!r} is longer than {MAX_PAUSE_MS // 1000} s, the longest pause there is"
 
 
 def without_pauses(text: str) -> str:
@@ -208,7 +209,9 @@ def _cutter(
 ) -> _Cut:
     if method == "auto":
         if any(SPEAKER_TAG.search(part.text) for part in parts):
-            return functools.partial(_cut_turns, budget=_Budget.of(max_words), turns=max_turns, language=language)
+            return functools.partial(
+                _cut_turns, budget=_Budget.of(max_words), turns=max_turns, language=language
+            )
         if sum(count_words(part.text) for part in parts) <= _Budget.of(max_words).max_words:
             method = "none"
         else:
@@ -301,7 +304,7 @@ def _cut_sentences(part: _Part, budget: _Budget, language: str | None) -> list[_
 
 
 def _tagged_turns(text: str) -> list[str]:
-    """Like `spoken_turns`, but a tag in the middle of a line starts a turn too. A tag alone stays with what follows."""
+    """Like `spoken_turns`, but a tag inside a line starts a turn too; a tag alone goes with what follows."""
     starts = [match.start() for match in SPEAKER_TAG.finditer(text)]
     edges = sorted({0, *starts, len(text)})
     turns: list[str] = []

@@ -1,7 +1,9 @@
-"""What the text side knows about languages: which one a text is in, whether the model speaks it, how it counts words.
+"""What the text side knows about languages: which one a text is in, whether the model speaks it, how it
+counts words.
 
-`detect` gives the two-letter code that the reference's classifier gives, since word chunks depend on it: the same
-library, the same model file. `count_words` is linear and never less than the number of blank-separated words.
+`detect` gives the two-letter code that the reference's classifier gives, since word chunks depend on it: the
+same library, the same model file. `count_words` is linear and never less than the number of blank-separated
+words.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ import threading
 from collections.abc import Iterator
 
 KNOWN_LANGUAGES = {"en": "English", "zh": "Chinese", "ko": "Korean", "de": "German", "es": "Spanish"}
-"""Languages in which the model is known to be understood; in others it may speak with an accent, or gibberish."""
+"""In these the model is known to be understood; in others it may have an accent, or speak gibberish."""
 
 _MIN_LETTERS_TO_JUDGE = 40
 """Below this many letters the classifier guesses, and a warning would be noise."""
 _SAMPLE_CHARS = 4000
 
-HAN_KANA = r"\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+HAN_KANA = (
+    r"\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
 """Written without blanks, about one spoken beat a character."""
 UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Thai, Lao, Burmese, Khmer: written without blanks, several characters a word."""
@@ -55,17 +59,19 @@ def _detect_start(sample: str) -> str:
 
 
 def unknown_language_warning(text: str, language: str | None) -> str | None:
-    """What to tell the user when the model does not know the language; None when it does, or nobody can say."""
+    """What to tell the user when the model does not know the language; None when it does or none is seen."""
     if language is None:
         letters = sum(map(str.isalpha, text[:_SAMPLE_CHARS]))
-        if letters < _MIN_LETTERS_TO_JUDGE and not re.search(rf"[^\x00-\u024f{HAN_KANA}\uac00-\ud7a3\W]", text):
+        if letters < _MIN_LETTERS_TO_JUDGE and not re.search(
+            rf"[^\x00-\u024f{HAN_KANA}\uac00-\ud7a3\W]", text
+        ):
             return None
         language = detect_start(text)
     code = language.split("-")[0].split("_")[0].lower()
     if code in KNOWN_LANGUAGES:
         return None
     known = ", ".join(KNOWN_LANGUAGES.values())
-    return f"the text seems to be in language {code!r}; the model is known to speak {known}, so listen to a sample first"
+    return f"the text seems to be in language {code!r}, the model knows {known}; listen to a sample first"
 
 
 def words(text: str) -> Iterator[re.Match[str]]:

@@ -1,8 +1,8 @@
 """Text as the checkpoint was trained on it: any Unicode in, the reference implementation's normalisation out.
 
-The tables are facts of the training data, so nothing is added to them, however tempting. `normalize` is total and
-linear, and `normalize(text) == finish("\\n".join(paragraphs(text)))`: the reference drops blank lines before it looks
-for paragraphs, so here they are found first and kept apart for whoever cuts by them.
+The tables are facts of the training data, so nothing is added to them, however tempting. `normalize` is total
+and linear, and `normalize(text) == finish("\\n".join(paragraphs(text)))`: the reference drops blank lines
+before it looks for paragraphs, so here they are found first and kept apart for whoever cuts by them.
 
 Knows nothing of speakers, pauses, chunks or the model's special tokens (see `prompt.user_text` for those).
 """

@@ -1,15 +1,16 @@
 """What will be said in one script, by whom, and with what in front of it.
 
-A `Script` and its voices in, a `Plan` out; then `Prompter.prompt` gives the prompt of chunk n from the takes of the
-chunks before it. References are always in front; generated chunks are dropped oldest first, until the prompt and the
-longest allowed answer fit the model. `dry_run` says the same without a model, with expected lengths for the takes.
+A `Script` and its voices in, a `Plan` out; then `Prompter.prompt` gives the prompt of chunk n from the takes
+of the chunks before it. References are always in front; generated chunks are dropped oldest first, until the
+prompt and the longest allowed answer fit the model. `dry_run` says the same without a model, with expected
+lengths for the takes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from higgs_model.errors import BadInput
 from higgs_model.script.budget import FRAMES_PER_S, frame_budget
@@ -20,6 +21,7 @@ from higgs_model.script.prompt import (
     Message,
     Prompt,
     SpeakerVoice,
+    Tokenizer,
     chunk_message,
     reference_messages,
     render,
@@ -63,7 +65,11 @@ class Plan:
 
     @classmethod
     def of(
-        cls, script: Script, voices: Voices, lexicon: Lexicon | None = None, frames_per_s: float = FRAMES_PER_S
+        cls,
+        script: Script,
+        voices: Voices,
+        lexicon: Lexicon | None = None,
+        frames_per_s: float = FRAMES_PER_S,
     ) -> Plan:
         """Cut the text and find the voices.
 
@@ -152,7 +158,7 @@ class Prompter:
     def __init__(
         self,
         plan: Plan,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         codes: ReferenceCodes | None,
         *,
         max_length: int = MODEL_LENGTH,
@@ -182,7 +188,8 @@ class Prompter:
         """What the model is given for chunk `index`.
 
         Args:
-            takes: codes (K, T) of the chunks before it; None where a chunk has no audio, and so no place in context.
+            takes: codes (K, T) of the chunks before it; None where a chunk has no audio, and so no place in
+                context.
 
         Raises:
             BadInput: the references and the chunk leave no room for an answer.
@@ -211,16 +218,16 @@ class Prompter:
         )
 
     def _answer_frames(self, index: int, fixed: int) -> int:
-        """The chunk's limit, or what the model's length leaves of it if that is still enough to say the text."""
+        """The chunk's limit, or what the model's length leaves of it if that is enough to say the text."""
         text = self._plan.chunks[index].prompt_text
         limit = self._plan.max_frames[index]
         left = self._max_length - fixed - self._answer_length(0)
         needed = min(limit, frame_budget(text).expected)
         if left < needed:
             raise BadInput(
-                f"chunk {index} needs about {needed} frames, but its references and text leave {max(left, 0)} of the "
-                f"model's {self._max_length} positions; use chunk_method 'sentence', a smaller chunk_max_words, or "
-                f"shorter reference recordings"
+                f"chunk {index} needs about {needed} frames, but references and text leave {max(left, 0)} "
+                f"of the model's {self._max_length} positions; use chunk_method 'sentence', a smaller "
+                f"chunk_max_words, or shorter reference recordings"
             )
         return min(limit, left)
 

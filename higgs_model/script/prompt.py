@@ -1,8 +1,8 @@
 """ChatML: what stands in front of the model when it speaks a chunk, as text, as token ids, and as codes.
 
-Messages in, `Prompt`s out. The text and the ids are the reference implementation's, piece by piece: it encodes each
-header, each stretch of text and each end of message by itself. User text enters through `user_text` only, so no
-special token can ever come from it; `encode` proves that after the fact.
+Messages in, `Prompt`s out. The text and the ids are the reference implementation's, piece by piece: it
+encodes each header, each stretch of text and each end of message by itself. User text enters through
+`user_text` only, so no special token can ever come from it; `encode` proves that after the fact.
 
 Knows nothing of rows, chunk methods or where codes come from.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from higgs_model import tokens
 from higgs_model.errors import BadInput
@@ -32,8 +32,8 @@ SCENE_END = "<|scene_desc_end|>"
 INSTRUCTION = "Generate audio following instruction."
 SEVERAL_VOICES_INSTRUCTION = (
     "You are an AI assistant designed to convert text into speech.\n"
-    "If the user's message includes a [SPEAKER*] tag, do not read out the tag and generate speech for the following "
-    "text, using the specified voice.\n"
+    "If the user's message includes a [SPEAKER*] tag, do not read out the tag and generate speech for the "
+    "following text, using the specified voice.\n"
     "If no speaker tag is present, select a suitable voice on your own."
 )
 UNVOICED_SPEAKERS = ("feminine", "masculine")
@@ -109,9 +109,11 @@ class Prompt:
         token_ids: its ids, one placeholder a clip; with `force_audio`, `<|audio_out_bos|>` after it.
         audio: names of what fills the placeholders, in order.
         codes: the same as codes (K, T), not yet delayed.
-        num_positions: places it takes in the model: ids, and clips in delayed form instead of their placeholders.
+        num_positions: places it takes in the model: ids, and clips in delayed form instead of their
+            placeholders.
         max_frames: how many frames the answer may have.
-        first_context_chunk: the oldest chunk that is still in front of the model; the chunk's own index if none is.
+        first_context_chunk: the oldest chunk that is still in front of the model; the chunk's own index if
+            none is.
     """
 
     text: str
@@ -218,7 +220,7 @@ def _system_with_voices(scene: str | None, voices: Sequence[SpeakerVoice]) -> Me
 class Encoder:
     """Messages as token ids, with the proof that every special id was put there by us."""
 
-    def __init__(self, tokenizer: Tokenizer | Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_vocab()
         self._special_ids = frozenset(added.values())
@@ -260,5 +262,13 @@ _AUDIO_TOKENS = (
     tokens.AUDIO_OUT,
 )
 _OURS = frozenset(
-    (BEGIN, END_OF_MESSAGE, SCENE_START, SCENE_END, "<|start_header_id|>", "<|end_header_id|>", *_AUDIO_TOKENS)
+    (
+        BEGIN,
+        END_OF_MESSAGE,
+        SCENE_START,
+        SCENE_END,
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        *_AUDIO_TOKENS,
+    )
 )

@@ -1,12 +1,12 @@
 """The script: a manifest row or a request's body, checked, and everything that follows from it alone.
 
-A mapping in; a `Script`, or one `ValidationError` that holds every fault of the row in words (`faults` lists them).
-Any value of any type is a fault at worst, never another exception, and takes linear time. Columns that are not the
-script's are ignored. Missing, null and NaN are the same.
+A mapping in; a `Script`, or one `ValidationError` that holds every fault of the row in words (`faults` lists
+them). Any value of any type is a fault at worst, never another exception, and takes linear time. Columns that
+are not the script's are ignored. Missing, null and NaN are the same.
 
-`content_hash` changes exactly when the audio could: two rows with the same prompts, pauses, voices and sampling have the
-same hash, however they were written. The id and whatever else the row holds do not count, so a seed that a row does not
-give must not be drawn from the id.
+`content_hash` changes exactly when the audio could: two rows with the same prompts, pauses, voices and
+sampling have the same hash, however they were written. The id and whatever else the row holds do not count,
+so a seed that a row does not give must not be drawn from the id.
 
 Knows nothing of files, libraries or tokens.
 """
@@ -44,6 +44,17 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _SPEAKER = re.compile(r"SPEAKER[0-9]{1,4}")
 _TAG = re.compile(r"\[[a-z][a-z _-]{0,30}\]")
 _SPEAKABLE = re.compile(r"[^\W_]|<SE")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_INTEGERS = (
+    "chunk_max_words",
+    "chunk_max_turns",
+    "context_chunks",
+    "seed",
+    "top_k",
+    "ras_win_len",
+    "ras_win_max_num_repeat",
+    "max_frames",
+)
 _MAX_SEED = 2**63 - 1
 
 
@@ -58,7 +69,7 @@ class Turn(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class VoiceChoice:
-    """A speaker's voice as the row names it: exactly one of a library's name, a profile, a description, a recording."""
+    """A speaker's voice as the row names it: a library's name, a profile, a description or a recording."""
 
     tag: str
     name: str
@@ -107,8 +118,8 @@ class Script(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _check_all(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Field faults and faults between fields together, where pydantic alone would stop after the first kind."""
+    def _check_all(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Faults of fields and between fields together, where pydantic would stop after the first kind."""
         if isinstance(data, Script):
             return handler(data)
         row = _plain_row(data, cls.model_fields)
@@ -118,12 +129,12 @@ class Script(BaseModel):
             script = handler(row)
         except ValidationError as error:
             for fault in error.errors(include_url=False, include_context=False, include_input=False):
-                custom = PydanticCustomError("field", fault["msg"])  # type: ignore[arg-type]
+                custom = PydanticCustomError("field", fault["msg"])
                 details.append(InitErrorDetails(type=custom, loc=fault["loc"], input=None))
         failed = {detail["loc"][0] for detail in details if detail.get("loc")}
         known = {name: value for name, value in row.items() if name not in failed}
         for column, message in _row_faults(known, failed):
-            custom = PydanticCustomError("row", message)  # type: ignore[arg-type]
+            custom = PydanticCustomError("row", message)
             details.append(InitErrorDetails(type=custom, loc=(column,), input=None))
         if details or script is None:
             raise ValidationError.from_exception_data(cls.__name__, details, hide_input=True)
@@ -184,12 +195,17 @@ class Script(BaseModel):
         unknown = {tag for tag in _TAG.findall(text) if tag not in SOUND_TAGS}
         if unknown:
             known = " ".join(SOUND_TAGS)
-            found.append(f"{', '.join(sorted(unknown)[:5])} may be read aloud; the known sound tags are {known}")
+            found.append(
+                f"{', '.join(sorted(unknown)[:5])} may be read aloud; the known sound tags are {known}"
+            )
         if len(spoken) > 1 and len(self.voice_choices()) == 1 and self.voices is None:
             found.append(f"{len(spoken)} speakers share one voice; give each one in `voices`")
         if self.voices is not None:
             voiced = {self._tags[name] for name in self.voices}
-            mute, silent = [tag for tag in spoken if tag not in voiced], sorted(voiced.difference(spoken, ["SPEAKER0"]))
+            mute, silent = (
+                [tag for tag in spoken if tag not in voiced],
+                sorted(voiced.difference(spoken, ["SPEAKER0"])),
+            )
             found += [f"{self.speaker_name(tag)} has no voice, so the model picks one" for tag in mute]
             found += [f"{self.speaker_name(tag)} has a voice but never speaks" for tag in silent]
         return found
@@ -198,19 +214,25 @@ class Script(BaseModel):
         """Changes exactly when the audio could.
 
         Args:
-            voices: knows the recordings and profiles behind the names; without it, the names stand for themselves.
+            voices: knows the recordings and profiles behind the names; without it, the names stand for
+                themselves.
         """
         chunks = self.chunks(lexicon)
         choices = self.voice_choices()
         context = self.context_chunks
         content = {
             "chunks": [
-                [chunk.prompt_text, chunk.boundary, chunk.silence_before_ms, chunk.silence_after_ms] for chunk in chunks
+                [chunk.prompt_text, chunk.boundary, chunk.silence_before_ms, chunk.silence_after_ms]
+                for chunk in chunks
             ],
             "scene": (self.scene or "").strip() or None,
             "voices": [_voice_key(choice, voices) for choice in choices],
             "in_system": bool(self.voice_in_system) and any(choice.description is None for choice in choices),
-            "speakers": self.speaker_tags() if not choices else len(self.all_speakers()) if self.voices else 1,
+            "speakers": self.speaker_tags()
+            if not choices
+            else len(self.all_speakers())
+            if self.voices
+            else 1,
             # More context than there are chunks is all of it.
             "context": None if context is None or context >= len(chunks) - 1 else context,
             "seed": self.seed,
@@ -220,7 +242,7 @@ class Script(BaseModel):
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
     def sampling(self) -> dict[str, float | int | None]:
-        """The sampling settings with the reference's defaults; a window that switches its rule off is None."""
+        """The settings with the reference's defaults; a window that switches its rule off is None."""
         window = 7 if self.ras_win_len is None else self.ras_win_len
         repeats = 2 if self.ras_win_max_num_repeat is None else self.ras_win_max_num_repeat
         return {
@@ -267,8 +289,8 @@ def _voice_key(choice: VoiceChoice, voices: Fingerprints | None) -> list[str | N
     return [choice.tag, "voice", choice.name if voices is None else voices.fingerprint(name=choice.name)]
 
 
-def _plain_row(data: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The row's own columns as plain Python values: what Parquet, pandas and Ray make of nulls, lists and maps."""
+def _plain_row(data: object, fields: Mapping[str, object]) -> dict[str, Any]:
+    """The row's own columns as plain values, from what tables make of nulls, lists and maps."""
     if not isinstance(data, Mapping):
         custom = PydanticCustomError("row", "a script is a mapping of column names to values")
         raise ValidationError.from_exception_data(
@@ -279,38 +301,37 @@ def _plain_row(data: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
         value = _plain(data.get(name))
         if value is not None:
             row[name] = value
-    for name in ("chunk_max_words", "chunk_max_turns", "context_chunks", "seed", "top_k", "max_frames"):
-        row[name] = _whole(row.get(name))
-    for name in ("ras_win_len", "ras_win_max_num_repeat"):
-        row[name] = _whole(row.get(name))
+    row |= {name: _whole(row[name]) for name in _INTEGERS if name in row}
     if isinstance(row.get("turns"), list):
         row["turns"] = tuple(row["turns"])
     if isinstance(row.get("voices"), list):
         row["voices"] = _voice_map(row["voices"])
     if isinstance(row.get("voices"), dict):
         row["voices"] = {name: voice for name, voice in row["voices"].items() if voice is not None} or None
-    for name in ("text", "voice", "ref_audio", "ref_text", "scene", "language", "chunk_method"):
-        if isinstance(row.get(name), str) and not row[name].strip():
-            row[name] = None
-    return {name: value for name, value in row.items() if value is not None}
+    return {name: value for name, value in row.items() if not _is_blank(name, value)}
 
 
-def _plain(value: Any) -> Any:
+def _is_blank(name: str, value: object) -> bool:
+    """An empty cell of a text column is a missing one; an empty id is a fault."""
+    return value is None or (name != "id" and isinstance(value, str) and not value.strip())
+
+
+def _plain(value: object) -> object:
     """NaN is null; arrays and array scalars are what they hold."""
-    if type(value).__module__ == "numpy":
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, float) and math.isnan(value):
         return None
     return value
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> object:
     """A table with gaps holds its integers as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _voice_map(pairs: list[Any]) -> Any:
-    """A list of `{speaker, voice}`, or of pairs, as a map; anything else stays and is the schema's to refuse."""
+def _voice_map(pairs: list[object]) -> object:
+    """A list of `{speaker, voice}`, or of pairs, as a map; anything else stays for the schema to refuse."""
     found: dict[Any, Any] = {}
     for pair in pairs:
         if isinstance(pair, Mapping) and isinstance(pair.get("speaker"), str):
@@ -327,8 +348,16 @@ def _row_faults(row: Mapping[str, Any], failed: set[Any]) -> list[tuple[str, str
     found: list[tuple[str, str]] = []
     if "id" in row and (not _ID.fullmatch(row["id"]) or ".." in row["id"] or set(row["id"]) == {"."}):
         found.append(
-            ("id", "use 1 to 200 of the letters A to Z and a to z, digits, '.', '_' and '-', without '..'; it names a file")
+            (
+                "id",
+                "it names a file: use 1 to 200 of A to Z, a to z, 0 to 9, '.', '_' and '-', and no '..'",
+            )
         )
+    found += [
+        (column, "it holds half of a surrogate pair, which is no character")
+        for column in row
+        if _halved(row[column])
+    ]
     if "text" in row and "turns" in row:
         found.append(("turns", "give either text or turns, not both"))
     if not {"text", "turns"} & {*row, *failed}:
@@ -345,13 +374,23 @@ def _row_faults(row: Mapping[str, Any], failed: set[Any]) -> list[tuple[str, str
     return found + _speaker_faults(row)
 
 
+def _halved(value: object) -> bool:
+    if isinstance(value, str):
+        return _SURROGATE.search(value) is not None
+    if isinstance(value, Mapping):
+        return any(_halved(part) for pair in value.items() for part in pair)
+    return isinstance(value, tuple) and any(_halved(part) for part in value)
+
+
 def _text_faults(text: str, tagged: bool) -> list[str]:
     found = list(dict.fromkeys(chunking.pause_faults(text)))
     plain = normalize(chunking.without_pauses(text))
     if not _SPEAKABLE.search(SPEAKER_TAG.sub(" ", plain)):
         found.append("there is nothing in it that can be spoken: no letter, no digit, no sound tag")
     elif tagged:
-        mute = [turn for turn in chunking.spoken_turns(plain.removesuffix(".")) if chunking.is_only_tags(turn)]
+        mute = [
+            turn for turn in chunking.spoken_turns(plain.removesuffix(".")) if chunking.is_only_tags(turn)
+        ]
         found += [f"the turn {turn!r} says nothing; give it words or take it out" for turn in mute[:3]]
     return found
 
@@ -377,6 +416,10 @@ def _speaker_faults(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     if any(tagged) and not all(tagged):
         found.append(("voices", "call all speakers SPEAKER0, SPEAKER1, …, or none of them"))
     if "text" in row and voices and not any(tagged):
-        found.append(("voices", "the speakers of a text are called SPEAKER0, SPEAKER1, … after its [SPEAKER0] tags"))
-    found += [("voices", f"the voice of {name!r} is empty") for name, voice in voices.items() if not voice.strip()]
+        found.append(
+            ("voices", "the speakers of a text are called SPEAKER0, SPEAKER1, … after its [SPEAKER0] tags")
+        )
+    found += [
+        ("voices", f"the voice of {name!r} is empty") for name, voice in voices.items() if not voice.strip()
+    ]
     return found

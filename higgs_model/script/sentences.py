@@ -1,7 +1,7 @@
 """Whole sentences up to a word budget, and the best place to cut a sentence that is longer than that.
 
-Text in, consecutive pieces of it out: joined, they are the text. Sentence boundaries come from
-Wikimedia's sentencex, which knows some 300 languages; it is given a window at a time, because on long texts it is not
+Text in, consecutive pieces of it out: joined, they are the text. Sentence boundaries come from Wikimedia's
+sentencex, which knows some 300 languages; it is given a window at a time, because on long texts it is not
 linear. Knows nothing of speakers or paragraphs.
 """
 
@@ -20,7 +20,7 @@ _STRONG, _CLAUSE, _BLANK, _ANYWHERE = 3, 2, 1, 0
 
 
 def pack(text: str, max_words: int, language: str | None = None) -> list[str]:
-    """Pieces of at most `max_words`, of whole sentences where they fit, none blank; joined, exactly the text."""
+    """Pieces of at most `max_words`, whole sentences where they fit, none blank; joined, the text."""
     if count_words(text) <= max_words:
         return [text]
     pieces: list[str] = []
@@ -50,7 +50,7 @@ def split(text: str, language: str | None = None) -> list[str]:
         sentences: list[str] = sentencex.segment(code, window)
         if "".join(sentences) != window:
             sentences = [window]
-        # The last sentence of a window may go on after it, so it is looked at again, unless it is all there is.
+        # The last sentence of a window may go on after it, so it is looked at again.
         if len(sentences) > 1 and start + len(window) < len(text):
             sentences = sentences[:-1]
         found += sentences
@@ -72,7 +72,7 @@ def _rejoin_windows(sentences: list[str]) -> list[str]:
 
 
 def cut(text: str, max_words: int) -> list[str]:
-    """Cut one long sentence into pieces of at most `max_words`, of about equal length, where it hurts least."""
+    """Cut a long sentence into pieces of at most `max_words`, about equally long, where it hurts least."""
     starts = _cut_places(text)
     pieces: list[str] = []
     first, begin = 0, 0
@@ -87,7 +87,7 @@ def cut(text: str, max_words: int) -> list[str]:
 
 
 def split_in_two(text: str, max_words: int, min_words: int, language: str | None) -> tuple[str, str]:
-    """Part a text of more than `max_words`, at a sentence's end if it can be, each side with at least `min_words`."""
+    """Part a text of more than `max_words`, at a sentence's end if possible, with `min_words` each side."""
     places = _cut_places(text)
     ends: set[int] = set()
     at = 0
@@ -105,7 +105,7 @@ def split_in_two(text: str, max_words: int, min_words: int, language: str | None
 
 
 def _cut_places(text: str) -> list[tuple[int, int]]:
-    """For each unit of the word budget: where a piece that starts with it would start, and how good a cut that is."""
+    """For each unit of the budget: where a piece that starts with it would start, and how good a cut."""
     inside = _protected_offsets(text)
     places: list[tuple[int, int]] = []
     end = 0

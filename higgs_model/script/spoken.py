@@ -1,8 +1,10 @@
-"""Text that is read as its writer would say it: numbers, dates, money and abbreviations as words, names respelled.
+"""Text that is read as its writer would say it: numbers, dates, money and abbreviations as words, names
+respelled.
 
-Text in, text out, before normalisation; tags in brackets and sound tags are left alone, and so is whatever is not
-understood. Number words come from Unicode's rule-based formats (unicode-rbnf), names of months and currencies from
-the CLDR (Babel). Linear in the text; a language that the libraries do not have comes out unchanged.
+Text in, text out, before normalisation; tags in brackets and sound tags are left alone, and so is whatever is
+not understood. Number words come from Unicode's rule-based formats (unicode-rbnf), names of months and
+currencies from the CLDR (Babel). Linear in the text; a language that the libraries do not have comes out
+unchanged.
 """
 
 from __future__ import annotations
@@ -14,10 +16,14 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from higgs_model.errors import BadInput
 from higgs_model.script.languages import detect_start
+
+if TYPE_CHECKING:
+    from babel import Locale
+    from unicode_rbnf import RbnfEngine
 
 _PROTECTED = r"\[[^\[\]\n]{0,80}\]|</?SE(?:_[se])?>"
 _WORD = re.compile(rf"(?P<keep>{_PROTECTED})|[^\W\d_]+(?:['’-][^\W\d_]+)*")
@@ -76,9 +82,24 @@ _ABBREVIATIONS = {
         "ca.": "circa",
         "Nr.": "Nummer",
     },
-    "es": {"Sr.": "Señor", "Sra.": "Señora", "Dr.": "Doctor", "Dra.": "Doctora", "etc.": "etcétera", "p. ej.": "por ejemplo"},
-    "fr": {"Mme": "Madame", "Mlle": "Mademoiselle", "Dr": "Docteur", "etc.": "et cetera", "p. ex.": "par exemple"},
+    "es": {
+        "Sr.": "Señor",
+        "Sra.": "Señora",
+        "Dr.": "Doctor",
+        "Dra.": "Doctora",
+        "etc.": "etcétera",
+        "p. ej.": "por ejemplo",
+    },
+    "fr": {
+        "Mme": "Madame",
+        "Mlle": "Mademoiselle",
+        "Dr": "Docteur",
+        "etc.": "et cetera",
+        "p. ex.": "par exemple",
+    },
 }
+_UNSPACED = {"zh", "ja"}
+"""Languages that join words without blanks, and read the year before 年 digit by digit."""
 _ONLY_BEFORE_DIGIT = {"No.", "Nr."}
 
 
@@ -106,11 +127,11 @@ class Lexicon:
         for number, line in enumerate(lines, start=1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
-            word, tab, respelling = (part.strip() for part in line.partition("\t"))
-            if not tab or not respelling or not _WORD.fullmatch(word):
+            word, _, respelling = (part.strip() for part in line.partition("\t"))
+            if not respelling or not _WORD.fullmatch(word):
                 raise BadInput(
-                    f"line {number} of the lexicon {os.fspath(path)!r} is {line[:80]!r}; wanted are one word, a tab, "
-                    f"and how to say it"
+                    f"line {number} of the lexicon {os.fspath(path)!r} is {line[:80]!r}; "
+                    f"wanted are one word, a tab, and how to say it"
                 )
             respellings[word] = respelling
         return cls(respellings)
@@ -149,7 +170,7 @@ def _speaker(code: str) -> _Speaker | None:
 class _Speaker:
     """How one language says what is written short."""
 
-    def __init__(self, language: str, locale: Any, engine: Any) -> None:
+    def __init__(self, language: str, locale: Locale, engine: RbnfEngine) -> None:
         self._language = language
         self._locale = locale
         self._engine = engine
@@ -166,15 +187,17 @@ class _Speaker:
         self._pattern = re.compile(
             rf"(?P<keep>{_PROTECTED})"
             rf"|(?<!\w)(?P<short>{short or r'(?!)'})(?!\w)"
+            r"|(?<!\d)(?P<year>\d{4})(?=年)"
             r"|(?<![\w.,-])(?P<date>\d{4}-\d{2}-\d{2})(?![\w-])"
             rf"|(?P<sign>{_SIGN})\s?(?P<price>{amount})"
-            rf"|(?<![\w.,])(?P<worth>{amount})\s?(?P<after>{_SIGN})"
-            rf"|(?<![\w.,])(?P<share>{amount})\s?%"
+            rf"|(?<![A-Za-z_.,\d])(?P<worth>{amount})\s?(?P<after>{_SIGN})"
+            rf"|(?<![A-Za-z_.,\d])(?P<share>{amount})\s?%"
             r"|(?<![\w.,:])(?P<hour>\d{1,2}):(?P<minute>[0-5]\d)(?![\w:])"
             r"|(?<![\w.,])(?P<ordinal>\d{1,6})(?:st|nd|rd|th)\b"
             rf"|(?<![A-Za-z_.,\d])(?P<number>{amount})(?![A-Za-z_\d])"
         )
         self._say: dict[str, Callable[[re.Match[str]], str | None]] = {
+            "year": lambda match: self._digits(match["year"]),
             "short": lambda match: _ABBREVIATIONS[language][match["short"]],
             "date": lambda match: self._date(match["date"]),
             "price": lambda match: self._money(match["price"], match["sign"]),
@@ -207,7 +230,8 @@ class _Speaker:
 
     def _digits(self, digits: str) -> str | None:
         said = [self._format(int(digit), "CARDINAL") for digit in digits]
-        return None if None in said else " ".join(word for word in said if word is not None)
+        blank = "" if self._language in _UNSPACED else " "
+        return None if None in said else blank.join(word for word in said if word is not None)
 
     def _cardinal(self, digits: str) -> str | None:
         if len(digits) > _MAX_DIGITS or (len(digits) > 1 and digits[0] == "0"):
@@ -216,6 +240,8 @@ class _Speaker:
 
     def _number(self, written: str) -> str | None:
         if re.fullmatch(r"(?:1[1-9]|20)\d\d", written):
+            if self._language in _UNSPACED:
+                return self._cardinal(written)
             return self._format(int(written), "YEAR") or self._cardinal(written)
         return self._amount(written)
 
@@ -254,7 +280,9 @@ class _Speaker:
         if self._language == "en":
             month = format_date(date, "MMMM", self._locale)
             return f"{month} {self._ordinal(str(date.day))}, {self._number(str(date.year))}"
-        return self.say(format_date(date, "long", self._locale))
+        said = self.say(format_date(date, "long", self._locale))
+        # Where the day has an ordinal's dot, its word has an ending that depends on the sentence.
+        return None if re.match(r"\w+\. ", said) else said
 
     def _time(self, hour: str, minute: str) -> str | None:
         """English only: other languages put words between hours and minutes that no library of ours knows."""

@@ -1,8 +1,10 @@
-"""Voices: recordings with transcripts, and descriptions, from a library or one at a time; their checks and codes.
+"""Voices: recordings with transcripts, and descriptions, from a library or one at a time; their checks and
+codes.
 
-A library is a folder, or anything else that lists names and reads bytes (`VoiceStore`), with `NAME.wav|flac|mp3`,
-`NAME.txt` (what NAME says) and `profile.yaml` (`profiles: {NAME: description}`). A recording's identity is its content:
-`Voice.sha256` covers sound and transcript, and codes are computed once for a content and a codec.
+A library is a folder, or anything else that lists names and reads bytes (`VoiceStore`), with
+`NAME.wav|flac|mp3`, `NAME.txt` (what NAME says) and `profile.yaml` (`profiles: {NAME: description}`). A
+recording's identity is its content: `Voice.sha256` covers sound and transcript, and codes are computed once
+for a content and a codec.
 
 Knows nothing of scripts or prompts, and never imports the codec: `ReferenceCodes` is handed one.
 """
@@ -121,7 +123,10 @@ class Voice:
         samples, sample_rate, channels = _read_audio(self.audio)
         found = check_recording(samples, sample_rate, self.transcript)
         if channels > 1:
-            found = [*found, f"it has {channels} channels, which were mixed; give a mono recording of one speaker"]
+            found = [
+                *found,
+                f"it has {channels} channels, which were mixed; give a mono recording of one speaker",
+            ]
         return len(samples) / sample_rate, tuple(found)
 
 
@@ -133,7 +138,9 @@ class Voices:
         read_bytes: reads a one-off recording by its path or URI; may refuse with `BadInput` or `OSError`.
     """
 
-    def __init__(self, store: VoiceStore | None = None, read_bytes: Callable[[str], bytes] | None = None) -> None:
+    def __init__(
+        self, store: VoiceStore | None = None, read_bytes: Callable[[str], bytes] | None = None
+    ) -> None:
         self._store = store
         self._read_bytes = read_bytes or _read_local
         self._one_off = functools.lru_cache(maxsize=64)(self._read_bytes)
@@ -180,10 +187,14 @@ class Voices:
     def profile(self, name: str) -> str:
         """A description from the library."""
         if name not in self._profiles:
-            raise BadInput(_unknown("profile", name, self._profiles, f"profiles are in the library's {_PROFILES}"))
+            raise BadInput(
+                _unknown("profile", name, self._profiles, f"profiles are in the library's {_PROFILES}")
+            )
         return self._profiles[name]
 
-    def fingerprint(self, *, name: str | None = None, profile: str | None = None, ref_audio: str | None = None) -> str:
+    def fingerprint(
+        self, *, name: str | None = None, profile: str | None = None, ref_audio: str | None = None
+    ) -> str:
         """What changes when the named voice would sound different."""
         if profile is not None:
             return hashlib.sha256(self.profile(profile).encode()).hexdigest()
@@ -219,7 +230,9 @@ class Voices:
             raise BadInput(f"the library's {_PROFILES} is not YAML: {error}") from error
         profiles = loaded.get("profiles") if isinstance(loaded, dict) else None
         if not isinstance(profiles, dict) or not all(isinstance(text, str) for text in profiles.values()):
-            raise BadInput(f"the library's {_PROFILES} must hold `profiles:` with a description for each name")
+            raise BadInput(
+                f"the library's {_PROFILES} must hold `profiles:` with a description for each name"
+            )
         return {str(name): text for name, text in profiles.items()}
 
     def _read(self, name: str) -> bytes:
@@ -248,11 +261,17 @@ def check_recording(samples: NDArray[np.float32], sample_rate: int, transcript: 
     duration_s = len(samples) / sample_rate
     found: list[str] = []
     if duration_s < _SHORTEST_S:
-        found.append(f"it is {duration_s:.1f} s long; {_SHORTEST_S:.0f} s or more of speech give a steadier voice")
+        found.append(
+            f"it is {duration_s:.1f} s long; {_SHORTEST_S:.0f} s or more of speech give a steadier voice"
+        )
     if duration_s > _LONGEST_S:
-        found.append(f"it is {duration_s:.1f} s long; cut it to {_LONGEST_S:.0f} s or less, the rest only costs room")
+        found.append(
+            f"it is {duration_s:.1f} s long; cut it to {_LONGEST_S:.0f} s or less, the rest only costs room"
+        )
     if sample_rate < _LOWEST_HZ:
-        found.append(f"its sample rate is {sample_rate} Hz and the result will be dull; record at {_WANTED_HZ} Hz")
+        found.append(
+            f"its sample rate is {sample_rate} Hz and the result will be dull; record at {_WANTED_HZ} Hz"
+        )
     clipped = float(np.mean(np.abs(samples) >= _CLIPPED_LEVEL))
     if clipped > _CLIPPED_SHARE:
         found.append(f"{clipped:.1%} of it is clipped; record it again at a lower level")
@@ -281,16 +300,18 @@ def _silence_warnings(samples: NDArray[np.float32], sample_rate: int) -> list[st
 
 def _transcript_warnings(duration_s: float, transcript: str | None) -> list[str]:
     if transcript is None:
-        return ["it has no transcript, so it goes into the system message; write down what it says for a closer clone"]
+        return [
+            "it has no transcript and goes into the system message; write down what it says for a closer one"
+        ]
     rate = count_words(transcript) / duration_s
     slowest, fastest = _WORDS_PER_S
     if not slowest <= rate <= fastest:
-        return [f"its transcript has {rate:.1f} words a second, so the two hardly belong together; check the transcript"]
+        return [f"its transcript has {rate:.1f} words a second, so the two do not belong together; check it"]
     return []
 
 
 class ReferenceCodes:
-    """Codes of recordings, computed once for a content, shared by all scripts of a worker. Safe between threads.
+    """Codes of recordings, computed once for a content, for all scripts of a worker. Safe between threads.
 
     Args:
         codec_id: names the codec's weights; codes on disk are only used for the same one.
@@ -299,7 +320,11 @@ class ReferenceCodes:
     """
 
     def __init__(
-        self, codec: Codec, codec_id: str = "", folder: str | os.PathLike[str] | None = None, max_in_memory: int = 1024
+        self,
+        codec: Codec,
+        codec_id: str = "",
+        folder: str | os.PathLike[str] | None = None,
+        max_in_memory: int = 1024,
     ) -> None:
         self._codec = codec
         self._codec_id = codec_id
@@ -310,7 +335,9 @@ class ReferenceCodes:
 
     def get(self, voice: Voice) -> Codes:
         """The codes (K, T) of a recording; not to be written to."""
-        key = hashlib.sha256(f"{self._codec_id}\0{self._codec.sample_rate}\0{voice.audio_sha256}".encode()).hexdigest()
+        key = hashlib.sha256(
+            f"{self._codec_id}\0{self._codec.sample_rate}\0{voice.audio_sha256}".encode()
+        ).hexdigest()
         with self._lock:
             codes = self._memory.get(key)
             if codes is None:
