@@ -209,9 +209,7 @@ def _cutter(
 ) -> _Cut:
     if method == "auto":
         if any(SPEAKER_TAG.search(part.text) for part in parts):
-            return functools.partial(
-                _cut_turns, budget=_Budget.of(max_words), turns=max_turns, language=language
-            )
+            return functools.partial(_cut_turns, budget=_Budget.of(max_words), turns=max_turns, language=language)
         if sum(count_words(part.text) for part in parts) <= _Budget.of(max_words).max_words:
             method = "none"
         else:

@@ -20,9 +20,7 @@ _MIN_LETTERS_TO_JUDGE = 40
 """Below this many letters the classifier guesses, and a warning would be noise."""
 _SAMPLE_CHARS = 4000
 
-HAN_KANA = (
-    r"\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-)
+HAN_KANA = r"\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 """Written without blanks, about one spoken beat a character."""
 UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Thai, Lao, Burmese, Khmer: written without blanks, several characters a word."""
@@ -62,9 +60,7 @@ def unknown_language_warning(text: str, language: str | None) -> str | None:
     """What to tell the user when the model does not know the language; None when it does or none is seen."""
     if language is None:
         letters = sum(map(str.isalpha, text[:_SAMPLE_CHARS]))
-        if letters < _MIN_LETTERS_TO_JUDGE and not re.search(
-            rf"[^\x00-\u024f{HAN_KANA}\uac00-\ud7a3\W]", text
-        ):
+        if letters < _MIN_LETTERS_TO_JUDGE and not re.search(rf"[^\x00-\u024f{HAN_KANA}\uac00-\ud7a3\W]", text):
             return None
         language = detect_start(text)
     code = language.split("-")[0].split("_")[0].lower()

@@ -82,9 +82,7 @@ class VoiceChoice:
 class Fingerprints(Protocol):
     """Who knows the content behind a voice's name."""
 
-    def fingerprint(
-        self, *, name: str | None = None, profile: str | None = None, ref_audio: str | None = None
-    ) -> str:
+    def fingerprint(self, *, name: str | None = None, profile: str | None = None, ref_audio: str | None = None) -> str:
         """What changes when the voice would sound different."""
 
 
@@ -195,9 +193,7 @@ class Script(BaseModel):
         unknown = {tag for tag in _TAG.findall(text) if tag not in SOUND_TAGS}
         if unknown:
             known = " ".join(SOUND_TAGS)
-            found.append(
-                f"{', '.join(sorted(unknown)[:5])} may be read aloud; the known sound tags are {known}"
-            )
+            found.append(f"{', '.join(sorted(unknown)[:5])} may be read aloud; the known sound tags are {known}")
         if len(spoken) > 1 and len(self.voice_choices()) == 1 and self.voices is None:
             found.append(f"{len(spoken)} speakers share one voice; give each one in `voices`")
         if self.voices is not None:
@@ -222,17 +218,12 @@ class Script(BaseModel):
         context = self.context_chunks
         content = {
             "chunks": [
-                [chunk.prompt_text, chunk.boundary, chunk.silence_before_ms, chunk.silence_after_ms]
-                for chunk in chunks
+                [chunk.prompt_text, chunk.boundary, chunk.silence_before_ms, chunk.silence_after_ms] for chunk in chunks
             ],
             "scene": (self.scene or "").strip() or None,
             "voices": [_voice_key(choice, voices) for choice in choices],
             "in_system": bool(self.voice_in_system) and any(choice.description is None for choice in choices),
-            "speakers": self.speaker_tags()
-            if not choices
-            else len(self.all_speakers())
-            if self.voices
-            else 1,
+            "speakers": self.speaker_tags() if not choices else len(self.all_speakers()) if self.voices else 1,
             # More context than there are chunks is all of it.
             "context": None if context is None or context >= len(chunks) - 1 else context,
             "seed": self.seed,
@@ -354,9 +345,7 @@ def _row_faults(row: Mapping[str, Any], failed: set[Any]) -> list[tuple[str, str
             )
         )
     found += [
-        (column, "it holds half of a surrogate pair, which is no character")
-        for column in row
-        if _halved(row[column])
+        (column, "it holds half of a surrogate pair, which is no character") for column in row if _halved(row[column])
     ]
     if "text" in row and "turns" in row:
         found.append(("turns", "give either text or turns, not both"))
@@ -388,9 +377,7 @@ def _text_faults(text: str, tagged: bool) -> list[str]:
     if not _SPEAKABLE.search(SPEAKER_TAG.sub(" ", plain)):
         found.append("there is nothing in it that can be spoken: no letter, no digit, no sound tag")
     elif tagged:
-        mute = [
-            turn for turn in chunking.spoken_turns(plain.removesuffix(".")) if chunking.is_only_tags(turn)
-        ]
+        mute = [turn for turn in chunking.spoken_turns(plain.removesuffix(".")) if chunking.is_only_tags(turn)]
         found += [f"the turn {turn!r} says nothing; give it words or take it out" for turn in mute[:3]]
     return found
 
@@ -416,10 +403,6 @@ def _speaker_faults(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     if any(tagged) and not all(tagged):
         found.append(("voices", "call all speakers SPEAKER0, SPEAKER1, …, or none of them"))
     if "text" in row and voices and not any(tagged):
-        found.append(
-            ("voices", "the speakers of a text are called SPEAKER0, SPEAKER1, … after its [SPEAKER0] tags")
-        )
-    found += [
-        ("voices", f"the voice of {name!r} is empty") for name, voice in voices.items() if not voice.strip()
-    ]
+        found.append(("voices", "the speakers of a text are called SPEAKER0, SPEAKER1, … after its [SPEAKER0] tags"))
+    found += [("voices", f"the voice of {name!r} is empty") for name, voice in voices.items() if not voice.strip()]
     return found

@@ -138,9 +138,7 @@ class Voices:
         read_bytes: reads a one-off recording by its path or URI; may refuse with `BadInput` or `OSError`.
     """
 
-    def __init__(
-        self, store: VoiceStore | None = None, read_bytes: Callable[[str], bytes] | None = None
-    ) -> None:
+    def __init__(self, store: VoiceStore | None = None, read_bytes: Callable[[str], bytes] | None = None) -> None:
         self._store = store
         self._read_bytes = read_bytes or _read_local
         self._one_off = functools.lru_cache(maxsize=64)(self._read_bytes)
@@ -187,14 +185,10 @@ class Voices:
     def profile(self, name: str) -> str:
         """A description from the library."""
         if name not in self._profiles:
-            raise BadInput(
-                _unknown("profile", name, self._profiles, f"profiles are in the library's {_PROFILES}")
-            )
+            raise BadInput(_unknown("profile", name, self._profiles, f"profiles are in the library's {_PROFILES}"))
         return self._profiles[name]
 
-    def fingerprint(
-        self, *, name: str | None = None, profile: str | None = None, ref_audio: str | None = None
-    ) -> str:
+    def fingerprint(self, *, name: str | None = None, profile: str | None = None, ref_audio: str | None = None) -> str:
         """What changes when the named voice would sound different."""
         if profile is not None:
             return hashlib.sha256(self.profile(profile).encode()).hexdigest()
@@ -230,9 +224,7 @@ class Voices:
             raise BadInput(f"the library's {_PROFILES} is not YAML: {error}") from error
         profiles = loaded.get("profiles") if isinstance(loaded, dict) else None
         if not isinstance(profiles, dict) or not all(isinstance(text, str) for text in profiles.values()):
-            raise BadInput(
-                f"the library's {_PROFILES} must hold `profiles:` with a description for each name"
-            )
+            raise BadInput(f"the library's {_PROFILES} must hold `profiles:` with a description for each name")
         return {str(name): text for name, text in profiles.items()}
 
     def _read(self, name: str) -> bytes:
@@ -261,17 +253,11 @@ def check_recording(samples: NDArray[np.float32], sample_rate: int, transcript: 
     duration_s = len(samples) / sample_rate
     found: list[str] = []
     if duration_s < _SHORTEST_S:
-        found.append(
-            f"it is {duration_s:.1f} s long; {_SHORTEST_S:.0f} s or more of speech give a steadier voice"
-        )
+        found.append(f"it is {duration_s:.1f} s long; {_SHORTEST_S:.0f} s or more of speech give a steadier voice")
     if duration_s > _LONGEST_S:
-        found.append(
-            f"it is {duration_s:.1f} s long; cut it to {_LONGEST_S:.0f} s or less, the rest only costs room"
-        )
+        found.append(f"it is {duration_s:.1f} s long; cut it to {_LONGEST_S:.0f} s or less, the rest only costs room")
     if sample_rate < _LOWEST_HZ:
-        found.append(
-            f"its sample rate is {sample_rate} Hz and the result will be dull; record at {_WANTED_HZ} Hz"
-        )
+        found.append(f"its sample rate is {sample_rate} Hz and the result will be dull; record at {_WANTED_HZ} Hz")
     clipped = float(np.mean(np.abs(samples) >= _CLIPPED_LEVEL))
     if clipped > _CLIPPED_SHARE:
         found.append(f"{clipped:.1%} of it is clipped; record it again at a lower level")
@@ -300,9 +286,7 @@ def _silence_warnings(samples: NDArray[np.float32], sample_rate: int) -> list[st
 
 def _transcript_warnings(duration_s: float, transcript: str | None) -> list[str]:
     if transcript is None:
-        return [
-            "it has no transcript and goes into the system message; write down what it says for a closer one"
-        ]
+        return ["it has no transcript and goes into the system message; write down what it says for a closer one"]
     rate = count_words(transcript) / duration_s
     slowest, fastest = _WORDS_PER_S
     if not slowest <= rate <= fastest:
@@ -335,9 +319,7 @@ class ReferenceCodes:
 
     def get(self, voice: Voice) -> Codes:
         """The codes (K, T) of a recording; not to be written to."""
-        key = hashlib.sha256(
-            f"{self._codec_id}\0{self._codec.sample_rate}\0{voice.audio_sha256}".encode()
-        ).hexdigest()
+        key = hashlib.sha256(f"{self._codec_id}\0{self._codec.sample_rate}\0{voice.audio_sha256}".encode()).hexdigest()
         with self._lock:
             codes = self._memory.get(key)
             if codes is None:

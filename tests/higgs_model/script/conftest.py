@@ -31,9 +31,7 @@ class TinyCodec:
 
 
 def tone(seconds, hz=220.0, sample_rate=SAMPLE_RATE, level=0.3):
-    return (level * np.sin(2 * np.pi * hz * np.arange(round(seconds * sample_rate)) / sample_rate)).astype(
-        np.float32
-    )
+    return (level * np.sin(2 * np.pi * hz * np.arange(round(seconds * sample_rate)) / sample_rate)).astype(np.float32)
 
 
 def wav(samples, sample_rate=SAMPLE_RATE):

@@ -59,9 +59,7 @@ def test_chunks_rejoin_to_the_normalised_text(text, method, max_words, max_turns
     else:
         assert not paragraphs(plain)
     if method in ("auto", "sentence"):
-        assert all(
-            count_words(chunk.text) <= max(max_words, 1) for chunk in chunks if _splittable(chunk.text)
-        )
+        assert all(count_words(chunk.text) <= max(max_words, 1) for chunk in chunks if _splittable(chunk.text))
 
 
 def _splittable(text):
@@ -122,9 +120,7 @@ def test_a_tag_before_a_pause_goes_with_what_follows():
 def test_long_sentences_are_cut_at_clauses_and_never_in_tags():
     text = "one two three four five six, seven eight nine ten eleven <SE>[Laughter]</SE> twelve thirteen"
     assert chunk_text(text, "sentence", 8)[0].text == "one two three four five six,"
-    assert all(
-        chunk.text.count("<SE>") == chunk.text.count("</SE>") for chunk in chunk_text(text, "sentence", 5)
-    )
+    assert all(chunk.text.count("<SE>") == chunk.text.count("</SE>") for chunk in chunk_text(text, "sentence", 5))
 
 
 def test_chinese_is_counted_by_characters():
@@ -163,9 +159,7 @@ def test_time_is_linear(unit):
 
 
 def test_a_million_words_in_a_minute():
-    text = (
-        "The quick brown fox, it seems, jumps over the lazy dog; it was (not) very late — “so far”. " * 58_824
-    )
+    text = "The quick brown fox, it seems, jumps over the lazy dog; it was (not) very late — “so far”. " * 58_824
     assert len(text.split()) > 1_000_000
     begin = time.process_time()
     chunks = chunk_text(text, "sentence")

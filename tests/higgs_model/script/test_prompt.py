@@ -49,9 +49,7 @@ def test_user_text_is_never_special(tokenizer, text, method):
     # begin; header and end of the system and the user message; two marks of the scene; header of the answer.
     assert sum(token_id in special for token_id in prompt.token_ids) == 1 + 3 + 3 + 2 + 2
     assert (
-        tokenizer.encode(prompt.text, add_special_tokens=False).count(
-            tokenizer.convert_tokens_to_ids("<|eot_id|>")
-        )
+        tokenizer.encode(prompt.text, add_special_tokens=False).count(tokenizer.convert_tokens_to_ids("<|eot_id|>"))
         == 2
     )
 
@@ -82,9 +80,7 @@ def test_context_fits_and_references_stay(tokenizer, library, lengths, context, 
         assert kept == wanted
         assert context is None or chunk.index - prompt.first_context_chunk <= context
         answer = prompt.max_frames + 9 + 2
-        assert prompt.num_positions == len(prompt.token_ids) + sum(
-            codes.shape[1] + 8 for codes in prompt.codes
-        )
+        assert prompt.num_positions == len(prompt.token_ids) + sum(codes.shape[1] + 8 for codes in prompt.codes)
         assert prompt.num_positions + answer <= max_length
 
 

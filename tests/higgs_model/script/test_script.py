@@ -179,9 +179,7 @@ BASE = {"id": "a", "text": "[SPEAKER0] Hello there.\n[SPEAKER1] And hello to you
     ],
 )
 def test_hash_stays_where_the_audio_does(change):
-    assert (
-        Script.model_validate({**BASE, **change}).content_hash() == Script.model_validate(BASE).content_hash()
-    )
+    assert Script.model_validate({**BASE, **change}).content_hash() == Script.model_validate(BASE).content_hash()
 
 
 @pytest.mark.parametrize(
@@ -230,9 +228,7 @@ def test_defaults_fill_gaps_only():
 
 
 def test_warnings_name_what_to_mend():
-    script = Script(
-        id="a", text="[SPEAKER0] Hi [whisper].\n[SPEAKER1] Oh.", voices={"SPEAKER0": "x", "SPEAKER7": "y"}
-    )
+    script = Script(id="a", text="[SPEAKER0] Hi [whisper].\n[SPEAKER1] Oh.", voices={"SPEAKER0": "x", "SPEAKER7": "y"})
     found = " ".join(script.warnings())
     assert "[whisper]" in found
     assert "SPEAKER1 has no voice" in found

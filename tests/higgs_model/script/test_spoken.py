@@ -50,9 +50,7 @@ def test_any_text_has_a_spoken_form(text, language):
 
 def test_only_on_request():
     assert Script(id="a", text="I have 2.", language="en").chunks()[0].text == "I have 2."
-    assert (
-        Script(id="a", text="I have 2.", language="en", spoken_forms=True).chunks()[0].text == "I have two."
-    )
+    assert Script(id="a", text="I have 2.", language="en", spoken_forms=True).chunks()[0].text == "I have two."
 
 
 def test_lexicon(tmp_path):

@@ -100,9 +100,7 @@ def test_paths_are_no_voices(voices):
 def test_one_off_recordings(tmp_path, tokenizer, codes):
     path = tmp_path / "me.wav"
     path.write_bytes(wav(tone(4)))
-    spoken = Plan.of(
-        Script(id="a", text="Hello.", ref_audio=str(path), ref_text="One two three four."), Voices()
-    )
+    spoken = Plan.of(Script(id="a", text="Hello.", ref_audio=str(path), ref_text="One two three four."), Voices())
     assert [message.role for message in spoken.references] == ["user", "assistant"]
     assert Prompter(spoken, tokenizer, codes).prompt(0, []).audio == ("ref_audio",)
     silent = Plan.of(Script(id="a", text="Hello.", ref_audio=str(path)), Voices())
