@@ -77,6 +77,8 @@ class _Part:
 
     paragraphs: list[str]
     silence_before_ms: int
+    speaker: str | None = None
+    """Who goes on speaking in it, until a tag says otherwise."""
 
     @property
     def text(self) -> str:
@@ -123,7 +125,7 @@ def chunk_text(
         before_ms = part.silence_before_ms
         if chunks and before_ms:
             chunks[-1] = dataclasses.replace(chunks[-1], silence_after_ms=before_ms, boundary="pause")
-        for number, piece in enumerate(cut(part)):
+        for number, piece in enumerate(cut(dataclasses.replace(part, speaker=speaker))):
             tags = list(dict.fromkeys(SPEAKER_TAG.findall(piece.text)))
             inside_turn = speaker is not None and not piece.text.startswith("[SPEAKER")
             names = [speaker, *tags] if inside_turn and speaker is not None else tags
@@ -289,7 +291,7 @@ def _cut_turns(part: _Part, budget: _Budget, turns: int, language: str | None) -
             continue
         for turn in group:
             pieces += _sentence_pieces(turn, budget, language, "turn")
-    return _join_short(pieces, budget, language)
+    return _join_short(pieces, budget, language, part.speaker)
 
 
 def _cut_sentences(part: _Part, budget: _Budget, language: str | None) -> list[_Piece]:
@@ -298,7 +300,7 @@ def _cut_sentences(part: _Part, budget: _Budget, language: str | None) -> list[_
         for turn in _tagged_turns(paragraph):
             pieces += _sentence_pieces(turn, budget, language, "turn")
         pieces[-1] = dataclasses.replace(pieces[-1], boundary="paragraph")
-    return _join_short(pieces, budget, language)
+    return _join_short(pieces, budget, language, part.speaker)
 
 
 def _tagged_turns(text: str) -> list[str]:
@@ -323,13 +325,13 @@ def _sentence_pieces(text: str, budget: _Budget, language: str | None, last: Bou
     return [*whole, _Piece.counted(tail + "\n", last)]
 
 
-def _join_short(pieces: list[_Piece], budget: _Budget, language: str | None) -> list[_Piece]:
+def _join_short(pieces: list[_Piece], budget: _Budget, language: str | None, speaker: str | None) -> list[_Piece]:
     """Merge pieces that are too short into the piece before, or after, of the same speaker.
 
     Where the two together pass the budget, they are cut anew, further from the end.
     """
     done: list[_Piece] = []
-    before: str | None = None
+    before = speaker
     for piece in pieces:
         speaker = _only_speaker(piece.text, before)
         if done and speaker == before != "" and min(done[-1].said, piece.said) < budget.min_words:
