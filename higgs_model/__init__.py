@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from higgs_model.config import HiggsAudioConfig as HiggsAudioConfig
     from higgs_model.config import HiggsAudioEncoderConfig as HiggsAudioEncoderConfig
     from higgs_model.model import HiggsAudioModel as HiggsAudioModel
+    from higgs_model.script.script import Script as Script
 
 _HOMES = {
     "HiggsAudioConfig": "higgs_model.config",
     "HiggsAudioEncoderConfig": "higgs_model.config",
     "HiggsAudioModel": "higgs_model.model",
+    "Script": "higgs_model.script.script",
 }
 
 __all__ = sorted(_HOMES)

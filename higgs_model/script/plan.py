@@ -1,0 +1,279 @@
+"""What will be said in one script, by whom, and with what in front of it.
+
+A `Script` and its voices in, a `Plan` out; then `Prompter.prompt` gives the prompt of chunk n from the takes
+of the chunks before it. References are always in front; generated chunks are dropped oldest first, until the
+prompt and the longest allowed answer fit the model. `dry_run` says the same without a model, with expected
+lengths for the takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from higgs_model.errors import BadInput
+from higgs_model.script.budget import FRAMES_PER_S, frame_budget
+from higgs_model.script.chunking import Chunk
+from higgs_model.script.languages import unknown_language_warning
+from higgs_model.script.prompt import (
+    Encoder,
+    Message,
+    Prompt,
+    SpeakerVoice,
+    Tokenizer,
+    chunk_message,
+    reference_messages,
+    render,
+    take_message,
+)
+from higgs_model.script.script import ONE_OFF_VOICE, Script, VoiceChoice
+from higgs_model.script.spoken import Lexicon
+from higgs_model.script.voices import ReferenceCodes, Voice, Voices
+
+if TYPE_CHECKING:
+    from higgs_model.script.prompt import Codes
+
+MODEL_LENGTH = 8192
+"""Positions that the published model is served with."""
+NUM_CODEBOOKS = 8
+
+_BYTES_PER_TOKEN = 4
+"""A guess for the dry run, which has no tokenizer: true of English, and a little low of Chinese."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A script, ready to be spoken.
+
+    Attributes:
+        chunks: what is said, in order.
+        references: the messages in front of everything.
+        voices: the recordings that the references name, by name.
+        context_chunks: how many takes stay in front; None: as many as fit.
+        max_frames: for each chunk, the longest take.
+        warnings: what the user should know, in words.
+    """
+
+    script: Script
+    chunks: tuple[Chunk, ...]
+    references: tuple[Message, ...]
+    voices: dict[str, Voice]
+    context_chunks: int | None
+    max_frames: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        script: Script,
+        voices: Voices,
+        lexicon: Lexicon | None = None,
+        frames_per_s: float = FRAMES_PER_S,
+    ) -> Plan:
+        """Cut the text and find the voices.
+
+        Raises:
+            BadInput: a voice is not there, or cannot be used.
+        """
+        warnings: list[str] = list(script.warnings())
+        shown: list[SpeakerVoice] = []
+        found: dict[str, Voice] = {}
+        for choice in script.voice_choices():
+            shown.append(_resolve(choice, voices, found))
+        in_system = bool(script.voice_in_system)
+        for name, voice in found.items():
+            warnings += [f"voice {name!r}: {warning}" for warning in voice.warnings()]
+            if voice.transcript is None:
+                in_system = True
+        chunks = script.chunks(lexicon)
+        if language_warning := unknown_language_warning(script.tagged_text(), script.language):
+            warnings.append(language_warning)
+        budgets = [frame_budget(chunk.prompt_text, frames_per_s).most for chunk in chunks]
+        messages = reference_messages(
+            script.scene,
+            shown,
+            script.speaker_tags(),
+            in_system=in_system,
+            tag_transcripts=None if script.voices is None else len(script.all_speakers()) > 1,
+        )
+        return cls(
+            script=script,
+            chunks=tuple(chunks),
+            references=tuple(messages),
+            voices=found,
+            context_chunks=script.context_chunks,
+            max_frames=tuple(script.max_frames or most for most in budgets),
+            warnings=tuple(dict.fromkeys(warnings)),
+        )
+
+    def dry_run(self, max_length: int = MODEL_LENGTH) -> list[dict[str, object]]:
+        """One record a chunk, as `--dry-run` prints it; takes are given their expected length."""
+        takes = [frame_budget(chunk.prompt_text).expected for chunk in self.chunks]
+        references = sum(_token_guess(message) for message in self.references)
+        for message in self.references:
+            references += sum(_stream_length(_reference_frames(self.voices[name])) for name in message.clips)
+        sizes = [_token_guess(chunk_message(chunk.prompt_text)) for chunk in self.chunks]
+        lines: list[dict[str, object]] = []
+        for chunk in self.chunks:
+            room = max_length - references - sizes[chunk.index] - _stream_length(takes[chunk.index])
+            first = self._first_in_context(chunk.index, room, lambda i: sizes[i] + _stream_length(takes[i]))
+            messages = self._messages(chunk.index, range(first, chunk.index))
+            lines.append(
+                {
+                    "index": chunk.index,
+                    "text": chunk.text,
+                    "speakers": [self.script.speaker_name(tag) for tag in chunk.speakers],
+                    "prompt": render(messages),
+                    "audio": [name for message in messages for name in message.clips],
+                }
+            )
+        return lines
+
+    def _messages(self, index: int, context: Sequence[int]) -> list[Message]:
+        messages = list(self.references)
+        for earlier in context:
+            messages += [chunk_message(self.chunks[earlier].prompt_text), take_message(earlier)]
+        return [*messages, chunk_message(self.chunks[index].prompt_text)]
+
+    def _first_in_context(self, index: int, room: int, size: Callable[[int], int]) -> int:
+        """The oldest chunk that may stay, going back from `index` while its size fits the room."""
+        oldest = 0 if self.context_chunks is None else max(0, index - self.context_chunks)
+        first = index
+        while first > oldest and size(first - 1) <= room:
+            first -= 1
+            room -= size(first)
+        return first
+
+
+class Prompter:
+    """The prompts of one plan, for one model's tokenizer.
+
+    Args:
+        codes: gives the codes of a reference recording.
+        num_codebooks: the delay pattern makes a clip longer by this and one.
+        force_audio: append `<|audio_out_bos|>`, so that the model cannot answer in text.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tokenizer: Tokenizer,
+        codes: ReferenceCodes | None,
+        *,
+        max_length: int = MODEL_LENGTH,
+        num_codebooks: int = NUM_CODEBOOKS,
+        force_audio: bool = True,
+    ) -> None:
+        self._plan = plan
+        self._encoder = Encoder(tokenizer)
+        self._max_length = max_length
+        self._num_codebooks = num_codebooks
+        self._tail = self._encoder.header()
+        if force_audio:
+            self._tail.append(self._encoder.audio_out_bos_id)
+        self._reference_ids: list[int] = []
+        for number, message in enumerate(plan.references):
+            self._reference_ids += self._encoder.message(message, first=number == 0)
+        self._names = [name for message in plan.references for name in message.clips]
+        self._references: list[Codes] = []
+        for name in self._names:
+            if codes is None:
+                raise BadInput(f"voice {name!r} is a recording, and there is no codec to read it with")
+            self._references.append(codes.get(plan.voices[name]))
+        self._chunk_ids: dict[int, list[int]] = {}
+        self._take_ids = self._encoder.message(take_message(0))
+
+    def prompt(self, index: int, takes: Sequence[Codes | None]) -> Prompt:
+        """What the model is given for chunk `index`.
+
+        Args:
+            takes: codes (K, T) of the chunks before it; None where a chunk has no audio, and so no place in
+                context.
+
+        Raises:
+            BadInput: the references and the chunk leave no room for an answer.
+        """
+        plan = self._plan
+        fixed = len(self._reference_ids) + sum(self._clip_length(codes) - 1 for codes in self._references)
+        fixed += len(self._message_ids(index)) + len(self._tail)
+        max_frames = self._answer_frames(index, fixed)
+        room = self._max_length - fixed - self._answer_length(max_frames)
+        first = plan._first_in_context(index, room, lambda i: self._pair_length(i, takes[i]))
+        context = [i for i in range(first, index) if takes[i] is not None]
+
+        token_ids = list(self._reference_ids)
+        for earlier in context:
+            token_ids += self._message_ids(earlier) + self._take_ids
+        token_ids += self._message_ids(index) + self._tail
+        kept = [take for i in context if (take := takes[i]) is not None]
+        return Prompt(
+            text=render(plan._messages(index, context)),
+            token_ids=token_ids,
+            audio=(*self._names, *(f"chunk{i}" for i in context)),
+            codes=(*self._references, *kept),
+            num_positions=fixed + sum(self._pair_length(i, takes[i]) for i in context),
+            max_frames=max_frames,
+            first_context_chunk=first,
+        )
+
+    def _answer_frames(self, index: int, fixed: int) -> int:
+        """The chunk's limit, or what the model's length leaves of it if that is enough to say the text."""
+        text = self._plan.chunks[index].prompt_text
+        limit = self._plan.max_frames[index]
+        left = self._max_length - fixed - self._answer_length(0)
+        needed = min(limit, frame_budget(text).expected)
+        if left < needed:
+            raise BadInput(
+                f"chunk {index} needs about {needed} frames, but references and text leave {max(left, 0)} "
+                f"of the model's {self._max_length} positions; use chunk_method 'sentence', a smaller "
+                f"chunk_max_words, or shorter reference recordings"
+            )
+        return min(limit, left)
+
+    def _message_ids(self, index: int) -> list[int]:
+        if index not in self._chunk_ids:
+            message = chunk_message(self._plan.chunks[index].prompt_text)
+            self._chunk_ids[index] = self._encoder.message(message)
+        return self._chunk_ids[index]
+
+    def _pair_length(self, index: int, take: Codes | None) -> int:
+        if take is None:
+            return 0
+        return len(self._message_ids(index)) + len(self._take_ids) + self._clip_length(take) - 1
+
+    def _clip_length(self, codes: Codes) -> int:
+        return _stream_length(codes.shape[1], self._num_codebooks)
+
+    def _answer_length(self, frames: int) -> int:
+        """An answer ends with `<|audio_eos|>` and the end of the message."""
+        return _stream_length(frames, self._num_codebooks) + 2
+
+
+def _stream_length(frames: int, num_codebooks: int = NUM_CODEBOOKS) -> int:
+    """Positions of a clip in delayed form: a BOS and an EOS frame, and one more for each further codebook."""
+    return frames + 2 + num_codebooks - 1
+
+
+def _token_guess(message: Message) -> int:
+    return len(render([message]).encode()) // _BYTES_PER_TOKEN
+
+
+def _reference_frames(voice: Voice) -> int:
+    """Expected frames of a recording that nobody has encoded yet, by its length on disk."""
+    return round(voice.duration_s * FRAMES_PER_S)
+
+
+def _resolve(choice: VoiceChoice, voices: Voices, found: dict[str, Voice]) -> SpeakerVoice:
+    if choice.description is not None:
+        return SpeakerVoice(choice.tag, choice.name, description=choice.description)
+    if choice.profile is not None:
+        return SpeakerVoice(choice.tag, choice.name, description=voices.profile(choice.profile))
+    voice = (
+        voices.one_off(choice.ref_audio, choice.ref_text)
+        if choice.ref_audio is not None
+        else voices.recording(choice.name)
+    )
+    name = ONE_OFF_VOICE if choice.ref_audio is not None else choice.name
+    found[name] = voice
+    return SpeakerVoice(choice.tag, name, transcript=voice.transcript)

@@ -1,0 +1,396 @@
+"""Voices: recordings with transcripts, and descriptions, from a library or one at a time; their checks and
+codes.
+
+A library is a folder, or anything else that lists names and reads bytes (`VoiceStore`), with
+`NAME.wav|flac|mp3`, `NAME.txt` (what NAME says) and `profile.yaml` (`profiles: {NAME: description}`). A
+recording's identity is its content: `Voice.sha256` covers sound and transcript, and codes are computed once
+for a content and a codec.
+
+Knows nothing of scripts or prompts, and never imports the codec: `ReferenceCodes` is handed one.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import difflib
+import functools
+import hashlib
+import io
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from higgs_model.errors import BadInput
+from higgs_model.script.languages import count_words
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from higgs_model.script.prompt import Codes
+
+_SUFFIXES = (".wav", ".flac", ".mp3")
+_PROFILES = "profile.yaml"
+
+_SHORTEST_S, _LONGEST_S = 3.0, 30.0
+_REFUSED_BELOW_S, _REFUSED_ABOVE_S = 0.2, 300.0
+_LOWEST_HZ, _WANTED_HZ = 16_000, 24_000
+_CLIPPED_LEVEL, _CLIPPED_SHARE = 0.999, 1e-3
+_SILENT_RMS, _SILENT_SHARE, _EDGE_S = 10 ** (-50 / 20), 0.5, 0.5
+_WINDOW_S = 0.02
+_WORDS_PER_S = (0.7, 6.0)
+
+
+class Codec(Protocol):
+    """What turns a recording into codes."""
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio that it is made for, Hz."""
+
+    def encode(self, waveform: NDArray[np.float32], sample_rate: int) -> Codes:
+        """(N,) samples to (K, T) codes."""
+
+
+class VoiceStore(Protocol):
+    """Where a library lies."""
+
+    def names(self) -> Iterable[str]:
+        """File names in the library, without folders."""
+
+    def read(self, name: str) -> bytes:
+        """The content of one of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderStore:
+    """A library in a local folder."""
+
+    folder: Path
+
+    def names(self) -> list[str]:
+        """The folder's files."""
+        return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+
+    def read(self, name: str) -> bytes:
+        """One file's bytes."""
+        return (self.folder / name).read_bytes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Voice:
+    """A recording: its file's bytes, and what it says if anybody wrote that down."""
+
+    audio: bytes
+    transcript: str | None = None
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Identity of sound and transcript."""
+        digest = hashlib.sha256(self.audio_sha256.encode())
+        digest.update(b"\0" if self.transcript is None else b"\1" + self.transcript.encode())
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def audio_sha256(self) -> str:
+        """Identity of the sound alone."""
+        return hashlib.sha256(self.audio).hexdigest()
+
+    def read(self) -> tuple[NDArray[np.float32], int]:
+        """Samples (N,) and their rate.
+
+        Raises:
+            BadInput: not audio, or of a length that no voice can be learnt from.
+        """
+        samples, sample_rate, _ = _read_audio(self.audio)
+        return samples, sample_rate
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the recording."""
+        return self._facts[0]
+
+    def warnings(self) -> tuple[str, ...]:
+        """What would make a better clone, in words; empty when the recording is good."""
+        return self._facts[1]
+
+    @functools.cached_property
+    def _facts(self) -> tuple[float, tuple[str, ...]]:
+        samples, sample_rate, channels = _read_audio(self.audio)
+        found = check_recording(samples, sample_rate, self.transcript)
+        if channels > 1:
+            found = [
+                *found,
+                f"it has {channels} channels, which were mixed; give a mono recording of one speaker",
+            ]
+        return len(samples) / sample_rate, tuple(found)
+
+
+class Voices:
+    """Everything that a script may name as a voice.
+
+    Args:
+        store: the library, or None.
+        read_bytes: reads a one-off recording by its path or URI; may refuse with `BadInput` or `OSError`.
+    """
+
+    def __init__(self, store: VoiceStore | None = None, read_bytes: Callable[[str], bytes] | None = None) -> None:
+        self._store = store
+        self._read_bytes = read_bytes or _read_local
+        self._one_off = functools.lru_cache(maxsize=64)(self._read_bytes)
+        self._recordings: dict[str, Voice] = {}
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str]) -> Voices:
+        """A library in a local folder."""
+        path = Path(folder)
+        if not path.is_dir():
+            raise BadInput(f"the voice library {str(folder)!r} is not a folder")
+        return cls(FolderStore(path))
+
+    def names(self) -> list[str]:
+        """All recordings of the library."""
+        return sorted(self._files)
+
+    def profiles(self) -> dict[str, str]:
+        """All described voices of the library."""
+        return dict(self._profiles)
+
+    def recording(self, name: str) -> Voice:
+        """A recording of the library.
+
+        Raises:
+            BadInput: there is none of that name, or it cannot be read.
+        """
+        if name not in self._recordings:
+            if name not in self._files:
+                raise BadInput(_unknown("voice", name, self._files, "a description has spaces in it"))
+            audio = self._read(self._files[name])
+            has_text = f"{name}.txt" in self._all_files
+            text = self._text(f"{name}.txt").strip() if has_text else ""
+            self._recordings[name] = Voice(audio, text or None)
+        return self._recordings[name]
+
+    def one_off(self, source: str, transcript: str | None) -> Voice:
+        """A recording that a script brings along."""
+        try:
+            return Voice(self._one_off(source), (transcript or "").strip() or None)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"ref_audio {source!r} cannot be read: {error}") from error
+
+    def profile(self, name: str) -> str:
+        """A description from the library."""
+        if name not in self._profiles:
+            raise BadInput(_unknown("profile", name, self._profiles, f"profiles are in the library's {_PROFILES}"))
+        return self._profiles[name]
+
+    def fingerprint(self, *, name: str | None = None, profile: str | None = None, ref_audio: str | None = None) -> str:
+        """What changes when the named voice would sound different."""
+        if profile is not None:
+            return hashlib.sha256(self.profile(profile).encode()).hexdigest()
+        if ref_audio is not None:
+            return self.one_off(ref_audio, None).audio_sha256
+        return self.recording(name or "").sha256
+
+    @functools.cached_property
+    def _all_files(self) -> frozenset[str]:
+        if self._store is None:
+            return frozenset()
+        try:
+            return frozenset(self._store.names())
+        except OSError as error:
+            raise BadInput(f"the voice library cannot be listed: {error}") from error
+
+    @functools.cached_property
+    def _files(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for suffix in reversed(_SUFFIXES):
+            found |= {name[: -len(suffix)]: name for name in self._all_files if name.lower().endswith(suffix)}
+        return found
+
+    @functools.cached_property
+    def _profiles(self) -> dict[str, str]:
+        if _PROFILES not in self._all_files:
+            return {}
+        import yaml
+
+        try:
+            loaded = yaml.safe_load(self._text(_PROFILES))
+        except yaml.YAMLError as error:
+            raise BadInput(f"the library's {_PROFILES} is not YAML: {error}") from error
+        profiles = loaded.get("profiles") if isinstance(loaded, dict) else None
+        if not isinstance(profiles, dict) or not all(isinstance(text, str) for text in profiles.values()):
+            raise BadInput(f"the library's {_PROFILES} must hold `profiles:` with a description for each name")
+        return {str(name): text for name, text in profiles.items()}
+
+    def _read(self, name: str) -> bytes:
+        if self._store is None:
+            raise BadInput(f"{name!r} is asked for, but there is no voice library")
+        try:
+            return self._store.read(name)
+        except OSError as error:
+            raise BadInput(f"{name!r} of the voice library cannot be read: {error}") from error
+
+    def _text(self, name: str) -> str:
+        try:
+            return self._read(name).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{name!r} of the voice library is not UTF-8 text: {error}") from error
+
+
+def check_recording(samples: NDArray[np.float32], sample_rate: int, transcript: str | None) -> list[str]:
+    """What is wrong with a reference recording, and how to mend it.
+
+    Args:
+        samples: (N,) in −1 … 1.
+    """
+    import numpy as np
+
+    duration_s = len(samples) / sample_rate
+    found: list[str] = []
+    if duration_s < _SHORTEST_S:
+        found.append(f"it is {duration_s:.1f} s long; {_SHORTEST_S:.0f} s or more of speech give a steadier voice")
+    if duration_s > _LONGEST_S:
+        found.append(f"it is {duration_s:.1f} s long; cut it to {_LONGEST_S:.0f} s or less, the rest only costs room")
+    if sample_rate < _LOWEST_HZ:
+        found.append(f"its sample rate is {sample_rate} Hz and the result will be dull; record at {_WANTED_HZ} Hz")
+    clipped = float(np.mean(np.abs(samples) >= _CLIPPED_LEVEL))
+    if clipped > _CLIPPED_SHARE:
+        found.append(f"{clipped:.1%} of it is clipped; record it again at a lower level")
+    found += _silence_warnings(samples, sample_rate)
+    found += _transcript_warnings(duration_s, transcript)
+    return found
+
+
+def _silence_warnings(samples: NDArray[np.float32], sample_rate: int) -> list[str]:
+    import numpy as np
+
+    window = max(1, round(_WINDOW_S * sample_rate))
+    whole = samples[: len(samples) // window * window].astype(np.float64).reshape(-1, window)
+    loud = np.flatnonzero(np.sqrt(np.mean(whole**2, axis=1)) > _SILENT_RMS)
+    if len(loud) == 0:
+        return ["it is silent; check the file"]
+    found: list[str] = []
+    head_s, tail_s = loud[0] * _WINDOW_S, (len(whole) - 1 - loud[-1]) * _WINDOW_S
+    if max(head_s, tail_s) > _EDGE_S:
+        found.append(f"it begins with {head_s:.1f} s and ends with {tail_s:.1f} s of silence; trim it")
+    silent = 1 - len(loud) / len(whole)
+    if silent > _SILENT_SHARE:
+        found.append(f"{silent:.0%} of it is silence; choose a passage that is spoken through")
+    return found
+
+
+def _transcript_warnings(duration_s: float, transcript: str | None) -> list[str]:
+    if transcript is None:
+        return ["it has no transcript and goes into the system message; write down what it says for a closer one"]
+    rate = count_words(transcript) / duration_s
+    slowest, fastest = _WORDS_PER_S
+    if not slowest <= rate <= fastest:
+        return [f"its transcript has {rate:.1f} words a second, so the two do not belong together; check it"]
+    return []
+
+
+class ReferenceCodes:
+    """Codes of recordings, computed once for a content, for all scripts of a worker. Safe between threads.
+
+    Args:
+        codec_id: names the codec's weights; codes on disk are only used for the same one.
+        folder: where codes outlive the worker; None keeps them in memory only.
+        max_in_memory: how many recordings are held.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        codec_id: str = "",
+        folder: str | os.PathLike[str] | None = None,
+        max_in_memory: int = 1024,
+    ) -> None:
+        self._codec = codec
+        self._codec_id = codec_id
+        self._folder = None if folder is None else Path(folder)
+        self._max_in_memory = max_in_memory
+        self._memory: collections.OrderedDict[str, Codes] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, voice: Voice) -> Codes:
+        """The codes (K, T) of a recording; not to be written to."""
+        key = hashlib.sha256(f"{self._codec_id}\0{self._codec.sample_rate}\0{voice.audio_sha256}".encode()).hexdigest()
+        with self._lock:
+            codes = self._memory.get(key)
+            if codes is None:
+                codes = self._load(key)
+            if codes is None:
+                codes = self._encode(voice)
+                self._save(key, codes)
+            codes.setflags(write=False)
+            self._memory[key] = codes
+            self._memory.move_to_end(key)
+            if len(self._memory) > self._max_in_memory:
+                self._memory.popitem(last=False)
+        return codes
+
+    def _encode(self, voice: Voice) -> Codes:
+        import numpy as np
+
+        samples, sample_rate = voice.read()
+        codes = np.array(self._codec.encode(samples, sample_rate), dtype=np.int64)
+        if codes.ndim != 2 or codes.shape[1] == 0:
+            raise BadInput(f"the reference recording gave codes of shape {codes.shape}; it is too short")
+        return codes
+
+    def _load(self, key: str) -> Codes | None:
+        import numpy as np
+
+        if self._folder is None:
+            return None
+        try:
+            codes: Codes = np.load(self._folder / f"{key}.npy", allow_pickle=False).astype(np.int64)
+        except (OSError, ValueError, EOFError):
+            # Not there yet, or damaged: it is only a cache.
+            return None
+        return codes if codes.ndim == 2 and codes.shape[1] > 0 else None
+
+    def _save(self, key: str, codes: Codes) -> None:
+        import numpy as np
+
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as file:
+            np.save(file, codes.astype(np.int32))
+        # Other workers see a whole file or none.
+        os.replace(file.name, self._folder / f"{key}.npy")
+
+
+def _read_audio(source: bytes) -> tuple[NDArray[np.float32], int, int]:
+    """Mono samples (N,), their rate, and how many channels there were."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(source)) as file:
+            sample_rate, channels = int(file.samplerate), int(file.channels)
+            duration_s = file.frames / sample_rate
+            if not _REFUSED_BELOW_S <= duration_s <= _REFUSED_ABOVE_S:
+                raise BadInput(
+                    f"a reference recording of {duration_s:.2f} s cannot be used; "
+                    f"give one of {_SHORTEST_S:.0f} to {_LONGEST_S:.0f} s"
+                )
+            samples: NDArray[np.float32] = file.read(dtype="float32", always_2d=True).mean(axis=1)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise BadInput(f"the reference recording is no audio file that can be read: {error}") from error
+    return samples, sample_rate, channels
+
+
+def _read_local(source: str) -> bytes:
+    return Path(source.removeprefix("file://")).read_bytes()
+
+
+def _unknown(kind: str, name: str, known: Iterable[str], hint: str) -> str:
+    near = difflib.get_close_matches(name[:200], list(known), n=3)
+    nearest = f"; the nearest are {', '.join(near)}" if near else ""
+    return f"there is no {kind} {name[:200]!r} in the voice library{nearest} ({hint})"

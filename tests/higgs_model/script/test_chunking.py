@@ -1,0 +1,169 @@
+"""Chunks: nothing lost, nothing doubled, nothing blank, within the budget, in linear time."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from higgs_model.script import chunking
+from higgs_model.script.chunking import SPEAKER_TAG, chunk_text
+from higgs_model.script.languages import count_words
+from higgs_model.script.normalize import finish, normalize, paragraphs
+
+METHODS = ("auto", "sentence", "word", "speaker", "none")
+PIECES = st.sampled_from(
+    [
+        "Hello there. ",
+        "No",
+        "yes, I do; ",
+        "\n",
+        "\n\n",
+        "[SPEAKER0] ",
+        "[SPEAKER1] ",
+        "你好，世界。",
+        "[pause:1.5s]",
+        "(x) ",
+    ]
+    + [
+        "[laugh]",
+        "Dr. Who? ",
+        '"Quite." ',
+        "한국어 ",
+        "สวัสดี",
+        "…",
+        " - ",
+        "word " * 12,
+        "<SE>[Music]</SE>",
+        "3.14 ",
+    ]
+)
+TEXTS = st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=30).map("".join)).filter(
+    lambda text: not any("\ud800" <= character <= "\udfff" for character in text)
+)
+
+
+def _bare(text):
+    return "".join(text.split())
+
+
+@given(text=TEXTS, method=st.sampled_from(METHODS), max_words=st.integers(1, 40), max_turns=st.integers(1, 3))
+@settings(max_examples=300, deadline=None)
+def test_chunks_rejoin_to_the_normalised_text(text, method, max_words, max_turns):
+    chunks = chunk_text(text, method, max_words, max_turns)
+    assert all(chunk.text.strip() for chunk in chunks)
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    plain = chunking.without_pauses(text)
+    if chunks:
+        assert _bare("".join(chunk.text for chunk in chunks)) == _bare(normalize(plain))
+    else:
+        assert not paragraphs(plain)
+    if method in ("auto", "sentence"):
+        assert all(count_words(chunk.text) <= max(max_words, 1) for chunk in chunks if _splittable(chunk.text))
+
+
+def _splittable(text):
+    """A tag is never parted from the first word after it, nor tags from each other."""
+    return not SPEAKER_TAG.search(text)
+
+
+@given(text=st.lists(PIECES, min_size=1, max_size=30).map("".join))
+@settings(max_examples=150, deadline=None)
+def test_no_piece_is_too_short_beside_one_of_its_speaker(text):
+    # A tag that says nothing is not a turn.
+    text = SPEAKER_TAG.sub(r"\g<0> Well,", text)
+    chunks = chunk_text(text, "sentence", 30)
+    for first, second in zip(chunks, chunks[1:], strict=False):
+        apart = first.boundary == "pause" or first.speakers != second.speakers or len(first.speakers) > 1
+        said = [count_words(SPEAKER_TAG.sub(" ", chunk.text)) for chunk in (first, second)]
+        assert apart or min(said) >= chunking.MIN_WORDS
+
+
+def test_normalisation_is_its_paragraphs_joined():
+    text = "One line\n here.\n\n\n(Second)  paragraph\n \nThird"
+    assert paragraphs(text) == ["One line\nhere.", "Second paragraph", "Third"]
+    assert normalize(text) == finish("\n".join(paragraphs(text)))
+
+
+def test_auto_chooses_by_turns_and_length():
+    assert [chunk.text for chunk in chunk_text("Short.\n\nText")] == ["Short.\nText."]
+    assert len(chunk_text("A sentence of six words here. " * 40)) == 3
+    turns = chunk_text("[SPEAKER0] Hello there, my friend.\n[SPEAKER1] Hi, how are you?")
+    assert [chunk.speakers for chunk in turns] == [("SPEAKER0",), ("SPEAKER1",)]
+
+
+def test_a_long_turn_names_its_speaker_again():
+    chunks = chunk_text("[SPEAKER1] " + "This goes on and on. " * 30)
+    assert len(chunks) == 2
+    assert chunks[1].speakers == ("SPEAKER1",)
+    assert chunks[1].prompt_text == f"[SPEAKER1] {chunks[1].text}"
+
+
+def test_a_mid_line_tag_starts_a_turn():
+    chunks = chunk_text("[SPEAKER0] Well, hello to you. [SPEAKER1] And hello to you too.", "sentence")
+    assert [chunk.speakers for chunk in chunks] == [("SPEAKER0",), ("SPEAKER1",)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pauses_are_silence_and_never_text(method):
+    chunks = chunk_text(
+        "[pause:1s]One two three four. [pause: 250ms][pause:1.5s] Five six seven eight [PAUSE:2 s]", method
+    )
+    assert [chunk.text.strip() for chunk in chunks] == ["One two three four.", "Five six seven eight."]
+    assert [chunk.silence_before_ms for chunk in chunks] == [1000, 0]
+    assert [chunk.silence_after_ms for chunk in chunks] == [1750, 2000]
+
+
+def test_a_tag_before_a_pause_goes_with_what_follows():
+    chunks = chunk_text("[SPEAKER0] [pause:1s] Hello to you.", "speaker")
+    assert [(chunk.text, chunk.silence_before_ms) for chunk in chunks] == [("[SPEAKER0] Hello to you.", 1000)]
+
+
+def test_long_sentences_are_cut_at_clauses_and_never_in_tags():
+    text = "one two three four five six, seven eight nine ten eleven <SE>[Laughter]</SE> twelve thirteen"
+    assert chunk_text(text, "sentence", 8)[0].text == "one two three four five six,"
+    assert all(chunk.text.count("<SE>") == chunk.text.count("</SE>") for chunk in chunk_text(text, "sentence", 5))
+
+
+def test_chinese_is_counted_by_characters():
+    chunks = chunk_text("我们今天去公园玩。" * 20, "sentence", 20)
+    assert all(count_words(chunk.text) <= 20 for chunk in chunks)
+    assert all(chunk.text.endswith(".") for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "Hello, brave new world. ",
+        "a",
+        "!",
+        "[",
+        '"a ',
+        "Hi.\n",
+        "你好。",
+        "สวัสดี",
+        "[SPEAKER0] Yes.\n",
+        "a [pause:1s] ",
+    ],
+)
+def test_time_is_linear(unit):
+    def seconds(size):
+        text = (unit * size)[:size]
+        begin = time.process_time()
+        for method in METHODS:
+            chunk_text(text, method)
+        return time.process_time() - begin
+
+    chunk_text("warm up the models. " * 200, "word")
+    chunk_text("我们今天去公园玩。", "word")
+    # Quadratic work would take a hundred times longer for ten times the text.
+    assert seconds(150_000) < 30 * seconds(15_000) + 0.5
+
+
+def test_a_million_words_in_a_minute():
+    text = "The quick brown fox, it seems, jumps over the lazy dog; it was (not) very late — “so far”. " * 58_824
+    assert len(text.split()) > 1_000_000
+    begin = time.process_time()
+    chunks = chunk_text(text, "sentence")
+    assert time.process_time() - begin < 60
+    assert len(chunks) > 10_000

@@ -1,0 +1,89 @@
+"""Prompts, chunks and normalised text against the reference: character for character, id for id."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from higgs_model import Script
+from higgs_model.script.normalize import normalize
+from higgs_model.script.plan import Plan, Prompter
+from tests.higgs_model.script.conftest import REFERENCE
+
+CASES = {case["row"]["id"]: case for case in REFERENCE["cases"]}
+
+
+def _digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@pytest.mark.parametrize(("text", "wanted"), REFERENCE["normalized"])
+def test_normalisation(text, wanted):
+    assert normalize(text) == wanted
+
+
+def _in_paragraphs(case):
+    """Cases in which the reference does not see the paragraphs that it means to cut by."""
+    return case["row"]["chunk_method"] == "word" and "\n\n" in case["row"]["text"]
+
+
+def _has_blank_chunks(case):
+    """Chinese cut one word at a time: the reference then makes chunks of single blanks, and we make none."""
+    return not all(chunk["text"].strip() for chunk in case["chunks"])
+
+
+SAME = [name for name, case in CASES.items() if not _in_paragraphs(case) and not _has_blank_chunks(case)]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_dry_run(name, voices):
+    case = CASES[name]
+    lines = Plan.of(Script.model_validate(case["row"]), voices).dry_run()
+    assert [line["text"] for line in lines] == [chunk["text"] for chunk in case["chunks"]]
+    assert [line["audio"] for line in lines] == [chunk["audio"] for chunk in case["chunks"]]
+    last = len(lines) - 1
+    for number, (line, chunk) in enumerate(zip(lines, case["chunks"], strict=True)):
+        got = line["prompt"] if number == last else _digest(line["prompt"])
+        assert got == chunk["prompt"]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_token_ids(name, voices, tokenizer, codes):
+    case = CASES[name]
+    plan = Plan.of(Script.model_validate(case["row"]), voices)
+    prompter = Prompter(plan, tokenizer, codes, force_audio=False)
+    takes = [np.full((8, 10 + number), number) for number in range(len(plan.chunks))]
+    for chunk in plan.chunks:
+        prompt = prompter.prompt(chunk.index, takes[: chunk.index])
+        wanted = case["chunks"][chunk.index]
+        assert _digest(json.dumps(prompt.token_ids)) == wanted["ids"]
+        assert list(prompt.audio) == wanted["audio"]
+        assert tokenizer.decode(prompt.token_ids, clean_up_tokenization_spaces=False) == prompt.text
+        placeholders = prompt.text.count("<|AUDIO|>") + prompt.text.count("<|AUDIO_OUT|>")
+        assert placeholders == len(prompt.codes) == len(prompt.audio)
+        spent = sum(codes.shape[1] + 9 - 1 for codes in prompt.codes)
+        assert prompt.num_positions == len(prompt.token_ids) + spent
+
+
+def test_forced_audio_adds_one_token(voices, tokenizer, codes):
+    plan = Plan.of(Script(id="a", text="Hello there."), voices)
+    free = Prompter(plan, tokenizer, codes, force_audio=False).prompt(0, [])
+    forced = Prompter(plan, tokenizer, codes).prompt(0, [])
+    assert forced.token_ids == [*free.token_ids, tokenizer.convert_tokens_to_ids("<|audio_out_bos|>")]
+    assert forced.num_positions == free.num_positions + 1
+
+
+def test_word_cuts_each_paragraph_by_itself(voices):
+    case = next(case for case in CASES.values() if _in_paragraphs(case))
+    lines = Plan.of(Script.model_validate(case["row"]), voices).dry_run()
+    cut = "".join(line["text"] + " " for line in lines)
+    assert cut.split() == "".join(chunk["text"] + " " for chunk in case["chunks"]).split()
+    assert sum(line["text"].endswith("\n\n") for line in lines) == 2
+
+
+def test_blank_chunks_join_their_neighbour(voices):
+    case = next(case for case in CASES.values() if _has_blank_chunks(case))
+    lines = Plan.of(Script.model_validate(case["row"]), voices).dry_run()
+    assert all(line["text"].strip() for line in lines)
+    assert "".join(line["text"] for line in lines) == "".join(chunk["text"] for chunk in case["chunks"])

@@ -1,0 +1,68 @@
+"""Spoken forms on request, and a lexicon from a file; tags are never touched."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from higgs_model import Script
+from higgs_model.errors import BadInput
+from higgs_model.script.spoken import Lexicon, spoken_forms
+
+GERMAN = "fünf Euro fünfzig für eintausendzweihundertvierunddreißig, das heißt zwölf Komma fünf Prozent"
+TAGGED = "[SPEAKER0] {} [pause:1.5s] <SE_s>[Music]</SE_s> x2y v1.2.3"
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "wanted"),
+    [
+        (
+            "en",
+            "Dr. Ames paid $5.50, i.e. 12% more.",
+            "Doctor Ames paid five US dollars fifty, that is twelve percent more.",
+        ),
+        ("en", "On 2024-03-05 at 10:30", "On March fifth, twenty twenty-four at ten thirty"),
+        (
+            "en",
+            "the 3rd of 1,234.5 in 1984",
+            "the third of one thousand two hundred thirty-four point five in nineteen eighty-four",
+        ),
+        ("en", "0042", "zero zero four two"),
+        ("en", TAGGED.format("2"), TAGGED.format("two")),
+        ("de", "5,50 € für 1.234, d. h. 12,5 %", GERMAN),
+        ("es", "Cuesta 21 €", "Cuesta veintiuno euros"),
+        ("ko", "12%", "십이 퍼센트"),
+        ("zh", "2024年有12%", "二〇二四年有百分之十二"),
+        ("qq", "5 apples", "5 apples"),
+    ],
+)
+def test_forms(language, text, wanted):
+    assert spoken_forms(text, language) == wanted
+
+
+@given(
+    text=st.text(alphabet="0123456789.,:%$€-年 aDr\n[]<SE>", max_size=60),
+    language=st.sampled_from(["en", "de", "fr", "zh", "ru", "ar", "hi"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_any_text_has_a_spoken_form(text, language):
+    assert isinstance(spoken_forms(text, language), str)
+
+
+def test_only_on_request():
+    assert Script(id="a", text="I have 2.", language="en").chunks()[0].text == "I have 2."
+    assert Script(id="a", text="I have 2.", language="en", spoken_forms=True).chunks()[0].text == "I have two."
+
+
+def test_lexicon(tmp_path):
+    path = tmp_path / "lexicon.tsv"
+    path.write_text("# names\nSiobhan\tShivawn\ncafé\tcaff-ay\n\nlaugh\tlarf\n", encoding="utf-8")
+    lexicon = Lexicon.load(path)
+    assert (
+        lexicon.apply("Siobhan's? No: Siobhan, CAFÉ, siobhan [laugh] laugh")
+        == "Siobhan's? No: Shivawn, caff-ay, siobhan [laugh] larf"
+    )
+    path.write_text("two words\tx\n")
+    with pytest.raises(BadInput, match="line 1"):
+        Lexicon.load(path)
+    with pytest.raises(BadInput, match="cannot be read"):
+        Lexicon.load(tmp_path / "none.tsv")

@@ -1,0 +1,117 @@
+"""Voices: what is checked, what is cached, and what is said when something is missing."""
+
+import numpy as np
+import pytest
+
+from higgs_model import Script
+from higgs_model.errors import BadInput
+from higgs_model.script.plan import Plan, Prompter
+from higgs_model.script.voices import ReferenceCodes, Voice, Voices
+from tests.higgs_model.script.conftest import TinyCodec, tone, wav
+
+
+@pytest.mark.parametrize(
+    ("samples", "sample_rate", "transcript", "word"),
+    [
+        (tone(1), 24_000, "one", "1.0 s long"),
+        (tone(40), 24_000, "one two three four " * 20, "40.0 s long"),
+        (tone(5, sample_rate=8000), 8000, "one two three four five six", "8000 Hz"),
+        (np.clip(tone(5, level=3), -1, 1), 24_000, "one two three four five six", "clipped"),
+        (np.zeros(24_000 * 5, np.float32), 24_000, "one two three four five six", "silent"),
+        (
+            np.concatenate([np.zeros(48_000, np.float32), tone(4)]),
+            24_000,
+            "one two three four five six",
+            "2.0 s and ends with 0.0 s",
+        ),
+        (tone(5), 24_000, None, "no transcript"),
+        (tone(5), 24_000, "word " * 100, "20.0 words a second"),
+        (np.stack([tone(5)] * 2, axis=1), 24_000, "one two three four five six", "2 channels"),
+    ],
+)
+def test_each_flaw_is_said(samples, sample_rate, transcript, word):
+    warnings = Voice(wav(samples, sample_rate), transcript).warnings()
+    assert len(warnings) == 1
+    assert word in warnings[0]
+
+
+def test_a_good_recording_gives_no_warning():
+    assert Voice(wav(tone(8)), "one two three four five six seven eight").warnings() == ()
+
+
+@pytest.mark.parametrize("audio", [b"", b"RIFF", b"no audio at all" * 100, wav(tone(0.01))])
+def test_what_is_no_recording_is_refused(audio):
+    with pytest.raises(BadInput):
+        Voice(audio).warnings()
+
+
+def test_codes_are_computed_once_for_a_content(tmp_path):
+    codec = TinyCodec()
+    first = ReferenceCodes(codec, "tiny", tmp_path / "codes")
+    codes = first.get(Voice(wav(tone(4)), "one"))
+    assert np.array_equal(first.get(Voice(wav(tone(4)), "another transcript")), codes)
+    assert codec.calls == 1
+    again = ReferenceCodes(codec, "tiny", tmp_path / "codes").get(Voice(wav(tone(4))))
+    assert np.array_equal(again, codes)
+    assert again.dtype == np.int64
+    assert codec.calls == 1
+    ReferenceCodes(codec, "other weights", tmp_path / "codes").get(Voice(wav(tone(4))))
+    assert codec.calls == 2
+
+
+def test_damaged_codes_are_computed_again(tmp_path):
+    voice = Voice(wav(tone(4)))
+    codes = ReferenceCodes(TinyCodec(), "tiny", tmp_path).get(voice)
+    for file in tmp_path.glob("*.npy"):
+        file.write_bytes(b"half a fi")
+    assert np.array_equal(ReferenceCodes(TinyCodec(), "tiny", tmp_path).get(voice), codes)
+
+
+def test_a_library_of_another_kind(tokenizer, codes):
+    class Remote:
+        files = {"zoe.flac": wav(tone(4)), "zoe.txt": b"\xef\xbb\xbfOne two three four five."}
+
+        def names(self):
+            return list(self.files)
+
+        def read(self, name):
+            return self.files[name]
+
+    voices = Voices(Remote())
+    assert voices.names() == ["zoe"]
+    plan = Plan.of(Script(id="a", text="Hello there.", voice="zoe"), voices)
+    prompt = Prompter(plan, tokenizer, codes).prompt(0, [])
+    assert "\n\nOne two three four five.<|eot_id|>" in prompt.text
+    assert prompt.codes[0].shape == (8, 100)
+
+
+def test_unknown_voices_name_the_nearest(voices):
+    with pytest.raises(BadInput, match="nearest are ada"):
+        Plan.of(Script(id="a", text="Hello.", voice="adda"), voices)
+    with pytest.raises(BadInput, match="no profile 'loud'"):
+        Plan.of(Script(id="a", text="Hello.", voice="profile:loud"), voices)
+
+
+def test_paths_are_no_voices(voices):
+    with pytest.raises(BadInput, match="no voice"):
+        Plan.of(Script(id="a", text="Hello.", voice="../../etc/passwd"), voices)
+
+
+def test_one_off_recordings(tmp_path, tokenizer, codes):
+    path = tmp_path / "me.wav"
+    path.write_bytes(wav(tone(4)))
+    spoken = Plan.of(Script(id="a", text="Hello.", ref_audio=str(path), ref_text="One two three four."), Voices())
+    assert [message.role for message in spoken.references] == ["user", "assistant"]
+    assert Prompter(spoken, tokenizer, codes).prompt(0, []).audio == ("ref_audio",)
+    silent = Plan.of(Script(id="a", text="Hello.", ref_audio=str(path)), Voices())
+    assert [message.role for message in silent.references] == ["system"]
+    assert "no transcript" in silent.warnings[0]
+    with pytest.raises(BadInput, match="cannot be read"):
+        Plan.of(Script(id="a", text="Hello.", ref_audio=str(tmp_path / "nobody.wav")), Voices())
+
+
+def test_languages_that_the_model_does_not_know_are_said():
+    russian = Script(id="a", text="Это довольно длинное предложение на русском языке.")
+    assert "'ru'" in Plan.of(russian, Voices()).warnings[0]
+    english = Script(id="a", text="This is quite a long sentence in the English language.")
+    assert Plan.of(english, Voices()).warnings == ()
