@@ -58,9 +58,11 @@ def _sinc_kernel(step: int, phases: int) -> tuple[Tensor, int]:
     """
     cutoff = min(step, phases) * SINC_ROLLOFF
     half_width = math.ceil(SINC_ZERO_CROSSINGS * step / cutoff)
-    taps = torch.arange(-half_width, half_width + step, dtype=torch.float64) / step
-    offsets = torch.arange(phases, dtype=torch.float64) / phases
-    time = ((taps - offsets.unsqueeze(1)) * cutoff).clamp(-SINC_ZERO_CROSSINGS, SINC_ZERO_CROSSINGS)
+    # In float32 and in this order: the rounding of the filter is part of what the checkpoints were trained behind.
+    taps = torch.arange(-half_width, half_width + step, dtype=torch.float32) / step
+    offsets = torch.arange(0, -phases, -1, dtype=torch.float32).unsqueeze(1) / phases
+    time = ((offsets + taps) * cutoff).clamp(-SINC_ZERO_CROSSINGS, SINC_ZERO_CROSSINGS)
     window = torch.cos(time * math.pi / SINC_ZERO_CROSSINGS / 2).square()
-    kernel = torch.special.sinc(time) * window * (cutoff / step)
-    return kernel.unsqueeze(1).float(), half_width
+    angle = time * math.pi
+    sinc = torch.where(angle == 0, torch.ones_like(angle), angle.sin() / angle)
+    return (sinc * (window * (cutoff / step))).unsqueeze(1), half_width

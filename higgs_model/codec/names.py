@@ -91,8 +91,8 @@ _PAIRS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "param
 def fold_weight_norm(state: Mapping[str, Tensor]) -> State:
     """Replace every weight-normed pair by the weight that it stands for: direction × magnitude / length.
 
-    Lengths are taken over the axes in which the magnitude has one entry. A pair of which one half is missing is left
-    as it is, to be reported as an unexpected name.
+    By torch's own arithmetic, because what is rounded differently here ends as another code. A pair of which one half
+    is missing is left as it is, to be reported as an unexpected name.
     """
     folded = dict(state)
     for name in state:
@@ -100,9 +100,8 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> State:
             stem = name.removesuffix(magnitude_leaf)
             if stem != name and stem + direction_leaf in state:
                 magnitude, direction = folded.pop(name), folded.pop(stem + direction_leaf)
-                axes = [axis for axis, size in enumerate(magnitude.shape) if size == 1]
-                length = torch.linalg.vector_norm(direction, dim=axes, keepdim=True)
-                folded[stem + "weight"] = direction * (magnitude / length)
+                axis = max(range(magnitude.dim()), key=lambda axis: magnitude.shape[axis])
+                folded[stem + "weight"] = torch._weight_norm(direction, magnitude, axis)
     return folded
 
 

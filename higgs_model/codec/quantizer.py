@@ -211,12 +211,12 @@ class ResidualFiniteScalarQuantizer(nn.Module):
         residual = torch.tanh(self.project_in(latents_BTD) / bound) * bound
         out, codes = torch.zeros_like(residual), []
         for k in range(num_codebooks):
-            steps = (self.levels - 1) * ((residual / self._scale(k)).clamp(-1, 1) + 1) / 2
-            places = (steps + 0.5).floor()
-            # Forward the place, backward the step itself.
-            value = ((steps + (places - steps).detach()) * (2.0 / (self.levels - 1)) - 1) * self._scale(k)
+            places = (self.levels - 1) * ((residual / self._scale(k)).clamp(-1, 1) + 1) / 2 + 0.5
+            # Forward the place on the grid, backward the distance itself.
+            places = places + (places.floor() - places).detach()
+            value = ((2.0 / (self.levels - 1)) * places - 1.0) * self._scale(k)
             residual, out = residual - value.detach(), out + value
-            codes.append((places.long() * self._radix()).sum(-1))
+            codes.append((places.round().long() * self._radix()).sum(-1))
         return out, torch.stack(codes, dim=1)
 
     def _scale(self, index: int) -> Tensor:
