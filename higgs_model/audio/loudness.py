@@ -1,7 +1,8 @@
 """Loudness after ITU-R BS.1770: the K-weighting, and the level above two gates.
 
-In: mono samples and their rate. Out: LUFS, or the samples at a wanted loudness. Filter coefficients are those of the
-audio equalizer cookbook (high shelf 4 dB at 1500 Hz, high pass at 38 Hz), as in pyloudnorm, at any sample rate.
+In: mono samples and their rate. Out: LUFS, or the samples at a wanted loudness. Filter coefficients are those
+of the audio equalizer cookbook (high shelf 4 dB at 1500 Hz, high pass at 38 Hz), as in pyloudnorm, at any
+sample rate.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def integrated_loudness_lufs(samples_N: Samples, sample_rate_hz: int) -> float:
     num_blocks = round((duration_s - _BLOCK_S) / (_BLOCK_S * _STEP_SHARE)) + 1
     energy = np.concatenate([[0.0], np.cumsum(np.square(weighted))])
     starts = np.array([int(_BLOCK_S * (block * _STEP_SHARE) * sample_rate_hz) for block in range(num_blocks)])
-    stops = np.array([int(_BLOCK_S * (block * _STEP_SHARE + 1) * sample_rate_hz) for block in range(num_blocks)])
+    stops = np.array(
+        [int(_BLOCK_S * (block * _STEP_SHARE + 1) * sample_rate_hz) for block in range(num_blocks)]
+    )
     powers = (energy[np.minimum(stops, len(weighted))] - energy[starts]) / (_BLOCK_S * sample_rate_hz)
     powers = powers[_lufs(powers) >= _ABSOLUTE_GATE_LUFS]
     if len(powers) == 0:
@@ -82,7 +85,11 @@ def _high_shelf(sample_rate_hz: int) -> tuple[Coefficients, Coefficients]:
     cosine, alpha = _angle(sample_rate_hz, 1500.0, 1 / math.sqrt(2))
     root = 2 * math.sqrt(gain) * alpha
     up, down = gain + 1, gain - 1
-    b = (gain * (up + down * cosine + root), -2 * gain * (down + up * cosine), gain * (up + down * cosine - root))
+    b = (
+        gain * (up + down * cosine + root),
+        -2 * gain * (down + up * cosine),
+        gain * (up + down * cosine - root),
+    )
     a = (up - down * cosine + root, 2 * (down - up * cosine), up - down * cosine - root)
     return b, a
 

@@ -1,7 +1,8 @@
 """Sample rates: two resamplers, each the one that the checkpoints were trained behind.
 
-`resample` brings any recording to the codec's rate with soxr in high quality. `resample_sinc` is the windowed-sinc
-resampler in front of the semantic model: the same filter as torchaudio's default, on any device, without torchaudio.
+`resample` brings any recording to the codec's rate with soxr in high quality. `resample_sinc` is the
+windowed-sinc resampler in front of the semantic model: the same filter as torchaudio's default, on any
+device, without torchaudio.
 
 Both give ⌈N × to / from⌉ samples for N.
 """
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from higgs_model.errors import BadInput

@@ -1,7 +1,7 @@
 """What a waveform must be before anything is computed from it.
 
-In: whatever a caller has: a NumPy array or a tensor, one or two axes. Out: mono float32 samples, or `BadInput` in one
-sentence. Knows no file and no sample rate.
+In: whatever a caller has: a NumPy array or a tensor, one or two axes. Out: mono float32 samples, or
+`BadInput` in one sentence. Knows no file and no sample rate.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which windows of which clips the decoder runs together.
 
-In: the lengths of the clips. Out: batches of windows of one length, covering every frame of every clip once. Touches
-no tensor but in `gather`, which lays the codes out.
+In: the lengths of the clips. Out: batches of windows of one length, covering every frame of every clip once.
+Touches no tensor but in `gather`, which lays the codes out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from higgs_model.codec.reach import Reach, Window, cut
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
     """How large batches are: a window keeps `window_frames` frames besides its context; a batch has up to
-    `batch_frames` frames in all; clips shorter than a window are filled up to a multiple of `multiple_frames`.
+    `batch_frames` frames in all; clips shorter than a window are filled up to a multiple of
+    `multiple_frames`.
     """
 
     window_frames: int
@@ -55,7 +56,9 @@ def plan(lengths: Sequence[int], reach: Reach, shape: BatchShape) -> Iterator[Ba
             yield Batch(tuple(members[first : first + step]), length)
 
 
-def gather(clips_KT: Sequence[Tensor], batch: Batch, num_rows: int | None = None) -> tuple[Tensor, Tensor | None]:
+def gather(
+    clips_KT: Sequence[Tensor], batch: Batch, num_rows: int | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Lay out a batch.
 
     Args:

@@ -1,12 +1,15 @@
 """The codec on disk, in both layouts.
 
-* Original: `config.json` and `model.pth` (the tensors of everything, the semantic model included, with weight-normed
-  convolutions as pairs); the semantic model's configuration, where it is not HuBERT-base, in `semantic_config.json`.
-* transformers: `config.json` (`model_type: higgs_audio_v2_tokenizer`) and `model.safetensors`, or shards of it.
+* Original: `config.json` and `model.pth` (the tensors of everything, the semantic model included, with
+  weight-normed
+  convolutions as pairs); the semantic model's configuration, where it is not HuBERT-base, in
+  `semantic_config.json`.
+* transformers: `config.json` (`model_type: higgs_audio_v2_tokenizer`) and `model.safetensors`, or shards of
+  it.
 
-In: a folder or a hub id. Out: the configuration and a state dictionary under our names, checked tensor by tensor by
-the caller's network. A `model.pth` is read as tensors only; a pickle that holds anything else is refused. Nothing is
-fetched but the named repository itself. Every fault is a `BadCheckpoint` naming the file.
+In: a folder or a hub id. Out: the configuration and a state dictionary under our names, checked tensor by
+tensor by the caller's network. A `model.pth` is read as tensors only; a pickle that holds anything else is
+refused. Nothing is fetched but the named repository itself. Every fault is a `BadCheckpoint` naming the file.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ _POSITIONS = "semantic_model.encoder.pos_conv_embed.conv."
 """The speech model's one weight-normed convolution; its magnitudes lie along the taps (axis 2)."""
 
 
-def read_checkpoint(path_or_hub_id: str | Path, revision: str | None = None) -> tuple[HiggsAudioCodecConfig, State]:
+def read_checkpoint(
+    path_or_hub_id: str | Path, revision: str | None = None
+) -> tuple[HiggsAudioCodecConfig, State]:
     """Read a checkpoint of either layout.
 
     Args:
@@ -77,7 +82,9 @@ def _read_original(folder: Path, raw: Mapping[str, Any]) -> tuple[HiggsAudioCode
             raise BadCheckpoint(f"{weights}: there is no tensor {name!r}; this is not a Higgs Audio codec.")
     path = folder / _SEMANTIC_CONFIG
     semantic = configs.semantic_config(_read_json(path)) if path.exists() else None
-    config = configs.from_original(raw, semantic, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    config = configs.from_original(
+        raw, semantic, {name: tuple(tensor.shape) for name, tensor in state.items()}
+    )
     return config, _clean({our_name(name, len(config.ratios)): tensor for name, tensor in state.items()})
 
 
@@ -121,7 +128,9 @@ def _read_safetensors(folder: Path) -> State:
         try:
             state |= safetensors.torch.load_file(folder / shard)
         except FileNotFoundError:
-            raise BadCheckpoint(f"{folder / shard}: there is no such file; {_CONFIG} says it has one.") from None
+            raise BadCheckpoint(
+                f"{folder / shard}: there is no such file; {_CONFIG} says it has one."
+            ) from None
         except safetensors.SafetensorError as error:
             raise BadCheckpoint(f"{folder / shard}: not a safetensors file ({error}).") from error
     return state
@@ -157,7 +166,9 @@ def _some(names: list[str]) -> str:
     return f" (the first is {names[0]})" if names else ""
 
 
-def write_checkpoint(folder: Path, config: HiggsAudioCodecConfig, state: Mapping[str, Tensor], layout: Layout) -> None:
+def write_checkpoint(
+    folder: Path, config: HiggsAudioCodecConfig, state: Mapping[str, Tensor], layout: Layout
+) -> None:
     """Write a checkpoint that the original, transformers' port and `read_checkpoint` can load.
 
     Args:

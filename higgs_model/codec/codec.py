@@ -1,10 +1,10 @@
 """`HiggsAudioCodec`: recordings ↔ codes.
 
-In: recordings of any sample rate, mono or stereo, as arrays. Out: codes (K, T) int64; and from codes samples (N,)
-float32 at `sample_rate`. One frame of codes is `hop_samples` samples, exactly.
+In: recordings of any sample rate, mono or stereo, as arrays. Out: codes (K, T) int64; and from codes samples
+(N,) float32 at `sample_rate`. One frame of codes is `hop_samples` samples, exactly.
 
-Invariant: the codes of a recording and the samples of a clip do not depend on what else is in a batch, nor on how
-long sequences are cut inside; for the one exception, recordings over two minutes, see `encode`.
+Invariant: the codes of a recording and the samples of a clip do not depend on what else is in a batch, nor on
+how long sequences are cut inside; for the one exception, recordings over two minutes, see `encode`.
 
 Knows nothing of files, text, speakers, or the delay pattern and stream tokens of the language model.
 """
@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from higgs_model.audio.loudness import normalize_loudness
@@ -33,8 +33,8 @@ from higgs_model.errors import BadInput
 
 Codes = Tensor | npt.NDArray[np.integer]
 
-_CPU_SHAPE = BatchShape(window_frames=128, batch_frames=150, multiple_frames=1)
-"""Small enough for the caches; a CPU gains nothing from more rows."""
+_CPU_SHAPE = BatchShape(window_frames=512, batch_frames=512, multiple_frames=8)
+"""Long windows, because on a CPU the decoder cuts them once more into tiles that fit its caches."""
 _GPU_SHAPE = BatchShape(window_frames=128, batch_frames=4096, multiple_frames=32)
 """Few shapes and full devices; some 2 GB of activations at the published width in float32."""
 
@@ -60,7 +60,8 @@ class HiggsAudioCodec(CodecNetwork):
         Args:
             path_or_hub_id: a folder, or a repository on the hub.
             revision: branch, tag or commit on the hub.
-            dtype: of the convolutions and the semantic model; the quantizer stays in float32. In bfloat16 the codes
+            dtype: of the convolutions and the semantic model; the quantizer stays in float32. In bfloat16 the
+            codes
                 of `encode` differ from float32's here and there.
         """
         config, state = checkpoint.read_checkpoint(path_or_hub_id, revision)
@@ -97,7 +98,7 @@ class HiggsAudioCodec(CodecNetwork):
         Short clips and small batches are filled up. The first call takes the compiler's time.
         """
         mode = "reduce-overhead" if self.device.type == "cuda" else None
-        self._run_decoder = torch.compile(run_decoder, dynamic=False, mode=mode)
+        self._compiled_decoder = torch.compile(run_decoder, dynamic=False, mode=mode)
         self._compiled_batch_size = batch_size
 
     def encode(
@@ -110,12 +111,13 @@ class HiggsAudioCodec(CodecNetwork):
     ) -> Tensor:
         """Codes of one recording.
 
-        Recordings over two minutes go through the network in pieces of two minutes, with five seconds of real context
-        on each side, blended over one second. Their acoustic half is exact; the semantic model, whose attention would
-        span the whole recording, hears the piece instead.
+        Recordings over two minutes go through the network in pieces of two minutes, with five seconds of real
+        context on each side, blended over one second. Their acoustic half is exact; the semantic model, whose
+        attention would span the whole recording, hears the piece instead.
 
         Args:
-            waveform: (N,), or (channels, N) which is mixed down; floats, full scale ±1. Less than a frame is filled
+            waveform: (N,), or (channels, N) which is mixed down; floats, full scale ±1. Less than a frame is
+            filled
                 up with silence.
             sample_rate: Hz, any.
             bandwidth_kbps: one of the configuration's target bandwidths, for fewer codebooks.
@@ -124,7 +126,9 @@ class HiggsAudioCodec(CodecNetwork):
         Returns:
             (K, T) int64 on the codec's device.
         """
-        return self.encode_batch([waveform], sample_rate, bandwidth_kbps=bandwidth_kbps, normalized=normalized)[0]
+        return self.encode_batch(
+            [waveform], sample_rate, bandwidth_kbps=bandwidth_kbps, normalized=normalized
+        )[0]
 
     @torch.inference_mode()
     def encode_batch(
@@ -168,7 +172,8 @@ class HiggsAudioCodec(CodecNetwork):
         """Samples of one clip.
 
         Args:
-            codes_KT: (K, T) integers below `codebook_size`; the first few codebooks alone give a coarser sound.
+            codes_KT: (K, T) integers below `codebook_size`; the first few codebooks alone give a coarser
+            sound.
 
         Returns:
             (T × hop_samples,) float32 on the codec's device.
@@ -179,8 +184,8 @@ class HiggsAudioCodec(CodecNetwork):
     def decode_batch(self, clips: Sequence[Codes]) -> list[Tensor]:
         """Samples of several clips of any lengths, each as `decode` gives it.
 
-        The decoder is not causal: what follows a frame shapes it. Long clips are therefore cut into windows of one
-        length with real context, and windows of all clips run together.
+        The decoder is not causal: what follows a frame shapes it. Long clips are therefore cut into windows
+        of one length with real context, and windows of all clips run together.
         """
         clips_KT = [self.checked(codes, f"clip {index}") for index, codes in enumerate(clips)]
         audio = [torch.empty(codes.shape[1] * self.hop_samples, device=self.device) for codes in clips_KT]
@@ -196,7 +201,9 @@ class HiggsAudioCodec(CodecNetwork):
             codes_BKT, valid_frames_B = gather(clips_KT, batch, self._compiled_batch_size)
             samples_BN = self.decode_codes(codes_BKT, valid_frames_B)
             for row, (clip, window) in enumerate(batch.rows):
-                kept = samples_BN[row, (window.keep_start - window.start) * hop : (window.keep_stop - window.start) * hop]
+                kept = samples_BN[
+                    row, (window.keep_start - window.start) * hop : (window.keep_stop - window.start) * hop
+                ]
                 audio[clip][window.keep_start * hop : window.keep_stop * hop] = kept
 
     def _batch_shape(self) -> BatchShape:

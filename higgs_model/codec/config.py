@@ -61,7 +61,13 @@ class HiggsAudioCodecConfig:
     def _check(self) -> None:
         counts = {
             name: getattr(self, name)
-            for name in ("sample_rate_hz", "num_codebooks", "acoustic_dim", "encoder_channels", "decoder_channels")
+            for name in (
+                "sample_rate_hz",
+                "num_codebooks",
+                "acoustic_dim",
+                "encoder_channels",
+                "decoder_channels",
+            )
         } | {"codebook_size": self.codebook_size - 1, "ratios": min(self.ratios, default=0)}
         for name, count in counts.items():
             if count < 1:
@@ -114,7 +120,9 @@ class HiggsAudioCodecConfig:
     @property
     def semantic_downsample_factor(self) -> int:
         """Semantic features of one frame."""
-        features = self.hop_samples * self.semantic_sample_rate_hz / self.sample_rate_hz / SEMANTIC_STRIDE_SAMPLES
+        features = (
+            self.hop_samples * self.semantic_sample_rate_hz / self.sample_rate_hz / SEMANTIC_STRIDE_SAMPLES
+        )
         return int(features)
 
     @property
@@ -162,13 +170,16 @@ _ORIGINAL_UNUSED = {
 _METADATA = {"architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path"}
 
 
-def from_original(raw: Mapping[str, Any], semantic: PretrainedConfig | None, shapes: Shapes) -> HiggsAudioCodecConfig:
+def from_original(
+    raw: Mapping[str, Any], semantic: PretrainedConfig | None, shapes: Shapes
+) -> HiggsAudioCodecConfig:
     """Read the original layout's `config.json`.
 
     Args:
         raw: the decoded file; keys are the arguments of the original's constructor, with its defaults.
-        semantic: configuration of the semantic model, or None for the base model that `semantic_techer` names.
-        shapes: of the checkpoint's tensors under their original names; encoder, decoder and semantic widths are
+        semantic: configuration of the semantic model, or None for the base model that `semantic_techer`
+        names. shapes: of the checkpoint's tensors under their original names; encoder, decoder and semantic
+        widths are
             read off them, because the file does not say them.
     """
     for key in raw:
@@ -271,8 +282,8 @@ def from_transformers(raw: Mapping[str, Any], num_codebooks: int) -> HiggsAudioC
 def to_transformers(config: HiggsAudioCodecConfig) -> dict[str, Any]:
     """The transformers layout's `config.json`.
 
-    That layout derives the number of codebooks from the last target bandwidth, so the one that all codebooks need is
-    the last; larger ones are left out.
+    That layout derives the number of codebooks from the last target bandwidth, so the one that all codebooks
+    need is the last; larger ones are left out.
     """
     _check_spellable(config)
     bits = math.ceil(math.log2(config.codebook_size))
@@ -282,7 +293,8 @@ def to_transformers(config: HiggsAudioCodecConfig) -> dict[str, Any]:
         "model_type": "higgs_audio_v2_tokenizer",
         "sample_rate": config.sample_rate_hz,
         "semantic_sample_rate": config.semantic_sample_rate_hz,
-        "target_bandwidths": [kbps for kbps in config.target_bandwidths_kbps if kbps < full_kbps] + [full_kbps],
+        "target_bandwidths": [kbps for kbps in config.target_bandwidths_kbps if kbps < full_kbps]
+        + [full_kbps],
         "codebook_size": config.codebook_size,
         "codebook_dim": config.codebook_width,
         "acoustic_model_config": {
@@ -302,19 +314,24 @@ def _check_spellable(config: HiggsAudioCodecConfig) -> None:
     refusals = {
         "a finite scalar quantizer": config.fsq_levels is not None,
         f"a quantizer {config.quantizer_width} wide": config.quantizer_width != config.latent_width,
-        f"semantic latents {config.semantic_width} wide": config.semantic_width != config.semantic.hidden_size,
+        f"semantic latents {config.semantic_width} wide": config.semantic_width
+        != config.semantic.hidden_size,
         "averaged semantic features": config.semantic_downsampling != "step_down",
         "a codebook as wide as the quantizer": config.codebook_width == config.quantizer_width,
     }
     for what, is_there in refusals.items():
         if is_there:
-            raise BadConfig(f"the transformers layout cannot spell {what}; save in the original layout instead.")
+            raise BadConfig(
+                f"the transformers layout cannot spell {what}; save in the original layout instead."
+            )
 
 
 def semantic_config(raw: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration of a HuBERT (default) or WavLM, with masking off: it is a frozen feature extractor."""
     kind = raw.get("model_type", "hubert")
     if kind not in SEMANTIC_KINDS:
-        raise BadConfig(f"semantic model configuration: model_type is {kind!r}; known are {', '.join(SEMANTIC_KINDS)}.")
+        raise BadConfig(
+            f"semantic model configuration: model_type is {kind!r}; known are {', '.join(SEMANTIC_KINDS)}."
+        )
     values = {key: value for key, value in raw.items() if key != "model_type"}
     return SEMANTIC_KINDS[kind](**values | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0})

@@ -1,7 +1,7 @@
 """Names of the codec's tensors: the original layout's ↔ ours, and weight norm folded and unfolded.
 
-Ours are those of the transformers layout, with plain weights instead of weight-normed pairs. In: a state dictionary
-in one spelling. Out: the same tensors in another. Knows neither files nor modules.
+Ours are those of the transformers layout, with plain weights instead of weight-normed pairs. In: a state
+dictionary in one spelling. Out: the same tensors in another. Knows neither files nor modules.
 """
 
 from __future__ import annotations
@@ -84,15 +84,18 @@ def original_name(ours: str, num_blocks: int) -> str:
 
 _ORIGINAL_HEAD = {"en": "encoder.block.{}", "de": "decoder_2.model.{}"}
 
-_PAIRS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
+_PAIRS = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
 """The two spellings of a weight-normed pair: magnitudes, directions."""
 
 
 def fold_weight_norm(state: Mapping[str, Tensor]) -> State:
     """Replace every weight-normed pair by the weight that it stands for: direction × magnitude / length.
 
-    By torch's own arithmetic, because what is rounded differently here ends as another code. A pair of which one half
-    is missing is left as it is, to be reported as an unexpected name.
+    By torch's own arithmetic, because what is rounded differently here ends as another code. A pair of which
+    one half is missing is left as it is, to be reported as an unexpected name.
     """
     folded = dict(state)
     for name in state:

@@ -1,21 +1,23 @@
 """The codec's network: samples → latents → codes → latents → samples, for rows of equal length.
 
-In: samples (B, N) float32 at the codec's rate, or codes (B, K, T). Out: latents (B, T, D) before quantization,
-samples, or all that training needs. Module names are those of the transformers layout.
+In: samples (B, N) float32 at the codec's rate, or codes (B, K, T). Out: latents (B, T, D) before
+quantization, samples, or all that training needs. Module names are those of the transformers layout.
 
-Invariant: the acoustic half gives the same latents however a recording is cut. Knows nothing of files, sample rates
-other than its own, or batches of uneven clips.
+Invariant: the acoustic half gives the same latents however a recording is cut. Knows nothing of files, sample
+rates other than its own, or batches of uneven clips.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.dac.modeling_dac import DacDecoder, DacEncoder
 
 from higgs_model.codec.acoustic import (
     build_acoustic,
@@ -23,6 +25,7 @@ from higgs_model.codec.acoustic import (
     encode_acoustic,
     encoder_convolutions,
     run_decoder,
+    run_decoder_tiled,
 )
 from higgs_model.codec.config import HiggsAudioCodecConfig
 from higgs_model.codec.quantizer import EuclideanCodebook, build_quantizer
@@ -36,6 +39,8 @@ from higgs_model.codec.semantic import (
     semantic_frames,
 )
 
+DecoderPass = Callable[[DacDecoder, Tensor, Tensor | None], Tensor]
+
 PIECE_S = 120
 """Recordings up to this length are heard by the semantic model in one go."""
 CONTEXT_S = 5
@@ -48,8 +53,8 @@ FADE_S = 1
 class CodecOutput:
     """One pass of training: `audio` (B, N) for `codes` (B, K, T), and three losses (scalars).
 
-    `commitment_loss` and `codebook_loss` are the quantizer's; `semantic_loss` is how far the semantic features that
-    the codes give back are from those that went in.
+    `commitment_loss` and `codebook_loss` are the quantizer's; `semantic_loss` is how far the semantic
+    features that the codes give back are from those that went in.
     """
 
     audio: Tensor
@@ -61,6 +66,10 @@ class CodecOutput:
 
 class CodecNetwork(nn.Module):
     """All modules of the codec, with random weights."""
+
+    acoustic_encoder: DacEncoder
+    acoustic_decoder: DacDecoder
+    semantic_model: PreTrainedModel
 
     def __init__(self, config: HiggsAudioCodecConfig):
         super().__init__()
@@ -74,7 +83,7 @@ class CodecNetwork(nn.Module):
         self.fc2 = nn.Linear(config.quantizer_width, config.acoustic_dim)
         self.quantizer = build_quantizer(config)
         self.reach: Reach = decoder_reach(self.acoustic_decoder)
-        self._run_decoder = run_decoder
+        self._compiled_decoder: DecoderPass | None = None
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +97,12 @@ class CodecNetwork(nn.Module):
 
     def cast(self, dtype: torch.dtype) -> Self:
         """Compute convolutions and semantic features in `dtype`; what decides codes stays in float32."""
-        for part in (self.acoustic_encoder, self.acoustic_decoder, self.semantic_model, self.encoder_semantic):
+        for part in (
+            self.acoustic_encoder,
+            self.acoustic_decoder,
+            self.semantic_model,
+            self.encoder_semantic,
+        ):
             part.to(dtype)
         return self
 
@@ -123,7 +137,12 @@ class CodecNetwork(nn.Module):
 
     def _decode_latents(self, latents_BTD: Tensor, valid_frames_B: Tensor | None) -> Tensor:
         latents_BDT = latents_BTD.transpose(1, 2).to(self.acoustic_decoder.conv1.weight.dtype)
-        return self._run_decoder(self.acoustic_decoder, latents_BDT, valid_frames_B).float()
+        run: DecoderPass = run_decoder_tiled if self.device.type == "cpu" else run_decoder
+        if torch.is_grad_enabled():
+            run = run_decoder
+        elif self._compiled_decoder is not None:
+            run = self._compiled_decoder
+        return run(self.acoustic_decoder, latents_BDT, valid_frames_B).float()
 
     def forward(self, samples_BN: Tensor, bandwidth_kbps: float | None = None) -> CodecOutput:
         """One pass of training: encode, quantize with gradients passed straight through, decode.
@@ -161,7 +180,10 @@ class CodecNetwork(nn.Module):
         for piece in cut(num_frames, PIECE_S * frames_a_s, around):
             ends_here = piece.stop == num_frames
             # The acoustic encoder hears the recording between two edges of silence; only the ends are made.
-            first, last = piece.start * hop - edge, num_samples + edge if ends_here else piece.stop * hop - edge
+            first, last = (
+                piece.start * hop - edge,
+                num_samples + edge if ends_here else piece.stop * hop - edge,
+            )
             made = (max(-first, 0), max(last - num_samples, 0))
             acoustic = F.pad(samples_BN[:, max(first, 0) : min(last, num_samples)], made)
             heard = samples_BN[:, piece.start * hop : None if ends_here else piece.stop * hop]

@@ -1,12 +1,12 @@
 """The quantizers: latents (B, T, D) ↔ codes (B, K, T), residual by residual.
 
-`ResidualVectorQuantizer`: each codebook projects what the ones before left over to a narrow width, takes the nearest
-code there and projects back. `ResidualFiniteScalarQuantizer`: each rounds what is left to a grid that is finer by its
-number of levels a step; there is nothing to learn but the projections.
+`ResidualVectorQuantizer`: each codebook projects what the ones before left over to a narrow width, takes the
+nearest code there and projects back. `ResidualFiniteScalarQuantizer`: each rounds what is left to a grid that
+is finer by its number of levels a step; there is nothing to learn but the projections.
 
-Both compute in float32 whatever the rest of the codec does, because a code is a decision. In training, gradients pass
-straight through the decision. Nothing here knows of samples or checkpoints; parameter names are those of the
-transformers layout.
+Both compute in float32 whatever the rest of the codec does, because a code is a decision. In training,
+gradients pass straight through the decision. Nothing here knows of samples or checkpoints; parameter names
+are those of the transformers layout.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from higgs_model.codec.config import HiggsAudioCodecConfig
@@ -22,10 +22,11 @@ from higgs_model.codec.config import HiggsAudioCodecConfig
 
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """`latents` (B, T, D) as the decoder will see them, `codes` (B, K, T), and the losses of training (scalars).
+    """`latents` (B, T, D) as the decoder will see them, `codes` (B, K, T), and the losses of training
+    (scalars).
 
-    `commitment_loss` pulls the encoder towards its codes; `codebook_loss` pulls the codes towards the encoder, and is
-    zero where codebooks follow by moving average or cannot move.
+    `commitment_loss` pulls the encoder towards its codes; `codebook_loss` pulls the codes towards the
+    encoder, and is zero where codebooks follow by moving average or cannot move.
     """
 
     latents: Tensor
@@ -37,9 +38,9 @@ class Quantized:
 class EuclideanCodebook(nn.Module):
     """The codes of one quantizer and the statistics by which they follow the data.
 
-    `embed` (size, width); `cluster_size` (size,) and `embed_avg` (size, width) are moving averages of how many
-    vectors, and their sum, each code has drawn; `inited` (1,) is 0 until the first training batch has seeded the
-    codes. `learned_by_gradient` makes `embed` an ordinary parameter instead.
+    `embed` (size, width); `cluster_size` (size,) and `embed_avg` (size, width) are moving averages of how
+    many vectors, and their sum, each code has drawn; `inited` (1,) is 0 until the first training batch has
+    seeded the codes. `learned_by_gradient` makes `embed` an ordinary parameter instead.
     """
 
     decay = 0.99
@@ -172,9 +173,10 @@ class ResidualVectorQuantizer(nn.Module):
 class ResidualFiniteScalarQuantizer(nn.Module):
     """K roundings to a grid of `levels`, each finer than the one before by the number of levels.
 
-    Dimension d of the grid has the values −1, −1 + 2/(L_d − 1), …, 1; a code is the mixed-radix number of the places
-    on it, the first dimension counting fastest. This is the symmetric form (https://arxiv.org/abs/2411.19842) of
-    today's vector-quantize-pytorch; releases before it used another grid.
+    Dimension d of the grid has the values −1, −1 + 2/(L_d − 1), …, 1; a code is the mixed-radix number of the
+    places on it, the first dimension counting fastest. This is the symmetric form
+    (https://arxiv.org/abs/2411.19842) of today's vector-quantize-pytorch; releases before it used another
+    grid.
     """
 
     levels: Tensor
@@ -228,4 +230,8 @@ class ResidualFiniteScalarQuantizer(nn.Module):
 
 def build_quantizer(config: HiggsAudioCodecConfig) -> ResidualVectorQuantizer | ResidualFiniteScalarQuantizer:
     """The quantizer that the configuration names."""
-    return ResidualVectorQuantizer(config) if config.fsq_levels is None else ResidualFiniteScalarQuantizer(config)
+    return (
+        ResidualVectorQuantizer(config)
+        if config.fsq_levels is None
+        else ResidualFiniteScalarQuantizer(config)
+    )

@@ -1,12 +1,13 @@
 """How far a convolutional network sees, and how a long sequence is cut so that nothing is lost at the cuts.
 
-In: the convolutions of a network in the order in which a signal passes them. Out: how many units before and after a
-unit of the coarse sequence (a frame) take part in it, and windows over the sequence with that much real context.
+In: the convolutions of a network in the order in which a signal passes them. Out: how many units before and
+after a unit of the coarse sequence (a frame) take part in it, and windows over the sequence with that much
+real context.
 
-Invariant: the parts that windows keep tile the sequence once and in order, and each kept part has `reach.before`
-units of context before it and `reach.after` after it, unless the sequence begins or ends there. A network computes
-zero padding anew in every layer, so a real beginning or end must be the beginning or end of a window; it can never
-be imitated by zeros. Nothing here touches a sample.
+Invariant: the parts that windows keep tile the sequence once and in order, and each kept part has
+`reach.before` units of context before it and `reach.after` after it, unless the sequence begins or ends
+there. A network computes zero padding anew in every layer, so a real beginning or end must be the beginning
+or end of a window; it can never be imitated by zeros. Nothing here touches a sample.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class Window:
 def network_reach(convolutions: Sequence[Convolution]) -> Reach:
     """What one frame of the coarse side needs or touches.
 
-    Walks back from the output positions of one unit to the input positions that take part in them. For a decoder
-    (transposed convolutions) the unit is a frame of its input; for an encoder it is one output position, and the
-    reach is counted in input hops.
+    Walks back from the output positions of one unit to the input positions that take part in them. For a
+    decoder (transposed convolutions) the unit is a frame of its input; for an encoder it is one output
+    position, and the reach is counted in input hops.
     """
     hop = Fraction(1)
     for layer in convolutions:
@@ -67,7 +68,11 @@ def network_reach(convolutions: Sequence[Convolution]) -> Reach:
 def _needed(convolutions: Sequence[Convolution], first: int, last: int) -> tuple[int, int]:
     """The first and last input position that the output positions first … last depend on."""
     for layer in reversed(convolutions):
-        span, stride, padding = layer.dilation[0] * (layer.kernel_size[0] - 1), layer.stride[0], _padding(layer)
+        span, stride, padding = (
+            layer.dilation[0] * (layer.kernel_size[0] - 1),
+            layer.stride[0],
+            _padding(layer),
+        )
         if isinstance(layer, nn.ConvTranspose1d):
             first, last = -((span - first - padding) // stride), (last + padding) // stride
         else:
@@ -95,8 +100,8 @@ def conv_output_length(convolutions: Iterable[nn.Conv1d], length: int) -> int:
 def cut(num_frames: int, window: int, reach: Reach) -> list[Window]:
     """Windows over [0, num_frames): one alone if it fits, else all exactly `window` frames long.
 
-    The first begins at frame 0 and the last ends at the last frame, so that only real ends are ends; the last one
-    overlaps its neighbour as much as it must.
+    The first begins at frame 0 and the last ends at the last frame, so that only real ends are ends; the last
+    one overlaps its neighbour as much as it must.
     """
     if window <= reach.before + reach.after:
         raise ValueError(f"a window of {window} frames keeps nothing of a reach of {reach}")

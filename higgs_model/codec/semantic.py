@@ -1,20 +1,20 @@
 """The semantic half of the codec: what a speech model hears, at the codec's frame rate.
 
-In: samples at the codec's rate. Out: features (B, T, D), the mean over *all* hidden states of a frozen HuBERT or
-WavLM; and the two small convolutional networks between those features and the latents that are quantized.
+In: samples at the codec's rate. Out: features (B, T, D), the mean over *all* hidden states of a frozen HuBERT
+or WavLM; and the two small convolutional networks between those features and the latents that are quantized.
 
-The speech model is transformers' own. It is always in evaluation mode and takes no gradients, whatever mode the codec
-is in. It sees the whole of what it is given (its attention, and HuBERT-base's first normalisation, run over all of
-it), so features of a piece are not exactly those of the whole.
+The speech model is transformers' own. It is always in evaluation mode and takes no gradients, whatever mode
+the codec is in. It sees the whole of what it is given (its attention, and HuBERT-base's first normalisation,
+run over all of it), so features of a piece are not exactly those of the whole.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import HubertModel, WavLMModel
+from transformers import HubertModel, PreTrainedModel, WavLMModel
 
 from higgs_model.audio.resample import resample_sinc
 from higgs_model.codec.config import HiggsAudioCodecConfig
@@ -25,7 +25,7 @@ EDGE_PADDING_SAMPLES = 160
 _MODELS = {"hubert": HubertModel, "wavlm": WavLMModel}
 
 
-def build_semantic_model(config: HiggsAudioCodecConfig) -> nn.Module:
+def build_semantic_model(config: HiggsAudioCodecConfig) -> PreTrainedModel:
     """The speech model with random weights, its one weight-normed convolution folded to a plain one."""
     model = _MODELS[config.semantic.model_type](config.semantic)
     for module in model.modules():
@@ -34,7 +34,7 @@ def build_semantic_model(config: HiggsAudioCodecConfig) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def semantic_frames(model: nn.Module, config: HiggsAudioCodecConfig, num_samples: int) -> int:
+def semantic_frames(model: PreTrainedModel, config: HiggsAudioCodecConfig, num_samples: int) -> int:
     """Frames of semantic features that `num_samples` at the codec's rate give."""
     resampled = -(-num_samples * config.semantic_sample_rate_hz // config.sample_rate_hz)
     convolutions = [layer.conv for layer in model.feature_extractor.conv_layers]
@@ -44,7 +44,7 @@ def semantic_frames(model: nn.Module, config: HiggsAudioCodecConfig, num_samples
 
 
 @torch.no_grad()
-def semantic_features(model: nn.Module, config: HiggsAudioCodecConfig, samples_BN: Tensor) -> Tensor:
+def semantic_features(model: PreTrainedModel, config: HiggsAudioCodecConfig, samples_BN: Tensor) -> Tensor:
     """Features at the codec's frame rate.
 
     Args:

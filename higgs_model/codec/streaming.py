@@ -1,8 +1,8 @@
 """Codes in as they come, samples out as soon as they are final.
 
-In: frames (K, T) in any portions. Out: samples whose concatenation is what `HiggsAudioCodec.decode` gives for all the
-frames at once. A sample is final when no later frame can change it, that is `lookahead_frames` frames later; the
-number follows from the loaded decoder's convolutions.
+In: frames (K, T) in any portions. Out: samples whose concatenation is what `HiggsAudioCodec.decode` gives for
+all the frames at once. A sample is final when no later frame can change it, that is `lookahead_frames` frames
+later; the number follows from the loaded decoder's convolutions.
 
 Each push runs the decoder over the new frames and their context, so portions much smaller than the context
 (`context_frames` + `lookahead_frames`) cost more than they give.
@@ -73,7 +73,9 @@ class StreamingDecoder:
             return torch.empty(0, device=self.codec.device)
         hop = self.codec.hop_samples
         samples_N = self.codec.decode(self._frames_KT)
-        final = samples_N[(self._emitted_frames - self._first_held) * hop : (stop_frames - self._first_held) * hop]
+        final = samples_N[
+            (self._emitted_frames - self._first_held) * hop : (stop_frames - self._first_held) * hop
+        ]
         self._emitted_frames = stop_frames
         keep_from = max(stop_frames - self.context_frames, self._first_held)
         self._frames_KT = self._frames_KT[:, keep_from - self._first_held :]

@@ -1,8 +1,8 @@
 """Tiny checkpoints of the original layout, and what the reference implementation makes of them.
 
-`checkpoints.json` names the tensors of each checkpoint; their values follow from their names, so that none need be
-stored. `reference.npz` holds the reference's codes, samples and losses for `recording`s, which are integers made
-from NumPy's frozen random stream.
+`checkpoints.json` names the tensors of each checkpoint; their values follow from their names, so that none
+need be stored. `reference.npz` holds the reference's codes, samples and losses for `recording`s, which are
+integers made from NumPy's frozen random stream.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 FOLDER = Path(__file__).parents[2] / "golden" / "codec"
 LENGTHS = (700, 959, 960, 961, 2879, 4801, 9600, 14399, 23456, 30719)
 NAMES = ("rvq_24khz", "rvq_16khz", "rfsq_24khz", "wavlm_avg_24khz")
-"""Eight codebooks of 25 frames a second; twelve of 50; finite scalar; nine with a WavLM, averaged features."""
+"""Eight codebooks of 25 frames a second; twelve of 50; finite scalar; nine with a WavLM, averaged
+features."""
 
 
 @functools.cache
@@ -47,7 +48,9 @@ def write_original(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(entry["config"]))
     (folder / "semantic_config.json").write_text(json.dumps(entry["semantic_config"]))
-    tensors = {key: torch.from_numpy(np.asarray(_values(key, shape))) for key, shape in entry["tensors"].items()}
+    tensors = {
+        key: torch.from_numpy(np.asarray(_values(key, shape))) for key, shape in entry["tensors"].items()
+    }
     torch.save(tensors, folder / "model.pth")
     return folder
 
