@@ -111,16 +111,18 @@ class DelayState:
     def resume(cls, last_frame_BK: Tensor, bos_id: int, eos_id: int) -> DelayState:
         """State after `last_frame_BK` (B, K), the last frame of an unfinished clip in a prompt.
 
-        In an ending clip the codebooks that have given EOS are a prefix; what is left are the others.
+        A clip that is already ending is taken, as the reference takes it, to have had its first EOS in that very frame;
+        at worst it gets some more frames of stream tokens, which never count.
         """
         num_codebooks = last_frame_BK.shape[1]
         started = num_codebooks - (last_frame_BK == bos_id).sum(dim=1)
-        ended = (last_frame_BK == eos_id).cumprod(dim=1).sum(dim=1)
-        remaining = torch.where(ended > 0, num_codebooks - ended, NOT_ENDING)
+        is_eos = last_frame_BK == eos_id
+        frames_after = num_codebooks - 1 - is_eos.int().argmax(dim=1)
+        remaining = torch.where(is_eos.any(dim=1), frames_after, NOT_ENDING)
         return cls(started=started.clamp(max=num_codebooks - 1), remaining=remaining)
 
-    def step(self, sampled_BK: Tensor, bos_id: int, eos_id: int) -> tuple[Tensor, Tensor]:
-        """Turn freely drawn codes into the next frame, and advance.
+    def step(self, sampled_BK: Tensor, active_B: Tensor, bos_id: int, eos_id: int) -> tuple[Tensor, Tensor]:
+        """Turn freely drawn codes into the next frame, and advance the clips that are `active_B` (B,) bool.
 
         Frame j = 1, 2, … has BOS in the codebooks ≥ j. When codebook i is the first to give EOS, the codebooks
         before it become EOS in that frame and one more codebook in each frame after it; the clip ends with the frame
@@ -128,7 +130,7 @@ class DelayState:
 
         Returns:
             frame (B, K), and ended (B,) bool: this frame is the clip's last. The state of an ended clip is that of
-            a new one.
+            a new one. A clip that is not active has a frame without meaning, and does not end.
         """
         num_codebooks = sampled_BK.shape[1]
         codebook = torch.arange(num_codebooks, device=sampled_BK.device)
@@ -144,7 +146,9 @@ class DelayState:
 
         remaining = torch.where(was_ending, self.remaining - 1, last - first_eos)
         remaining = torch.where(ending, remaining, NOT_ENDING)
-        ended = ending & (remaining <= 0)
-        self.started = torch.where(ended, 0, (self.started + 1).clamp(max=last))
-        self.remaining = torch.where(ended, NOT_ENDING, remaining)
+        ended = active_B & ending & (remaining <= 0)
+        started = torch.where(ended, 0, (self.started + 1).clamp(max=last))
+        remaining = torch.where(ended, NOT_ENDING, remaining)
+        self.started = torch.where(active_B, started, self.started)
+        self.remaining = torch.where(active_B, remaining, self.remaining)
         return frame, ended

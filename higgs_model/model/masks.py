@@ -1,0 +1,77 @@
+"""Attention masks, built once for a forward pass and shared by all its layers.
+
+There are three kinds of attention in the network, which differ in the keys that a query may see besides causality
+and padding: all of them, only text (fast-forward layers), only audio (the audio self-attention). What a query that
+takes no part sees does not matter: the layer throws its result away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionMasks:
+    """Masks as the chosen attention implementation wants them; None where it needs none.
+
+    For eager and sdpa: (B, 1, Q, KV) to be added to the scores. For flash attention: (B, KV) bool.
+    """
+
+    shared: Tensor | None
+    text_only: Tensor | None = None
+    audio_only: Tensor | None = None
+
+
+def build_masks(
+    attended_BL: Tensor,
+    audio_BL: Tensor,
+    *,
+    num_queries: int,
+    num_keys: int,
+    has_padding: bool,
+    implementation: str,
+    dtype: torch.dtype,
+    with_text_only: bool,
+    with_audio_only: bool,
+) -> AttentionMasks:
+    """Masks for the last `num_queries` of L positions.
+
+    Args:
+        attended_BL, audio_BL: (B, L) bool, real positions and audio positions so far.
+        num_keys: length of the keys, ≥ L; those beyond L are not written yet.
+        has_padding: whether any position so far is not real; known to the caller without asking the device.
+        implementation: transformers' name of the attention implementation.
+    """
+    keys = {
+        "shared": attended_BL if has_padding or num_keys > attended_BL.shape[1] else None,
+        "text_only": attended_BL & ~audio_BL if with_text_only else None,
+        "audio_only": attended_BL & audio_BL if with_audio_only else None,
+    }
+    if "flash" in implementation:
+        return AttentionMasks(**keys)
+
+    length = attended_BL.shape[1]
+    queries_at = torch.arange(length - num_queries, length, device=attended_BL.device)
+    causal_QL = torch.arange(length, device=attended_BL.device) <= queries_at.unsqueeze(1)
+    # Without padding, causality alone is what attention does by itself: for one query there is nothing to hide,
+    # for a whole sequence sdpa has a flag. Only a continuation by several positions has to be told.
+    if keys["shared"] is None and (
+        1 < num_queries < length or (num_queries > 1 and not implementation.startswith("sdpa"))
+    ):
+        keys["shared"] = attended_BL
+
+    def additive(keys_BL: Tensor | None) -> Tensor | None:
+        if keys_BL is None:
+            return None
+        allowed = causal_QL & keys_BL[:, None, :]
+        if allowed.is_cuda:
+            # The memory-efficient kernel gives NaN for a query without any key, such as padding on the left.
+            allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
+        allowed = torch.nn.functional.pad(allowed, (0, num_keys - length))
+        hidden = torch.finfo(dtype).min
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, hidden).unsqueeze(1)
+
+    return AttentionMasks(**{kind: additive(keys_BL) for kind, keys_BL in keys.items()})

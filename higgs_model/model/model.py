@@ -1,0 +1,446 @@
+"""The Higgs Audio network.
+
+    token ids, codes, mels ─▶ embeddings, merged ─▶ decoder layers ─▶ norm ─▶ text head, audio head
+
+In: a batch of prompts with one placeholder a clip, and the clips. Out: logits, and losses when labels are given. The
+network knows nothing of text, voices or files; parameter names are those of the original checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.utils import ModelOutput
+
+from higgs_model.config import HiggsAudioConfig
+from higgs_model.errors import BadInput
+from higgs_model.model import freezing, layouts, loss
+from higgs_model.model.cache import KVCache
+from higgs_model.model.inputs import ModelInputs, check_inputs
+from higgs_model.model.layers import HiggsAudioDualFFNDecoderLayer, Routing, build_layers
+from higgs_model.model.masks import build_masks
+from higgs_model.model.merge import Clips, Merged, code_clips, feature_clips, merge
+from higgs_model.model.tower import HiggsAudioEncoder, HiggsAudioFeatureProjector
+
+if TYPE_CHECKING:
+    from higgs_model.model.generation import GenerationOutput
+
+TRAINING_ROUND_TO = 8
+"""Without a cache, expanded sequences are padded to a multiple of this, as the checkpoints were trained."""
+
+
+@dataclasses.dataclass
+class HiggsAudioOutput(ModelOutput):
+    """What `HiggsAudioModel.forward` returns; S is the expanded length, T counts the audio-out frames of the batch.
+
+    Attributes:
+        loss: llm_loss + audio_loss, of those that labels were given for.
+        llm_loss, audio_loss: scalars; audio_loss is the weighted sum of codebook_losses.
+        codebook_losses: (K,).
+        logits: (B, S, V), or None without a text head.
+        audio_logits: (T, K, codebook_size + 2) float32, at audio-out positions row by row.
+        expanded_input_ids: (B, S), placeholders repeated.
+        expanded_labels: (B, S), or None.
+        audio_in_mask, audio_in_discrete_codes_mask, audio_out_mask: (B, S) bool.
+        attention_mask: (B, S) bool.
+        past_key_values: the cache, with `use_cache`.
+    """
+
+    loss: Tensor | None = None
+    llm_loss: Tensor | None = None
+    audio_loss: Tensor | None = None
+    codebook_losses: Tensor | None = None
+    logits: Tensor | None = None
+    audio_logits: Tensor | None = None
+    expanded_input_ids: Tensor | None = None
+    expanded_labels: Tensor | None = None
+    audio_in_mask: Tensor | None = None
+    audio_in_discrete_codes_mask: Tensor | None = None
+    audio_out_mask: Tensor | None = None
+    attention_mask: Tensor | None = None
+    past_key_values: KVCache | None = None
+
+
+class HiggsAudioDecoderProjector(nn.Module):
+    """The two heads."""
+
+    def __init__(self, config: HiggsAudioConfig) -> None:
+        super().__init__()
+        text = config.text_config
+        self.text_lm_head: nn.Linear | freezing.PartiallyFrozenLinear | None = (
+            nn.Linear(text.hidden_size, text.vocab_size, bias=False) if config.use_text_head else None
+        )
+        self.audio_lm_head = nn.Linear(
+            text.hidden_size, config.audio_num_codebooks * config.num_codebook_rows, bias=False
+        )
+
+
+class HiggsAudioModel(PreTrainedModel):
+    """Higgs Audio: a Llama backbone that reads and speaks text tokens and audio frames.
+
+    `from_pretrained` and `save_pretrained` know both checkpoint layouts (see `higgs_model.checkpoint`); `generate` is
+    the plain way to generate, the engine the fast one.
+
+    Attributes:
+        audio_codebook_weights: (K,) weight of each codebook in the audio loss; equal, and 1 in sum.
+        revision: the hub commit that the weights came from, or None.
+    """
+
+    config_class = HiggsAudioConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["HiggsAudioDualFFNDecoderLayer", "LlamaDecoderLayer", "WhisperEncoderLayer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+
+    def __init__(self, config: HiggsAudioConfig) -> None:
+        super().__init__(config)
+        text = config.text_config
+        # The base class settles this for the whole; the attention modules look at their own part.
+        for part in (text, config.audio_encoder_config):
+            part._attn_implementation = config._attn_implementation
+        self.embed_tokens: nn.Embedding | freezing.PartiallyFrozenEmbedding = nn.Embedding(
+            text.vocab_size, text.hidden_size, config.pad_token_id
+        )
+        self.layers = build_layers(config)
+        self.norm = LlamaRMSNorm(text.hidden_size, eps=text.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(text)
+        self.audio_tower = None if config.skip_audio_tower else HiggsAudioEncoder(config.audio_encoder_config)
+        self.audio_encoder_proj = None if config.skip_audio_tower else HiggsAudioFeatureProjector(config)
+        self.audio_decoder_proj = HiggsAudioDecoderProjector(config)
+        self.audio_codebook_embeddings = nn.Embedding(
+            config.audio_num_codebooks * config.num_codebook_rows, text.hidden_size
+        )
+        self.audio_out_embed_projector = (
+            nn.Linear(text.hidden_size, text.hidden_size, bias=False) if config.use_audio_out_embed_projector else None
+        )
+        self.reset_buffers()
+        self.revision: str | None = None
+        self.post_init()
+
+    def reset_buffers(self) -> None:
+        """Compute anew what follows from the configuration and is in no checkpoint."""
+        config = self.config
+        device = self.embed_tokens_device
+        weights = torch.full((config.audio_num_codebooks,), 1 / config.audio_num_codebooks, device=device)
+        rows = torch.arange(config.audio_num_codebooks, device=device) * config.num_codebook_rows
+        self.register_buffer("audio_codebook_weights", weights, persistent=False)
+        self.register_buffer("audio_codebook_offsets", rows, persistent=False)
+        self.rotary_emb = LlamaRotaryEmbedding(config.text_config).to(device)
+
+    @property
+    def embed_tokens_device(self) -> torch.device:
+        return next(self.embed_tokens.parameters()).device
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights, zero biases, norms of one, as the reference starts from nothing."""
+        std = self.config.audio_encoder_config.init_std
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Embedding)):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, (nn.LayerNorm, LlamaRMSNorm)):
+            nn.init.ones_(module.weight)
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            nn.init.zeros_(bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx].zero_()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        attn_implementation: str | None = None,
+    ) -> HiggsAudioModel:
+        """Load a checkpoint of the original or of the transformers layout, ready for inference.
+
+        Args:
+            path_or_hub_id: a folder, or a repository of the Hugging Face hub.
+            dtype: of the weights; None is what the checkpoint says.
+            device: where the weights go, each straight from its file; None is the CPU.
+            revision: branch, tag or commit on the hub; what was found is in `revision` of the model.
+            local_files_only: never ask the hub, as HF_HUB_OFFLINE=1 does for all.
+            attn_implementation: "eager", "sdpa" or "flash_attention_2"; None is the best that is installed.
+
+        Raises:
+            BadCheckpoint: it is not there, cannot be read, or holds other tensors than its configuration asks for.
+            BadConfig: its configuration contradicts itself.
+        """
+        return layouts.load_model(
+            cls,
+            path_or_hub_id,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            local_files_only=local_files_only,
+            attn_implementation=attn_implementation,
+        )
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        layout: layouts.Layout = "original",
+        max_shard_size: int | str = "5GB",
+    ) -> None:
+        """Write config.json and safetensors, split rows joined.
+
+        Args:
+            layout: "original" is read by the reference implementation, "transformers" by transformers' port.
+
+        Raises:
+            BadConfig: the transformers layout cannot express this network.
+        """
+        layouts.save_model(self, save_directory, layout=layout, max_shard_size=max_shard_size)
+
+    # ------------------------------------------------------------------ embedding
+
+    def embed_frames(self, frames: Tensor) -> Tensor:
+        """(…, K) int64 → (…, D): the sum, or mean, over codebooks."""
+        embedded = self.audio_codebook_embeddings(frames + self.audio_codebook_offsets)
+        embedded = embedded.mean(dim=-2) if self.config.audio_embed_avg else embedded.sum(dim=-2)
+        if self.audio_out_embed_projector is not None:
+            embedded = self.audio_out_embed_projector(embedded)
+        return embedded
+
+    def merge(self, inputs: ModelInputs, *, left_padding: bool, round_to: int) -> Merged:
+        """Embed a checked batch and expand its placeholders."""
+        features: Clips | None = None
+        mels, tower, projector = inputs.audio_features, self.audio_tower, self.audio_encoder_proj
+        # Without a clip the tower still runs when gradients are wanted: every parameter must be in the graph.
+        if tower is not None and projector is not None and mels is not None and (len(mels) or torch.is_grad_enabled()):
+            encoded, lengths = tower(mels, inputs.audio_feature_attention_mask)
+            features = self._present(feature_clips(projector(encoded), lengths), inputs)
+        codes: Clips | None = None
+        if inputs.audio_in_ids is not None and inputs.audio_in_ids_start is not None:
+            codes = code_clips(self.embed_frames(inputs.audio_in_ids.T), inputs.audio_in_ids_start)
+            codes = self._present(codes, inputs)
+        return merge(
+            self.config,
+            inputs.input_ids,
+            self.embed_tokens(inputs.input_ids),
+            inputs.attention_mask,
+            inputs.label_ids,
+            audio_in_features=features,
+            audio_in_codes=codes,
+            audio_out=code_clips(self.embed_frames(inputs.audio_out_ids.T), inputs.audio_out_ids_start),
+            left_padding=left_padding,
+            round_to=round_to,
+        )
+
+    def _present(self, clips: Clips, inputs: ModelInputs) -> Clips:
+        """No clips of this kind at all, though there are recordings: each has length zero here."""
+        if clips.lengths.numel():
+            return clips
+        num_recordings = int((inputs.input_ids == self.config.audio_in_token_idx).sum())
+        return Clips(clips.embeddings, clips.lengths.new_zeros(num_recordings))
+
+    # ------------------------------------------------------------------ backbone
+
+    def backbone(
+        self,
+        embeddings_BSD: Tensor,
+        attended_BS: Tensor,
+        audio_BS: Tensor,
+        cache: KVCache | None = None,
+        *,
+        all_audio: bool | None = None,
+        has_padding: bool | None = None,
+    ) -> Tensor:
+        """Decoder layers and final norm, over new positions that may continue those in `cache`.
+
+        Args:
+            attended_BS: bool, real positions. audio_BS: bool, positions that take the audio path.
+            all_audio: True or False when the caller knows that no position is of the other kind.
+            has_padding: whether a new position is not real; None looks.
+
+        Returns:
+            (B, S, D).
+        """
+        if has_padding is None:
+            has_padding = not bool(attended_BS.all())
+        past = KVCache() if cache is None else cache
+        # Positions count real tokens only; where padding stands does not matter.
+        position_ids = (past.num_attended + attended_BS.cumsum(dim=1) - 1).masked_fill(~attended_BS, 1)
+        past.extend(attended_BS, audio_BS, has_padding)
+        masks = build_masks(
+            past.attended,
+            past.audio,
+            num_queries=embeddings_BSD.shape[1],
+            num_keys=past.visible,
+            has_padding=past.has_padding,
+            implementation=self.config._attn_implementation,
+            dtype=embeddings_BSD.dtype,
+            with_text_only=self._has_fast_forward and not all_audio,
+            with_audio_only=self.config.use_audio_out_self_attention and all_audio is not False,
+        )
+        routing = Routing.of(audio_BS, all_audio)
+        rope = self.rotary_emb(embeddings_BSD, position_ids)
+        hidden = embeddings_BSD
+        for layer in self.layers:
+            if isinstance(layer, HiggsAudioDualFFNDecoderLayer):
+                hidden = layer(hidden, routing=routing, masks=masks, position_embeddings=rope, past_key_values=cache)
+            else:
+                hidden = layer(hidden, attention_mask=masks.shared, position_embeddings=rope, past_key_values=cache)
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    @property
+    def _has_fast_forward(self) -> bool:
+        return bool(self.config.audio_adapter_type == "dual_ffn_fast_forward")
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """(…, D) → (…, V).
+
+        Raises:
+            BadInput: the checkpoint came without a text head.
+        """
+        head = self.audio_decoder_proj.text_lm_head
+        if head is None:
+            raise BadInput(
+                "this checkpoint has no text head, so it can only speak: let the prompt end in "
+                f"{self.config.audio_out_bos_token}"
+            )
+        logits: Tensor = head(hidden)
+        return logits
+
+    def audio_logits(self, hidden: Tensor) -> Tensor:
+        """(…, D) → (…, K, codebook_size + 2) float32."""
+        logits: Tensor = self.audio_decoder_proj.audio_lm_head(hidden)
+        return logits.unflatten(-1, (self.config.audio_num_codebooks, -1)).float()
+
+    # ------------------------------------------------------------------ the whole
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio_features: Tensor | None = None,
+        audio_feature_attention_mask: Tensor | None = None,
+        audio_in_ids: Tensor | None = None,
+        audio_in_ids_start: Tensor | None = None,
+        audio_out_ids: Tensor | None = None,
+        audio_out_ids_start: Tensor | None = None,
+        label_ids: Tensor | None = None,
+        label_audio_ids: Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        use_cache: bool = False,
+    ) -> HiggsAudioOutput:
+        """Run a batch of prompts. For shapes see `ModelInputs`, for results `HiggsAudioOutput`.
+
+        With a cache, or for a single row, expanded rows are aligned on the right, else on the left; with a cache
+        they are not rounded up in length.
+
+        Raises:
+            BadInput: the batch cannot be what the caller meant.
+        """
+        inputs = check_inputs(
+            self.config,
+            self.embed_tokens_device,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            audio_features=audio_features,
+            audio_feature_attention_mask=audio_feature_attention_mask,
+            audio_in_ids=audio_in_ids,
+            audio_in_ids_start=audio_in_ids_start,
+            audio_out_ids=audio_out_ids,
+            audio_out_ids_start=audio_out_ids_start,
+            label_ids=label_ids,
+            label_audio_ids=label_audio_ids,
+        )
+        use_cache = use_cache or past_key_values is not None
+        if use_cache and past_key_values is None:
+            past_key_values = KVCache()
+        merged = self.merge(
+            inputs,
+            left_padding=use_cache or inputs.input_ids.shape[0] == 1,
+            round_to=1 if use_cache else TRAINING_ROUND_TO,
+        )
+        hidden = self.backbone(merged.embeddings_BSD, merged.attention_mask_BS, merged.audio_mask_BS, past_key_values)
+        output = HiggsAudioOutput(
+            logits=self.text_logits(hidden) if self.config.use_text_head else None,
+            audio_logits=self.audio_logits(hidden[merged.audio_out_mask_BS]),
+            expanded_input_ids=merged.input_ids_BS,
+            expanded_labels=merged.labels_BS,
+            audio_in_mask=merged.audio_in_mask_BS,
+            audio_in_discrete_codes_mask=merged.audio_in_codes_mask_BS,
+            audio_out_mask=merged.audio_out_mask_BS,
+            attention_mask=merged.attention_mask_BS,
+            past_key_values=past_key_values,
+        )
+        self._add_losses(output, inputs)
+        return output
+
+    def _add_losses(self, output: HiggsAudioOutput, inputs: ModelInputs) -> None:
+        if output.expanded_labels is not None and output.logits is not None:
+            output.llm_loss = loss.text_loss(output.logits, output.expanded_labels)
+        if inputs.label_audio_ids is not None and output.audio_logits is not None:
+            output.codebook_losses = loss.codebook_losses(
+                output.audio_logits, inputs.label_audio_ids, inputs.audio_out_ids_start
+            )
+            output.audio_loss = (output.codebook_losses * self.audio_codebook_weights).sum()
+        parts = [part for part in (output.llm_loss, output.audio_loss) if part is not None]
+        if parts:
+            output.loss = torch.stack(parts).sum()
+
+    def generate(self, *args: Any, **kwargs: Any) -> GenerationOutput:
+        """Generate text and audio; see `higgs_model.model.generation.generate`."""
+        from higgs_model.model.generation import generate
+
+        return generate(self, *args, **kwargs)
+
+    # ------------------------------------------------------------------ training
+
+    def freeze_llm(self, freeze_embed: bool = True, freeze_embed_until_idx: int | None = None) -> None:
+        """Freeze the backbone as it was before audio came; of the embedding all rows, or those before an index."""
+        freezing.freeze(freezing.text_parts(self.layers, self.norm))
+        if not freeze_embed:
+            return
+        if freeze_embed_until_idx is None:
+            freezing.freeze([self.embed_tokens])
+        else:
+            self.embed_tokens = freezing.PartiallyFrozenEmbedding(self.embed_tokens, freeze_embed_until_idx)
+
+    def freeze_text_head(self, freeze_text_head_until_idx: int | None = None) -> None:
+        """Freeze the text head, all of it or the outputs before an index."""
+        heads = self.audio_decoder_proj
+        if freeze_text_head_until_idx is None or heads.text_lm_head is None:
+            freezing.freeze([heads.text_lm_head])
+        else:
+            heads.text_lm_head = freezing.PartiallyFrozenLinear(heads.text_lm_head, freeze_text_head_until_idx)
+
+    def freeze_audio_tower(self) -> None:
+        """Freeze the audio tower, if there is one."""
+        freezing.freeze([self.audio_tower])
+
+    def freeze_audio_encoder_proj(self) -> None:
+        """Freeze the projector from the audio tower, if there is one."""
+        freezing.freeze([self.audio_encoder_proj])
+
+    def parameter_count_per_component(self) -> dict[str, dict[str, int]]:
+        """{"trainable": …, "total": …}, each with audio_tower, llm_embed, llm_non_embed, audio_embed, audio_adapter
+        and overall; the five components make up overall."""
+        heads = self.audio_decoder_proj
+        llm = freezing.text_parts(self.layers, self.norm)
+        components: dict[str, list[nn.Module | None]] = {
+            "audio_tower": [self.audio_tower],
+            "llm_embed": [self.embed_tokens, heads.text_lm_head],
+            "llm_non_embed": [*llm],
+            "audio_embed": [self.audio_codebook_embeddings],
+        }
+        named = {id(p) for part in components.values() for m in part if m is not None for p in m.parameters()}
+        adapter = nn.ParameterList([p for p in self.parameters() if id(p) not in named])
+        present = {name: [m for m in part if m is not None] for name, part in components.items()}
+        return freezing.parameter_counts({**present, "audio_adapter": [adapter]}, self)

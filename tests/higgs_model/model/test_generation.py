@@ -1,0 +1,212 @@
+"""Plain generation: batches, seeds, modes, streaming, limits."""
+
+import pytest
+import torch
+
+from higgs_model.delay import from_stream
+from higgs_model.errors import BadInput
+from higgs_model.model import KVCache
+from tests import builders
+from tests.builders import AUDIO_EOS, BOS, EOS, EOT, OUT, OUT_BOS, SIZE, K
+
+
+def single(batch, row, clip_frames):
+    """One row of a batch, alone and without padding."""
+    real = batch["attention_mask"][row].bool()
+    start = batch["audio_out_ids_start"][row]
+    return {
+        "input_ids": batch["input_ids"][row, real].unsqueeze(0),
+        "audio_out_ids": batch["audio_out_ids"][:, start : start + clip_frames[row]],
+        "audio_out_ids_start": torch.tensor([0]),
+    }
+
+
+KINDS = {
+    "dual ffn": {},
+    "fast forward": {"audio_adapter_type": "dual_ffn_fast_forward", "audio_dual_ffn_layers": [0, 2]},
+    "audio attention": {"use_audio_out_self_attention": True, "audio_dual_ffn_layers": [0, 2]},
+    "stack": {"audio_adapter_type": "stack"},
+}
+
+
+@pytest.mark.parametrize("end", [OUT_BOS, 7], ids=["audio", "text first"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_row_in_a_batch_says_what_it_says_alone(kind, attention, end):
+    model = builders.model(seed=5, **kind)
+    model.set_attn_implementation(attention)
+    frames = [5, 11, 7]
+    batch = builders.batch([9, 17, 12], frames, seed=2, end=end)
+    options = {"max_new_tokens": 40, "do_sample": True, "top_p": 0.9, "ras_win_len": 5}
+    seeds = [3, 1, 4]
+    together = model.generate(**batch, **options, seed=seeds)
+    for row in range(3):
+        alone = model.generate(**single(batch, row, frames), **options, seed=seeds[row])
+        mine = [c for c, r in zip(together.audio_sequences, together.audio_rows, strict=True) if r == row]
+        assert len(mine) == len(alone.audio_sequences)
+        for found, wanted in zip(mine, alone.audio_sequences, strict=True):
+            assert torch.equal(found, wanted)
+        prompt = batch["input_ids"].shape[1]
+        answer = alone.sequences[0, int(batch["attention_mask"][row].sum()) :]
+        assert torch.equal(together.sequences[row, prompt : prompt + len(answer)], answer)
+
+
+def test_eager_and_sdpa_agree():
+    batch = builders.batch([9, 17], [5, 11], seed=2)
+    logits = []
+    for attention in ("sdpa", "eager"):
+        model = builders.model(skip_audio_tower=False, use_audio_out_self_attention=True)
+        model.set_attn_implementation(attention)
+        output = model(**batch)
+        logits.append(output.logits[output.attention_mask])
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_cached_continuation_is_the_whole(kind):
+    """Text and audio, in several goes over one cache, against everything at once."""
+    model = builders.model(seed=3, **kind)
+    generator = torch.Generator().manual_seed(0)
+    codes = builders.clip(generator, 9)
+    prompt = torch.tensor([[1, 2, OUT_BOS, OUT, AUDIO_EOS, 3, OUT_BOS, OUT, 4, 5]])
+    whole = model(prompt, audio_out_ids=codes, audio_out_ids_start=torch.tensor([0, 5]), use_cache=True)
+    for max_length in (None, 64):
+        cache = KVCache(max_length)
+        parts = [
+            model(
+                prompt[:, :4], audio_out_ids=codes[:, :5], audio_out_ids_start=torch.tensor([0]), past_key_values=cache
+            ),
+            model(prompt[:, 4:7], past_key_values=cache),
+            model(
+                prompt[:, 7:9], audio_out_ids=codes[:, 5:], audio_out_ids_start=torch.tensor([0]), past_key_values=cache
+            ),
+            model(prompt[:, 9:], past_key_values=cache),
+        ]
+        torch.testing.assert_close(torch.cat([p.logits for p in parts], 1), whole.logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.cat([p.audio_logits for p in parts]), whole.audio_logits, atol=1e-5, rtol=0)
+
+
+def test_a_static_cache_that_is_full_says_so():
+    model = builders.model()
+    cache = KVCache(4)
+    model(torch.tensor([[1, 2, 3]]), past_key_values=cache)
+    with pytest.raises(BadInput, match="the sequence needs 5 positions, but the static cache has 4"):
+        model(torch.tensor([[4, 5]]), past_key_values=cache)
+
+
+def test_seeds_decide():
+    model = builders.model()
+    batch = builders.batch([9, 9], [5, 5])
+    options = {"max_new_tokens": 30, "do_sample": True, "top_k": 0}
+    one, again = (model.generate(**batch, **options, seed=1).audio_sequences for _ in range(2))
+    other = model.generate(**batch, **options, seed=2).audio_sequences
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not torch.equal(one[0], other[0])
+    torch.manual_seed(0)
+    unseeded = model.generate(**batch, **options).audio_sequences
+    assert not torch.equal(unseeded[0], model.generate(**batch, **options).audio_sequences[0])
+    torch.manual_seed(0)
+    assert torch.equal(unseeded[0], model.generate(**batch, **options).audio_sequences[0])
+
+
+def test_clips_keep_to_the_grammar():
+    """Whatever is drawn: BOS ramps up at the start, EOS down at the end, and between them only sound."""
+    model = builders.model(seed=8)
+    with torch.no_grad():  # EOS now and then
+        model.audio_decoder_proj.audio_lm_head.weight.view(K, SIZE + 2, -1)[:, EOS] *= 1.3
+    batch = builders.batch([9] * 16, [5] * 16)
+    output = model.generate(**batch, max_new_tokens=60, do_sample=True, top_k=0, seed=list(range(16)))
+    ended = 0
+    for clip in output.audio_sequences:
+        for k, row in enumerate(clip.tolist()):
+            assert row[: k + 1] == [BOS] * min(k + 1, len(row))
+            assert BOS not in row[k + 1 :]
+        ended += (clip[: K - 1, -1] == EOS).all().item()
+        codes = from_stream(clip, SIZE)
+        assert codes.numel() == 0 or codes.max() < SIZE
+    assert ended > 10
+    assert len(output.audio_sequences) >= 16
+
+
+def test_an_answer_stops_at_the_given_token():
+    model = builders.model(seed=2)
+    prompt = torch.tensor([[1, 2, 3]])
+    free = model.generate(prompt, max_new_tokens=12, eos_token_id=[]).sequences[0, 3:].tolist()
+    stop = free[4]
+    stopped = model.generate(prompt, max_new_tokens=12, eos_token_id=stop).sequences[0, 3:].tolist()
+    assert stopped == free[: free.index(stop) + 1]
+    model.config.eos_token_id = stop
+    assert model.generate(prompt, max_new_tokens=12).sequences[0, 3:].tolist() == stopped
+
+
+def test_placeholders_are_never_said():
+    model = builders.model()
+    with torch.no_grad():
+        model.audio_decoder_proj.text_lm_head.weight[[builders.IN, OUT]] = 50.0
+    answer = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=30, eos_token_id=[]).sequences[0, 3:]
+    assert not {builders.IN, OUT} & {token for token in answer.tolist() if token != OUT}
+
+
+class Recorder:
+    def __init__(self):
+        self.values, self.ended = [], 0
+
+    def put(self, value):
+        self.values.append(value)
+
+    def end(self):
+        self.ended += 1
+
+
+def test_a_streamer_hears_everything_in_order():
+    model = builders.model(seed=4)
+    with torch.no_grad():
+        model.audio_decoder_proj.audio_lm_head.weight.view(K, SIZE + 2, -1)[0, EOS] *= 2
+    prompt = torch.tensor([[1, 2, OUT_BOS]])
+    recorder = Recorder()
+    output = model.generate(prompt, max_new_tokens=60, streamer=recorder, seed=5, do_sample=True, eos_token_id=EOT)
+    assert recorder.ended == 1
+    assert torch.equal(recorder.values[0], prompt)
+    frames = [value for value in recorder.values[1:] if value.shape == (K,)]
+    words = [value.item() for value in recorder.values[1:] if value.shape == (1,)]
+    assert torch.equal(torch.stack(frames, dim=1), torch.cat(output.audio_sequences, dim=1))
+    # The end of a clip is told by its last frame, not by a token.
+    assert words == [token for token in output.sequences[0, 3:].tolist() if token != AUDIO_EOS]
+    assert AUDIO_EOS in output.sequences[0].tolist()
+
+
+def test_without_a_text_head_a_row_ends_with_its_clip():
+    model = builders.model(use_text_head=False)
+    assert model(torch.tensor([[1, 2]])).logits is None
+    with torch.no_grad():
+        model.audio_decoder_proj.audio_lm_head.weight.view(K, SIZE + 2, -1)[:, EOS] *= 3
+    output = model.generate(torch.tensor([[1, OUT_BOS]]), max_new_tokens=200, do_sample=True, seed=1)
+    assert output.sequences.tolist() == [[1, OUT_BOS, OUT]]
+    assert output.audio_sequences[0].shape[1] < 200
+    with pytest.raises(BadInput, match=r"no text head and can only speak: let every prompt end in <\|audio_out_bos\|>"):
+        model.generate(torch.tensor([[1, 2]]))
+
+
+def test_a_frame_limit_keeps_the_last_complete_frame():
+    model = builders.model()
+    builders.silence_stream_tokens(model.audio_decoder_proj.audio_lm_head.weight, K, SIZE + 2)
+    output = model.generate(torch.tensor([[1, OUT_BOS]]), max_new_tokens=20)
+    assert output.audio_sequences[0].shape == (K, 20)
+    assert from_stream(output.audio_sequences[0], SIZE).shape == (K, 20 - K)
+
+
+def test_memory_that_was_never_written_is_never_read():
+    """Positions beyond the sequence, poisoned, change nothing."""
+    model = builders.model(use_audio_out_self_attention=True)
+    batch = builders.batch([6, 9], [3, 5])
+
+    class Poisoned(KVCache):
+        def _with_room(self, stored, like, dim):
+            roomy = super()._with_room(stored, like, dim)
+            if stored is not roomy and roomy.is_floating_point():
+                roomy.narrow(dim, self.length, roomy.shape[dim] - self.length).fill_(float("nan"))
+            return roomy
+
+    clean = model(**batch, past_key_values=KVCache())
+    poisoned = model(**batch, past_key_values=Poisoned())
+    assert torch.equal(clean.logits, poisoned.logits)
