@@ -47,14 +47,10 @@ def read_recording(source: str | Path | BinaryIO, name: str | None = None) -> Re
     name = name or "recording"
     try:
         with soundfile.SoundFile(source) as file:
-            blocks = [
-                block.mean(axis=1) for block in file.blocks(_BLOCK_FRAMES, dtype="float32", always_2d=True)
-            ]
+            blocks = [block.mean(axis=1) for block in file.blocks(_BLOCK_FRAMES, dtype="float32", always_2d=True)]
             sample_rate_hz = file.samplerate
     except soundfile.LibsndfileError as error:
-        raise BadInput(
-            f"{name}: not a recording that can be read ({error.error_string.rstrip('.')})."
-        ) from error
+        raise BadInput(f"{name}: not a recording that can be read ({error.error_string.rstrip('.')}).") from error
     if not blocks:
         raise BadInput(f"{name}: a recording without a single sample.")
     try:

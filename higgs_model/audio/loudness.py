@@ -32,9 +32,7 @@ def integrated_loudness_lufs(samples_N: Samples, sample_rate_hz: int) -> float:
     num_blocks = round((duration_s - _BLOCK_S) / (_BLOCK_S * _STEP_SHARE)) + 1
     energy = np.concatenate([[0.0], np.cumsum(np.square(weighted))])
     starts = np.array([int(_BLOCK_S * (block * _STEP_SHARE) * sample_rate_hz) for block in range(num_blocks)])
-    stops = np.array(
-        [int(_BLOCK_S * (block * _STEP_SHARE + 1) * sample_rate_hz) for block in range(num_blocks)]
-    )
+    stops = np.array([int(_BLOCK_S * (block * _STEP_SHARE + 1) * sample_rate_hz) for block in range(num_blocks)])
     powers = (energy[np.minimum(stops, len(weighted))] - energy[starts]) / (_BLOCK_S * sample_rate_hz)
     powers = powers[_lufs(powers) >= _ABSOLUTE_GATE_LUFS]
     if len(powers) == 0:

@@ -148,9 +148,7 @@ def run_decoder(decoder: DacDecoder, latents_BDT: Tensor, valid_frames_B: Tensor
     return _decoder_end(decoder, hidden, ends_B11)
 
 
-def run_decoder_tiled(
-    decoder: DacDecoder, latents_BDT: Tensor, valid_frames_B: Tensor | None = None
-) -> Tensor:
+def run_decoder_tiled(decoder: DacDecoder, latents_BDT: Tensor, valid_frames_B: Tensor | None = None) -> Tensor:
     """As `run_decoder`, in an order that suits a CPU.
 
     The first block has the most weights and the smallest activations: all rows go through it together. The
@@ -177,8 +175,7 @@ def run_decoder_tiled(
     return samples_BN
 
 
-def _decoder_block(block: DacDecoderBlock, hidden: Tensor, ends_B11: Tensor | None) -> tuple[Tensor, Tensor |
-None]:
+def _decoder_block(block: DacDecoderBlock, hidden: Tensor, ends_B11: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """One change of rate; what is valid grows with it."""
     hidden = block.conv_t1(_zero_beyond(_snake(block.snake1, hidden), ends_B11))
     ends_B11 = None if ends_B11 is None else ends_B11 * block.conv_t1.stride[0]

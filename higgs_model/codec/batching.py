@@ -56,9 +56,7 @@ def plan(lengths: Sequence[int], reach: Reach, shape: BatchShape) -> Iterator[Ba
             yield Batch(tuple(members[first : first + step]), length)
 
 
-def gather(
-    clips_KT: Sequence[Tensor], batch: Batch, num_rows: int | None = None
-) -> tuple[Tensor, Tensor | None]:
+def gather(clips_KT: Sequence[Tensor], batch: Batch, num_rows: int | None = None) -> tuple[Tensor, Tensor | None]:
     """Lay out a batch.
 
     Args:

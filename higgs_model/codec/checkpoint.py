@@ -7,7 +7,7 @@
 * transformers: `config.json` (`model_type: higgs_audio_v2_tokenizer`) and `model.safetensors`, or shards of
   it.
 
-In: a folder or a hub id. Out: the configuration and a state dictionary under our names, checked tensor by
+In: a located folder. Out: the configuration and a state dictionary under our names, checked tensor by
 tensor by the caller's network. A `model.pth` is read as tensors only; a pickle that holds anything else is
 refused. Nothing is fetched but the named repository itself. Every fault is a `BadCheckpoint` naming the file.
 """
@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import huggingface_hub
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from higgs_model.checkpoint import SINGLE_FILE, Location, TensorFiles
 from higgs_model.codec import config as configs
 from higgs_model.codec.config import HiggsAudioCodecConfig
 from higgs_model.codec.names import State, fold_weight_norm, original_name, our_name, unfold_weight_norm
@@ -33,7 +33,6 @@ from higgs_model.errors import BadCheckpoint
 Layout = Literal["transformers", "original"]
 
 _CONFIG, _SEMANTIC_CONFIG, _ORIGINAL_WEIGHTS = "config.json", "semantic_config.json", "model.pth"
-_TRANSFORMERS_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PORT_TYPE = "higgs_audio_v2_tokenizer"
 _UNUSED = "semantic_model.masked_spec_embed"
 """Replaces masked features while a speech model is trained; ours never is."""
@@ -41,37 +40,20 @@ _POSITIONS = "semantic_model.encoder.pos_conv_embed.conv."
 """The speech model's one weight-normed convolution; its magnitudes lie along the taps (axis 2)."""
 
 
-def read_checkpoint(
-    path_or_hub_id: str | Path, revision: str | None = None
-) -> tuple[HiggsAudioCodecConfig, State]:
+def read_checkpoint(location: Location) -> tuple[HiggsAudioCodecConfig, State]:
     """Read a checkpoint of either layout.
-
-    Args:
-        path_or_hub_id: a folder, or a repository on the hub (taken from the cache when offline).
-        revision: branch, tag or commit on the hub.
 
     Returns:
         The configuration, and the tensors under our names on the CPU, weight norm folded.
     """
-    folder = _folder(path_or_hub_id, revision)
+    folder = location.directory
     raw = _read_json(folder / _CONFIG)
     if raw.get("model_type") == _PORT_TYPE:
-        state = _read_safetensors(folder)
+        files = TensorFiles(folder)
+        state = files.read(files.shapes, "cpu", None)
         count = len({name.split(".")[2] for name in state if name.startswith("quantizer.quantizers.")})
         return configs.from_transformers(raw, count), _clean(state)
     return _read_original(folder, raw)
-
-
-def _folder(path_or_hub_id: str | Path, revision: str | None) -> Path:
-    """Where a checkpoint lies, brought from the hub if it is no folder here."""
-    if Path(path_or_hub_id).is_dir():
-        return Path(path_or_hub_id)
-    try:
-        return Path(huggingface_hub.snapshot_download(str(path_or_hub_id), revision=revision))
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(
-            f"{path_or_hub_id}: no such folder, and no repository of that name could be had from the hub ({error})."
-        ) from error
 
 
 def _read_original(folder: Path, raw: Mapping[str, Any]) -> tuple[HiggsAudioCodecConfig, State]:
@@ -82,9 +64,7 @@ def _read_original(folder: Path, raw: Mapping[str, Any]) -> tuple[HiggsAudioCode
             raise BadCheckpoint(f"{weights}: there is no tensor {name!r}; this is not a Higgs Audio codec.")
     path = folder / _SEMANTIC_CONFIG
     semantic = configs.semantic_config(_read_json(path)) if path.exists() else None
-    config = configs.from_original(
-        raw, semantic, {name: tuple(tensor.shape) for name, tensor in state.items()}
-    )
+    config = configs.from_original(raw, semantic, {name: tuple(tensor.shape) for name, tensor in state.items()})
     return config, _clean({our_name(name, len(config.ratios)): tensor for name, tensor in state.items()})
 
 
@@ -119,23 +99,6 @@ def _read_tensors_only(path: Path) -> State:
     return state
 
 
-def _read_safetensors(folder: Path) -> State:
-    shards: Iterable[str] = [_TRANSFORMERS_WEIGHTS]
-    if (folder / _INDEX).exists():
-        shards = sorted(set(_read_json(folder / _INDEX)["weight_map"].values()))
-    state: State = {}
-    for shard in shards:
-        try:
-            state |= safetensors.torch.load_file(folder / shard)
-        except FileNotFoundError:
-            raise BadCheckpoint(
-                f"{folder / shard}: there is no such file; {_CONFIG} says it has one."
-            ) from None
-        except safetensors.SafetensorError as error:
-            raise BadCheckpoint(f"{folder / shard}: not a safetensors file ({error}).") from error
-    return state
-
-
 def fill(network: nn.Module, state: State, source: str | Path) -> None:
     """Put the tensors into the network; every one must fit and none may be missing."""
     wanted = network.state_dict()
@@ -166,9 +129,7 @@ def _some(names: list[str]) -> str:
     return f" (the first is {names[0]})" if names else ""
 
 
-def write_checkpoint(
-    folder: Path, config: HiggsAudioCodecConfig, state: Mapping[str, Tensor], layout: Layout
-) -> None:
+def write_checkpoint(folder: Path, config: HiggsAudioCodecConfig, state: Mapping[str, Tensor], layout: Layout) -> None:
     """Write a checkpoint that the original, transformers' port and `read_checkpoint` can load.
 
     Args:
@@ -180,7 +141,7 @@ def write_checkpoint(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     state = _unfold_positions(state)
     if layout == "transformers":
-        safetensors.torch.save_file(state, folder / _TRANSFORMERS_WEIGHTS, metadata={"format": "pt"})
+        safetensors.torch.save_file(state, folder / SINGLE_FILE, metadata={"format": "pt"})
         return
     semantic = json.dumps(config.semantic.to_dict(), indent=2)
     (folder / _SEMANTIC_CONFIG).write_text(semantic + "\n", encoding="utf-8")

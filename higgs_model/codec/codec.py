@@ -24,6 +24,7 @@ from torch import Tensor
 from higgs_model.audio.loudness import normalize_loudness
 from higgs_model.audio.resample import resample
 from higgs_model.audio.waveform import Waveform, to_mono
+from higgs_model.checkpoint import locate
 from higgs_model.codec import checkpoint
 from higgs_model.codec.acoustic import run_decoder
 from higgs_model.codec.batching import BatchShape, gather, plan
@@ -40,10 +41,15 @@ _GPU_SHAPE = BatchShape(window_frames=128, batch_frames=4096, multiple_frames=32
 
 
 class HiggsAudioCodec(CodecNetwork):
-    """The codec, ready for use. Constructed, it has random weights; see `from_pretrained`."""
+    """The codec, ready for use. Constructed, it has random weights; see `from_pretrained`.
 
-    def __init__(self, config: HiggsAudioCodecConfig):
+    Attributes:
+        revision: the hub commit that the checkpoint is a snapshot of; None for a folder of the user's.
+    """
+
+    def __init__(self, config: HiggsAudioCodecConfig) -> None:
         super().__init__(config)
+        self.revision: str | None = None
         self._compiled_batch_size: int | None = None
 
     @classmethod
@@ -64,8 +70,10 @@ class HiggsAudioCodec(CodecNetwork):
             codes
                 of `encode` differ from float32's here and there.
         """
-        config, state = checkpoint.read_checkpoint(path_or_hub_id, revision)
+        location = locate(path_or_hub_id, revision=revision)
+        config, state = checkpoint.read_checkpoint(location)
         codec = cls(config)
+        codec.revision = location.revision
         checkpoint.fill(codec, state, path_or_hub_id)
         return codec.to(device=device).cast(dtype).eval()
 
@@ -126,9 +134,7 @@ class HiggsAudioCodec(CodecNetwork):
         Returns:
             (K, T) int64 on the codec's device.
         """
-        return self.encode_batch(
-            [waveform], sample_rate, bandwidth_kbps=bandwidth_kbps, normalized=normalized
-        )[0]
+        return self.encode_batch([waveform], sample_rate, bandwidth_kbps=bandwidth_kbps, normalized=normalized)[0]
 
     @torch.inference_mode()
     def encode_batch(

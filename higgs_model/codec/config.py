@@ -120,9 +120,7 @@ class HiggsAudioCodecConfig:
     @property
     def semantic_downsample_factor(self) -> int:
         """Semantic features of one frame."""
-        features = (
-            self.hop_samples * self.semantic_sample_rate_hz / self.sample_rate_hz / SEMANTIC_STRIDE_SAMPLES
-        )
+        features = self.hop_samples * self.semantic_sample_rate_hz / self.sample_rate_hz / SEMANTIC_STRIDE_SAMPLES
         return int(features)
 
     @property
@@ -170,9 +168,7 @@ _ORIGINAL_UNUSED = {
 _METADATA = {"architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path"}
 
 
-def from_original(
-    raw: Mapping[str, Any], semantic: PretrainedConfig | None, shapes: Shapes
-) -> HiggsAudioCodecConfig:
+def from_original(raw: Mapping[str, Any], semantic: PretrainedConfig | None, shapes: Shapes) -> HiggsAudioCodecConfig:
     """Read the original layout's `config.json`.
 
     Args:
@@ -293,8 +289,7 @@ def to_transformers(config: HiggsAudioCodecConfig) -> dict[str, Any]:
         "model_type": "higgs_audio_v2_tokenizer",
         "sample_rate": config.sample_rate_hz,
         "semantic_sample_rate": config.semantic_sample_rate_hz,
-        "target_bandwidths": [kbps for kbps in config.target_bandwidths_kbps if kbps < full_kbps]
-        + [full_kbps],
+        "target_bandwidths": [kbps for kbps in config.target_bandwidths_kbps if kbps < full_kbps] + [full_kbps],
         "codebook_size": config.codebook_size,
         "codebook_dim": config.codebook_width,
         "acoustic_model_config": {
@@ -314,24 +309,19 @@ def _check_spellable(config: HiggsAudioCodecConfig) -> None:
     refusals = {
         "a finite scalar quantizer": config.fsq_levels is not None,
         f"a quantizer {config.quantizer_width} wide": config.quantizer_width != config.latent_width,
-        f"semantic latents {config.semantic_width} wide": config.semantic_width
-        != config.semantic.hidden_size,
+        f"semantic latents {config.semantic_width} wide": config.semantic_width != config.semantic.hidden_size,
         "averaged semantic features": config.semantic_downsampling != "step_down",
         "a codebook as wide as the quantizer": config.codebook_width == config.quantizer_width,
     }
     for what, is_there in refusals.items():
         if is_there:
-            raise BadConfig(
-                f"the transformers layout cannot spell {what}; save in the original layout instead."
-            )
+            raise BadConfig(f"the transformers layout cannot spell {what}; save in the original layout instead.")
 
 
 def semantic_config(raw: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration of a HuBERT (default) or WavLM, with masking off: it is a frozen feature extractor."""
     kind = raw.get("model_type", "hubert")
     if kind not in SEMANTIC_KINDS:
-        raise BadConfig(
-            f"semantic model configuration: model_type is {kind!r}; known are {', '.join(SEMANTIC_KINDS)}."
-        )
+        raise BadConfig(f"semantic model configuration: model_type is {kind!r}; known are {', '.join(SEMANTIC_KINDS)}.")
     values = {key: value for key, value in raw.items() if key != "model_type"}
     return SEMANTIC_KINDS[kind](**values | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0})

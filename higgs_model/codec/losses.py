@@ -51,7 +51,7 @@ class CodecLosses:
 class CodecLoss(nn.Module):
     """Judges a pass of the network against the samples that went in."""
 
-    def __init__(self, sample_rate_hz: int, weights: LossWeights | None = None):
+    def __init__(self, sample_rate_hz: int, weights: LossWeights | None = None) -> None:
         super().__init__()
         self.weights = weights or LossWeights()
         for window, bands in zip(MEL_WINDOWS, MEL_BANDS, strict=True):
@@ -77,9 +77,7 @@ class CodecLoss(nn.Module):
         parts = []
         for window in MEL_WINDOWS:
             filters = self.get_buffer(f"mel_{window}")
-            parts.append(
-                F.l1_loss(_log(filters @ _stft(made, window)), _log(filters @ _stft(wanted, window)))
-            )
+            parts.append(F.l1_loss(_log(filters @ _stft(made, window)), _log(filters @ _stft(wanted, window))))
         return torch.stack(parts).mean()
 
 

@@ -71,7 +71,7 @@ class CodecNetwork(nn.Module):
     acoustic_decoder: DacDecoder
     semantic_model: PreTrainedModel
 
-    def __init__(self, config: HiggsAudioCodecConfig):
+    def __init__(self, config: HiggsAudioCodecConfig) -> None:
         super().__init__()
         self.config = config
         self.acoustic_encoder, self.acoustic_decoder = build_acoustic(config)

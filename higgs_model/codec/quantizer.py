@@ -12,6 +12,7 @@ are those of the transformers layout.
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,7 @@ class EuclideanCodebook(nn.Module):
     cluster_size: Tensor
     embed_avg: Tensor
 
-    def __init__(self, size: int, width: int):
+    def __init__(self, size: int, width: int) -> None:
         super().__init__()
         self.embed = nn.Parameter(torch.randn(size, width) / width**0.5, requires_grad=False)
         self.register_buffer("inited", torch.zeros(1))
@@ -107,7 +108,7 @@ def _draw(vectors: Tensor, count: int) -> Tensor:
 class VectorQuantizer(nn.Module):
     """One codebook between its two projections."""
 
-    def __init__(self, dim: int, codebook_size: int, codebook_dim: int):
+    def __init__(self, dim: int, codebook_size: int, codebook_dim: int) -> None:
         super().__init__()
         projects = codebook_dim != dim
         self.project_in = nn.Linear(dim, codebook_dim) if projects else nn.Identity()
@@ -122,7 +123,7 @@ class VectorQuantizer(nn.Module):
 class ResidualVectorQuantizer(nn.Module):
     """K vector quantizers, each working on what the ones before it left."""
 
-    def __init__(self, config: HiggsAudioCodecConfig):
+    def __init__(self, config: HiggsAudioCodecConfig) -> None:
         super().__init__()
         self.quantizers = nn.ModuleList(
             VectorQuantizer(config.quantizer_width, config.codebook_size, config.codebook_width)
@@ -132,14 +133,14 @@ class ResidualVectorQuantizer(nn.Module):
     def encode(self, latents_BTD: Tensor, num_codebooks: int) -> Tensor:
         """(B, T, D) → (B, K, T)."""
         residual, codes = latents_BTD, []
-        for quantizer in self.quantizers[:num_codebooks]:
+        for quantizer in self._first(num_codebooks):
             codes.append(quantizer.codebook.nearest(quantizer.project_in(residual)))
             residual = residual - quantizer.decode(codes[-1])
         return torch.stack(codes, dim=1)
 
     def decode(self, codes_BKT: Tensor) -> Tensor:
         """(B, K, T) → (B, T, D); fewer codebooks than there are give a coarser result."""
-        first, *rest = zip(self.quantizers, codes_BKT.unbind(1), strict=False)
+        first, *rest = zip(self._first(codes_BKT.shape[1]), codes_BKT.unbind(1), strict=True)
         latents = first[0].decode(first[1])
         for quantizer, indices in rest:
             latents = latents + quantizer.decode(indices)
@@ -149,25 +150,24 @@ class ResidualVectorQuantizer(nn.Module):
         """Quantize for training: codebooks follow the batch when in training mode."""
         residual, out = latents_BTD, torch.zeros_like(latents_BTD)
         codes, commitment, codebook = [], [], []
-        for quantizer in self.quantizers[:num_codebooks]:
+        for quantizer in self._first(num_codebooks):
             book, vectors = quantizer.codebook, quantizer.project_in(residual)
             if self.training:
                 book.seed(vectors)
             indices = book.nearest(vectors)
             chosen = F.embedding(indices, book.embed)
             commitment.append(F.mse_loss(vectors, chosen.detach()))
-            codebook.append(
-                F.mse_loss(chosen, vectors.detach()) if book.learned_by_gradient else vectors.new_zeros(())
-            )
+            codebook.append(F.mse_loss(chosen, vectors.detach()) if book.learned_by_gradient else vectors.new_zeros(()))
             # Forward the code, backward the vector itself.
             quantized = quantizer.project_out(vectors + (chosen - vectors).detach())
             if self.training:
                 book.follow(vectors, indices)
             residual, out = residual - quantized, out + quantized
             codes.append(indices)
-        return Quantized(
-            out, torch.stack(codes, dim=1), torch.stack(commitment).mean(), torch.stack(codebook).mean()
-        )
+        return Quantized(out, torch.stack(codes, dim=1), torch.stack(commitment).mean(), torch.stack(codebook).mean())
+
+    def _first(self, num_codebooks: int) -> list[VectorQuantizer]:
+        return cast(list[VectorQuantizer], list(self.quantizers[:num_codebooks]))
 
 
 class ResidualFiniteScalarQuantizer(nn.Module):
@@ -181,7 +181,7 @@ class ResidualFiniteScalarQuantizer(nn.Module):
 
     levels: Tensor
 
-    def __init__(self, config: HiggsAudioCodecConfig):
+    def __init__(self, config: HiggsAudioCodecConfig) -> None:
         super().__init__()
         if config.fsq_levels is None:
             raise ValueError("a finite scalar quantizer needs fsq_levels")
@@ -230,8 +230,4 @@ class ResidualFiniteScalarQuantizer(nn.Module):
 
 def build_quantizer(config: HiggsAudioCodecConfig) -> ResidualVectorQuantizer | ResidualFiniteScalarQuantizer:
     """The quantizer that the configuration names."""
-    return (
-        ResidualVectorQuantizer(config)
-        if config.fsq_levels is None
-        else ResidualFiniteScalarQuantizer(config)
-    )
+    return ResidualVectorQuantizer(config) if config.fsq_levels is None else ResidualFiniteScalarQuantizer(config)

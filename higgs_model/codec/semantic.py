@@ -64,7 +64,7 @@ def semantic_features(model: PreTrainedModel, config: HiggsAudioCodecConfig, sam
 
 
 class _ResidualUnit(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv1d(channels, channels, 3, padding=1, bias=False)
         self.conv2 = nn.Conv1d(channels, channels, 1, bias=False)
@@ -74,7 +74,7 @@ class _ResidualUnit(nn.Module):
 
 
 class _EncoderBlock(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.res_units = nn.ModuleList([_ResidualUnit(channels), _ResidualUnit(channels)])
         self.conv = nn.Conv1d(channels, channels, 3, padding=1)
@@ -96,7 +96,7 @@ class _DecoderBlock(_EncoderBlock):
 class SemanticEncoder(nn.Module):
     """Features (B, D, T) → latents (B, D', T); every frame sees a few neighbours."""
 
-    def __init__(self, feature_dim: int, latent_dim: int):
+    def __init__(self, feature_dim: int, latent_dim: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(feature_dim, latent_dim, 3, padding=1, bias=False)
         self.conv_blocks = nn.ModuleList([_EncoderBlock(latent_dim), _EncoderBlock(latent_dim)])
@@ -111,7 +111,7 @@ class SemanticEncoder(nn.Module):
 class SemanticDecoder(nn.Module):
     """Latents (B, D', T) → features (B, D, T). Only training asks for them back."""
 
-    def __init__(self, latent_dim: int, feature_dim: int):
+    def __init__(self, latent_dim: int, feature_dim: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv1d(latent_dim, feature_dim, 3, padding=1, bias=False)
         self.conv_blocks = nn.ModuleList([_DecoderBlock(feature_dim), _DecoderBlock(feature_dim)])

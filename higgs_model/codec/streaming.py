@@ -20,7 +20,7 @@ from higgs_model.errors import BadInput
 class StreamingDecoder:
     """The decoder of one clip. Between pushes it holds the frames that later samples still need."""
 
-    def __init__(self, codec: HiggsAudioCodec):
+    def __init__(self, codec: HiggsAudioCodec) -> None:
         self.codec = codec
         self._frames_KT: Tensor | None = None
         self._first_held = 0
@@ -73,9 +73,7 @@ class StreamingDecoder:
             return torch.empty(0, device=self.codec.device)
         hop = self.codec.hop_samples
         samples_N = self.codec.decode(self._frames_KT)
-        final = samples_N[
-            (self._emitted_frames - self._first_held) * hop : (stop_frames - self._first_held) * hop
-        ]
+        final = samples_N[(self._emitted_frames - self._first_held) * hop : (stop_frames - self._first_held) * hop]
         self._emitted_frames = stop_frames
         keep_from = max(stop_frames - self.context_frames, self._first_held)
         self._frames_KT = self._frames_KT[:, keep_from - self._first_held :]

@@ -48,9 +48,7 @@ def write_original(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(entry["config"]))
     (folder / "semantic_config.json").write_text(json.dumps(entry["semantic_config"]))
-    tensors = {
-        key: torch.from_numpy(np.asarray(_values(key, shape))) for key, shape in entry["tensors"].items()
-    }
+    tensors = {key: torch.from_numpy(np.asarray(_values(key, shape))) for key, shape in entry["tensors"].items()}
     torch.save(tensors, folder / "model.pth")
     return folder
 
