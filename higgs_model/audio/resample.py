@@ -4,7 +4,7 @@
 windowed-sinc resampler in front of the semantic model: the same filter as torchaudio's default, on any
 device, without torchaudio.
 
-Both give ⌈N × to / from⌉ samples for N.
+Both give ⌈N × to / from⌉ samples for N, but that `resample` rounds the product first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def resample(samples_N: npt.NDArray[np.float32], from_hz: int, to_hz: int) -> np
         raise BadInput(f"recording: its sample rate is {from_hz} Hz; wanted a positive rate.")
     if from_hz == to_hz:
         return samples_N
-    length = -(-len(samples_N) * to_hz // from_hz)
+    # In floats, as librosa does in front of the reference: it can give a sample more, and with it other last frames.
+    length = math.ceil(len(samples_N) * (to_hz / from_hz))
     resampled = soxr.resample(samples_N, from_hz, to_hz, quality="soxr_hq")[:length]
     return np.pad(resampled, (0, length - len(resampled)))
 

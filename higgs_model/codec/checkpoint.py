@@ -86,12 +86,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
+_UNPICKLING_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AssertionError,
+)
+"""What torch.load raises for a file that is something else, depending on its first bytes."""
+
+
 def _read_tensors_only(path: Path) -> State:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadCheckpoint(f"{path}: there is no such file; the original layout has one.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _UNPICKLING_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadCheckpoint(f"{path}: refused, it is not a file of tensors alone ({reason}).") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):

@@ -90,7 +90,11 @@ def test_zeros_after_a_clip_would_leak(codec):
 def test_the_reach_is_exactly_as_far_as_a_change_is_heard(ratios):
     torch.manual_seed(0)
     semantic = HubertModel.config_class(
-        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_conv_pos_embedding_groups=2,
     )
     config = HiggsAudioCodecConfig(
         sample_rate_hz=16000 if len(ratios) == 4 else 24000,
