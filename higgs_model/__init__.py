@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from higgs_model.codec import HiggsAudioCodec as HiggsAudioCodec
     from higgs_model.config import HiggsAudioConfig as HiggsAudioConfig
     from higgs_model.config import HiggsAudioEncoderConfig as HiggsAudioEncoderConfig
     from higgs_model.model import HiggsAudioModel as HiggsAudioModel
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "HiggsAudioConfig": "higgs_model.config",
     "HiggsAudioEncoderConfig": "higgs_model.config",
+    "HiggsAudioCodec": "higgs_model.codec",
     "HiggsAudioModel": "higgs_model.model",
     "Script": "higgs_model.script.script",
 }

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import json
 
-NAMES = ("model",)
+NAMES = ("codec", "model")
 
 
 def main() -> None:

@@ -1,0 +1,68 @@
+"""Recordings from files.
+
+In: a path, or an open binary file. Out: mono float32 samples with their sample rate, or `BadInput` in one
+sentence that names the file. Whatever libsndfile reads is read: WAV of 8 to 64 bits, FLAC, MP3, Ogg Vorbis,
+Opus, AIFF and more, at any sample rate. Reads block by block and mixes down as it goes, so a long recording
+takes the memory of its mono samples and no more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from higgs_model.audio.waveform import to_mono
+from higgs_model.errors import BadInput
+
+_BLOCK_FRAMES = 1 << 18
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """Mono samples (N,) float32, full scale ±1, all finite, at least one."""
+
+    samples: npt.NDArray[np.float32]
+    sample_rate_hz: int
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / self.sample_rate_hz
+
+
+def read_recording(source: str | Path | BinaryIO, name: str | None = None) -> Recording:
+    """Read one recording.
+
+    Args:
+        source: a path, or a seekable binary file.
+        name: what errors call it; by default its path.
+    """
+    if isinstance(source, str | Path):
+        name = name or str(source)
+        _check_path(Path(source), name)
+    name = name or "recording"
+    try:
+        with soundfile.SoundFile(source) as file:
+            blocks = [block.mean(axis=1) for block in file.blocks(_BLOCK_FRAMES, dtype="float32", always_2d=True)]
+            sample_rate_hz = file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise BadInput(f"{name}: not a recording that can be read ({error.error_string.rstrip('.')}).") from error
+    if not blocks:
+        raise BadInput(f"{name}: a recording without a single sample.")
+    try:
+        return Recording(to_mono(np.concatenate(blocks)), sample_rate_hz)
+    except BadInput as error:
+        raise BadInput(f"{name}: {error}") from None
+
+
+def _check_path(path: Path, name: str) -> None:
+    if path.is_dir():
+        raise BadInput(f"{name}: a folder; wanted a recording.")
+    if not path.exists():
+        raise BadInput(f"{name}: there is no such file.")
+    if path.stat().st_size == 0:
+        raise BadInput(f"{name}: the file is empty (0 bytes); wanted a recording.")

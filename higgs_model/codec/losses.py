@@ -1,0 +1,111 @@
+"""The losses that a codec is trained with, and their sum.
+
+In: original and reconstructed samples (B, N), and what the network's forward pass says of its quantizer and
+its semantic half. Out: scalars. The spectral losses are those of the Descript codec
+(https://arxiv.org/abs/2306.06546): several window lengths, linear and logarithmic magnitudes. Knows no
+optimizer and no discriminator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from higgs_model.codec.network import CodecOutput
+
+_FLOOR = 1e-5
+"""Magnitudes below this count as silence."""
+STFT_WINDOWS = (2048, 512)
+MEL_WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
+MEL_BANDS = (5, 10, 20, 40, 80, 160, 320)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """How much each loss counts in the sum."""
+
+    mel: float = 15.0
+    stft: float = 1.0
+    waveform: float = 1.0
+    commitment: float = 1.0
+    codebook: float = 1.0
+    semantic: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecLosses:
+    """Each loss as it is, and `total`, their weighted sum."""
+
+    total: Tensor
+    mel: Tensor
+    stft: Tensor
+    waveform: Tensor
+    commitment: Tensor
+    codebook: Tensor
+    semantic: Tensor
+
+
+class CodecLoss(nn.Module):
+    """Judges a pass of the network against the samples that went in."""
+
+    def __init__(self, sample_rate_hz: int, weights: LossWeights | None = None) -> None:
+        super().__init__()
+        self.weights = weights or LossWeights()
+        for window, bands in zip(MEL_WINDOWS, MEL_BANDS, strict=True):
+            filters = mel_filters(sample_rate_hz, window, bands)
+            self.register_buffer(f"mel_{window}", filters, persistent=False)
+
+    def forward(self, output: CodecOutput, samples_BN: Tensor) -> CodecLosses:
+        """Losses of a pass; the shorter of the two sounds says how much of them is compared."""
+        num_samples = min(output.audio.shape[1], samples_BN.shape[1])
+        made, wanted = output.audio[:, :num_samples], samples_BN[:, :num_samples]
+        losses = {
+            "mel": self._mel(made, wanted),
+            "stft": torch.stack([_spectral(_stft(made, w), _stft(wanted, w)) for w in STFT_WINDOWS]).sum(),
+            "waveform": F.l1_loss(made, wanted),
+            "commitment": output.commitment_loss,
+            "codebook": output.codebook_loss,
+            "semantic": output.semantic_loss,
+        }
+        total = torch.stack([getattr(self.weights, name) * loss for name, loss in losses.items()]).sum()
+        return CodecLosses(total=total, **losses)
+
+    def _mel(self, made: Tensor, wanted: Tensor) -> Tensor:
+        parts = []
+        for window in MEL_WINDOWS:
+            filters = self.get_buffer(f"mel_{window}")
+            parts.append(F.l1_loss(_log(filters @ _stft(made, window)), _log(filters @ _stft(wanted, window))))
+        return torch.stack(parts).mean()
+
+
+def _stft(samples_BN: Tensor, window: int) -> Tensor:
+    """Magnitudes (B, window // 2 + 1, frames), a quarter of the window apart."""
+    taper = torch.hann_window(window, device=samples_BN.device)
+    padded = F.pad(samples_BN, (window // 2, window // 2))
+    spectrum = torch.stft(padded, window, window // 4, window=taper, center=False, return_complex=True)
+    # A magnitude of exactly zero has no gradient.
+    return (spectrum.real.square() + spectrum.imag.square() + _FLOOR**2).sqrt()
+
+
+def _spectral(made: Tensor, wanted: Tensor) -> Tensor:
+    return F.l1_loss(made, wanted) + F.l1_loss(_log(made), _log(wanted))
+
+
+def _log(magnitudes: Tensor) -> Tensor:
+    return magnitudes.clamp_min(_FLOOR).log10()
+
+
+def mel_filters(sample_rate_hz: int, window: int, bands: int) -> Tensor:
+    """Triangular filters of equal area, evenly spaced in mel, (bands, window // 2 + 1).
+
+    Narrow bands of a short window can fall between two bins; they are empty, and cost nothing.
+    """
+    top = 2595 * torch.log10(torch.tensor(1 + sample_rate_hz / 2 / 700))
+    edges_hz = 700 * (10 ** (torch.linspace(0, 1, bands + 2) * top / 2595) - 1)
+    bins_hz = torch.linspace(0, sample_rate_hz / 2, window // 2 + 1)
+    low, centre, high = (edges_hz[start : start + bands].unsqueeze(1) for start in (0, 1, 2))
+    rising, falling = (bins_hz - low) / (centre - low), (high - bins_hz) / (high - centre)
+    return torch.minimum(rising, falling).clamp_min(0) * 2 / (high - low)
