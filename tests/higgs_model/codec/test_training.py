@@ -1,0 +1,98 @@
+"""A small codec learns from nothing; codebooks follow the data and the dead ones come back."""
+
+import pytest
+import torch
+from transformers import HubertConfig
+
+from higgs_model.codec import HiggsAudioCodec, HiggsAudioCodecConfig
+from higgs_model.codec.losses import CodecLoss, mel_filters
+from higgs_model.codec.quantizer import EuclideanCodebook
+
+SEMANTIC = HubertConfig(
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
+    conv_dim=(8,) * 7,
+    num_conv_pos_embeddings=8,
+    num_conv_pos_embedding_groups=2,
+)
+
+
+def small_codec(**changes):
+    torch.manual_seed(0)
+    settings = {
+        "num_codebooks": 3,
+        "codebook_size": 32,
+        "codebook_dim": 8,
+        "acoustic_dim": 16,
+        "encoder_channels": 4,
+        "decoder_channels": 64,
+        "semantic": SEMANTIC,
+    }
+    return HiggsAudioCodec(HiggsAudioCodecConfig(**settings | changes)).train()
+
+
+def voices(batch_size, seconds=0.4):
+    """Chords that fade, a different one a row."""
+    generator = torch.Generator().manual_seed(0)
+    time_s = torch.arange(int(24000 * seconds)) / 24000
+    pitches_hz = 150 + 500 * torch.rand(batch_size, 3, 1, generator=generator)
+    return 0.2 * torch.sin(2 * torch.pi * pitches_hz * time_s).sum(1) * torch.exp(-3 * time_s)
+
+
+@pytest.mark.parametrize("by", ["averages", "gradient", "fsq"])
+def test_a_small_codec_learns_from_nothing(by):
+    codec = small_codec(fsq_levels=(8, 5, 5)) if by == "fsq" else small_codec()
+    codec.learn_codebooks_by_gradient(by == "gradient")
+    judge, samples = CodecLoss(codec.sample_rate), voices(4)
+    learners = [parameter for parameter in codec.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learners, lr=2e-3)
+    totals = []
+    for _ in range(25):
+        losses = judge(codec(samples), samples)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        totals.append(losses.total.item())
+    assert sum(totals[-5:]) < 0.75 * sum(totals[:5])
+    assert codec.eval().encode(samples[0], codec.sample_rate).shape == (3, 10)
+
+
+def test_gradients_reach_every_learner_and_not_the_semantic_model():
+    codec = small_codec()
+    samples = voices(2)
+    CodecLoss(codec.sample_rate)(codec(samples), samples).total.backward()
+    without = [name for name, parameter in codec.named_parameters() if parameter.grad is None]
+    assert without
+    assert all(name.startswith("semantic_model.") or name.endswith("codebook.embed") for name in without)
+    assert not codec.semantic_model.training
+
+
+def test_the_first_batch_seeds_the_codes_and_dead_ones_come_back():
+    book = EuclideanCodebook(4, 2)
+    vectors = torch.tensor([[1.0, 0], [0, 1.0], [-1.0, 0], [0, -1.0]]).repeat(5, 1)
+    book.seed(vectors)
+    assert book.inited.item() == 1
+    assert all((code == vectors).all(1).any() for code in book.embed)
+    with torch.no_grad():
+        book.embed.copy_(torch.tensor([[1.0, 0], [0, 1.0], [-1.0, 0], [9.0, 9.0]]))
+        book.embed_avg.copy_(book.embed * 2)
+    for _ in range(3):
+        book.follow(vectors, book.nearest(vectors))
+    assert book.cluster_size.min() >= 1.9
+    assert book.embed.abs().max() < 2
+
+
+def test_evaluation_moves_no_codebook():
+    codec = small_codec().eval()
+    before = {name: tensor.clone() for name, tensor in codec.quantizer.state_dict().items()}
+    codec(voices(1))
+    assert all(torch.equal(before[name], tensor) for name, tensor in codec.quantizer.state_dict().items())
+
+
+def test_mel_filters_cover_the_band():
+    filters = mel_filters(24000, 2048, 80)
+    assert filters.shape == (80, 1025)
+    assert (filters >= 0).all()
+    assert (filters.sum(1) > 0).all()
