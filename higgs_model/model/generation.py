@@ -14,7 +14,7 @@ import dataclasses
 import enum
 from collections.abc import Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from higgs_model.delay import DelayState
 from higgs_model.errors import BadInput
 from higgs_model.model.cache import KVCache
 from higgs_model.model.inputs import ModelInputs, check_inputs
+from higgs_model.model.options import check_options, eos_ids, whole_numbers
 from higgs_model.sampling import TEXT_LANE, FrameSampler, SamplingParams, draw, uniform
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def generate(
         audio_out_ids=audio_out_ids,
         audio_out_ids_start=audio_out_ids_start,
     )
-    _check_options(max_new_tokens, cache_implementation, streamer, inputs.input_ids.shape[0])
-    run = _Generation(model, _aligned_right(inputs), sampling, seed, _eos_ids(model, eos_token_id), streamer)
+    check_options(max_new_tokens, cache_implementation, streamer, inputs.input_ids.shape[0])
+    run = _Generation(model, _aligned_right(inputs), sampling, seed, eos_ids(model.config, eos_token_id), streamer)
     hidden = run.prefill(max_new_tokens if cache_implementation == "static" else None)
     for step in range(max_new_tokens):
         run.answer(step, hidden)
@@ -131,36 +132,6 @@ def generate(
             break
         hidden = run.feed()
     return run.result()
-
-
-def _check_options(max_new_tokens: object, cache: str, streamer: BaseStreamer | None, batch_size: int) -> None:
-    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
-        raise BadInput(f"max_new_tokens={max_new_tokens!r} is not a positive whole number")
-    if cache not in ("dynamic", "static"):
-        raise BadInput(f"cache_implementation={cache!r} is unknown, wanted dynamic or static")
-    if streamer is not None and batch_size != 1:
-        raise BadInput(f"a streamer follows one row, but the batch has {batch_size}")
-
-
-def _eos_ids(model: HiggsAudioModel, given: int | Sequence[int] | None) -> frozenset[int]:
-    config = model.config
-    for ids in (given, config.eos_token_id, config.text_config.eos_token_id):
-        if ids is not None:
-            return frozenset(_whole_numbers("eos_token_id", ids))
-    return frozenset()
-
-
-def _whole_numbers(name: str, given: object) -> list[int]:
-    """One number or several, as a list."""
-    values: list[Any] = (
-        list(given) if isinstance(given, Sequence | frozenset) and not isinstance(given, str) else [given]
-    )
-    for value in values:
-        if not isinstance(value, Integral):
-            raise BadInput(f"{name}={given!r} is neither a whole number nor a sequence of them")
-        if not -(2**63) <= int(value) < 2**63:
-            raise BadInput(f"{name}={value} does not fit into 64 bits")
-    return [int(value) for value in values]
 
 
 def _aligned_right(inputs: ModelInputs) -> ModelInputs:
@@ -208,7 +179,7 @@ class _Generation:
     def _seeds(self, seed: int | Sequence[int] | None) -> Tensor:
         if seed is None:
             return torch.randint(2**62, (self.batch_size,)).to(self.device)
-        seeds = _whole_numbers("seed", seed) * (self.batch_size if isinstance(seed, Integral) else 1)
+        seeds = whole_numbers("seed", seed) * (self.batch_size if isinstance(seed, Integral) else 1)
         if len(seeds) != self.batch_size:
             raise BadInput(f"{len(seeds)} seeds were given for a batch of {self.batch_size}")
         return torch.tensor(seeds, dtype=torch.int64, device=self.device)

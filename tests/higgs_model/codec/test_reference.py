@@ -14,7 +14,7 @@ resolution, and the order in which another processor, or one thread more, adds u
 the reference's run all eight are equal; what is asked for everywhere are these."""
 
 
-def same(name, found, wanted):
+def assert_same(name, found, wanted):
     exact = EXACT_RFSQ_CODEBOOKS if name.startswith("rfsq") else None
     assert found.shape == wanted.shape
     np.testing.assert_array_equal(found[:exact].numpy(), wanted[:exact])
@@ -26,7 +26,7 @@ def test_codes_are_the_references(load, name, num_samples):
     codec = load(name)
     codes = codec.encode(golden.recording(num_samples), codec.sample_rate)
     assert codes.dtype == torch.int64
-    same(name, codes, golden.reference()[f"{name}/codes/{num_samples}"])
+    assert_same(name, codes, golden.reference()[f"{name}/codes/{num_samples}"])
 
 
 @pytest.mark.parametrize("name", golden.NAMES)
@@ -41,7 +41,7 @@ def test_samples_are_the_references(load, name, num_samples):
 @pytest.mark.parametrize("name", golden.NAMES)
 @pytest.mark.parametrize("rate_hz", [8000, 44100])
 def test_codes_of_other_sample_rates_are_the_references(load, name, rate_hz):
-    same(
+    assert_same(
         name,
         load(name).encode(golden.recording(22050, 1), rate_hz),
         golden.reference()[f"{name}/codes_{rate_hz}hz"],
@@ -52,7 +52,7 @@ def test_codes_of_other_sample_rates_are_the_references(load, name, rate_hz):
 def test_codes_after_loudness_normalization_are_the_references(load, name):
     codec = load(name)
     codes = codec.encode(golden.recording(22050, 1), codec.sample_rate, normalized=True)
-    same(name, codes, golden.reference()[f"{name}/codes_normalized"])
+    assert_same(name, codes, golden.reference()[f"{name}/codes_normalized"])
 
 
 @pytest.mark.parametrize("name", ["rvq_24khz", "rvq_16khz"])
@@ -61,7 +61,7 @@ def test_a_target_bandwidth_buys_the_references_codebooks(load, name):
     kbps = codec.config.target_bandwidths_kbps[0]
     wanted = golden.reference()[f"{name}/codes_bandwidth"]
     assert len(wanted) < codec.num_codebooks
-    same(name, codec.encode(golden.recording(9600), codec.sample_rate, bandwidth_kbps=kbps), wanted)
+    assert_same(name, codec.encode(golden.recording(9600), codec.sample_rate, bandwidth_kbps=kbps), wanted)
 
 
 @pytest.mark.parametrize("name", ["rvq_24khz", "rvq_16khz"])
