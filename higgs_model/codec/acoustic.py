@@ -8,12 +8,11 @@ exactly T × hop samples, and there is no final tanh.
 
 The forward passes are written out here, for two reasons: a row of a batch may be shorter than the batch, and
 what lies beyond its end must be zero before *every* convolution, as it is when the row stands alone; and
-without gradients the activation works in place, which is most of what is saved on a CPU.
+without gradients the activation works in place. `stages` runs the same decoder the way a CPU likes it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -31,8 +30,6 @@ from transformers.models.dac.modeling_dac import (
 from higgs_model.codec.config import HiggsAudioCodecConfig
 from higgs_model.codec.reach import Reach, conv_output_length, cut, network_reach
 
-TILE_FRAMES = 64
-"""Frames that go through the decoder's later blocks at a time on a CPU: their activations stay near its caches."""
 ENCODER_WINDOW_SAMPLES = 240_000
 """Encoder input at a time: 10 s at 24 kHz. At the published width that is some 200 MB of activations."""
 
@@ -76,8 +73,13 @@ def decoder_convolutions(decoder: DacDecoder) -> list[nn.Conv1d | nn.ConvTranspo
     """The decoder's convolutions in the order of the signal."""
     layers = [decoder.conv1]
     for block in decoder.block:
-        layers += [block.conv_t1, *_unit_convolutions(block)]
+        layers += block_convolutions(block)
     return [*layers, decoder.conv2]
+
+
+def block_convolutions(block: DacDecoderBlock) -> list[nn.Conv1d | nn.ConvTranspose1d]:
+    """The convolutions of one of the decoder's blocks in the order of the signal."""
+    return [block.conv_t1, *_unit_convolutions(block)]
 
 
 def _units(block: DacEncoderBlock | DacDecoderBlock) -> tuple[DacResidualUnit, ...]:
@@ -134,8 +136,7 @@ def run_decoder(decoder: DacDecoder, latents_BDT: Tensor, valid_frames_B: Tensor
 
     Args:
         latents_BDT: (B, D, T).
-        valid_frames_B: (B,) int64, how many frames of each row are real; None: all. What a row gives beyond
-        its end
+        valid_frames_B: (B,) int64, how many frames of each row are real; None: all. What a row gives beyond its end
             is meaningless, and what it gives before does not depend on what lies beyond.
 
     Returns:
@@ -146,33 +147,6 @@ def run_decoder(decoder: DacDecoder, latents_BDT: Tensor, valid_frames_B: Tensor
     for block in decoder.block:
         hidden, ends_B11 = _decoder_block(block, hidden, ends_B11)
     return _decoder_end(decoder, hidden, ends_B11)
-
-
-def run_decoder_tiled(decoder: DacDecoder, latents_BDT: Tensor, valid_frames_B: Tensor | None = None) -> Tensor:
-    """As `run_decoder`, in an order that suits a CPU.
-
-    The first block has the most weights and the smallest activations: all rows go through it together. The
-    others have few weights and activations that leave the caches: each row goes through them in tiles. Behind
-    the first block a tile needs little context, so that little is computed twice.
-    """
-    first, *rest = decoder.block
-    ends_B11 = None if valid_frames_B is None else valid_frames_B.view(-1, 1, 1)
-    hidden, ends_B11 = _decoder_block(first, decoder.conv1(_zero_beyond(latents_BDT, ends_B11)), ends_B11)
-    layers = [layer for block in rest for layer in (block.conv_t1, *_unit_convolutions(block))]
-    reach = network_reach([*layers, decoder.conv2])
-    step = math.prod(block.conv_t1.stride[0] for block in rest)
-    tile = TILE_FRAMES * first.conv_t1.stride[0] + reach.before + reach.after
-    samples_BN = latents_BDT.new_empty(len(hidden), hidden.shape[-1] * step)
-    for row in range(len(hidden)):
-        length = hidden.shape[-1] if ends_B11 is None else int(ends_B11[row])
-        for piece in cut(length, tile, reach):
-            inner = hidden[row : row + 1, :, piece.start : piece.stop]
-            for block in rest:
-                inner, _ = _decoder_block(block, inner, None)
-            kept = slice((piece.keep_start - piece.start) * step, (piece.keep_stop - piece.start) * step)
-            samples_N = _decoder_end(decoder, inner, None)[0, kept]
-            samples_BN[row, piece.keep_start * step : piece.keep_stop * step] = samples_N
-    return samples_BN
 
 
 def _decoder_block(block: DacDecoderBlock, hidden: Tensor, ends_B11: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -1,7 +1,6 @@
 """The codec on disk, in both layouts.
 
-* Original: `config.json` and `model.pth` (the tensors of everything, the semantic model included, with
-  weight-normed
+* Original: `config.json` and `model.pth` (the tensors of everything, the semantic model included, with weight-normed
   convolutions as pairs); the semantic model's configuration, where it is not HuBERT-base, in
   `semantic_config.json`.
 * transformers: `config.json` (`model_type: higgs_audio_v2_tokenizer`) and `model.safetensors`, or shards of

@@ -30,14 +30,15 @@ from higgs_model.codec.acoustic import run_decoder
 from higgs_model.codec.batching import BatchShape, gather, plan
 from higgs_model.codec.config import HiggsAudioCodecConfig
 from higgs_model.codec.network import CodecNetwork
+from higgs_model.codec.stages import DecoderStream
 from higgs_model.errors import BadInput
 
 Codes = Tensor | npt.NDArray[np.integer]
 
-_CPU_SHAPE = BatchShape(window_frames=512, batch_frames=512, multiple_frames=8)
-"""Long windows, because on a CPU the decoder cuts them once more into tiles that fit its caches."""
-_GPU_SHAPE = BatchShape(window_frames=128, batch_frames=4096, multiple_frames=32)
+_WINDOWS = BatchShape(window_frames=128, batch_frames=4096, multiple_frames=32)
 """Few shapes and full devices; some 2 GB of activations at the published width in float32."""
+_PORTION_FRAMES = 1024
+"""Frames that go into the chain of stages at a time, when there are more."""
 
 
 class HiggsAudioCodec(CodecNetwork):
@@ -66,8 +67,7 @@ class HiggsAudioCodec(CodecNetwork):
         Args:
             path_or_hub_id: a folder, or a repository on the hub.
             revision: branch, tag or commit on the hub.
-            dtype: of the convolutions and the semantic model; the quantizer stays in float32. In bfloat16 the
-            codes
+            dtype: of the convolutions and the semantic model; the quantizer stays in float32. In bfloat16 the codes
                 of `encode` differ from float32's here and there.
         """
         location = locate(path_or_hub_id, revision=revision)
@@ -125,8 +125,7 @@ class HiggsAudioCodec(CodecNetwork):
 
         Args:
             waveform: (N,), or (channels, N) which is mixed down; floats, full scale ±1. Less than a frame is
-            filled
-                up with silence.
+                filled up with silence.
             sample_rate: Hz, any.
             bandwidth_kbps: one of the configuration's target bandwidths, for fewer codebooks.
             normalized: bring the recording to −23 LUFS first; silence and clips under 0.4 s stay as they are.
@@ -150,7 +149,7 @@ class HiggsAudioCodec(CodecNetwork):
         Args:
             sample_rate: Hz, of all recordings or of each.
         """
-        rates = [sample_rate] * len(waveforms) if isinstance(sample_rate, int) else list(sample_rate)
+        rates = list(sample_rate) if isinstance(sample_rate, Sequence) else [sample_rate] * len(waveforms)
         if len(rates) != len(waveforms):
             raise BadInput(f"encode_batch: {len(waveforms)} recordings came with {len(rates)} sample rates.")
         num_codebooks = self.config.codebooks_for(bandwidth_kbps)
@@ -178,8 +177,7 @@ class HiggsAudioCodec(CodecNetwork):
         """Samples of one clip.
 
         Args:
-            codes_KT: (K, T) integers below `codebook_size`; the first few codebooks alone give a coarser
-            sound.
+            codes_KT: (K, T) integers below `codebook_size`; the first few codebooks alone give a coarser sound.
 
         Returns:
             (T × hop_samples,) float32 on the codec's device.
@@ -190,33 +188,41 @@ class HiggsAudioCodec(CodecNetwork):
     def decode_batch(self, clips: Sequence[Codes]) -> list[Tensor]:
         """Samples of several clips of any lengths, each as `decode` gives it.
 
-        The decoder is not causal: what follows a frame shapes it. Long clips are therefore cut into windows
-        of one length with real context, and windows of all clips run together.
+        The decoder is not causal: what follows a frame shapes it. On a CPU clips therefore go through it one by
+        one, which keeps its cores as busy as a batch would. Elsewhere, and when compiled, long clips are cut into
+        windows of one length with real context, and windows of all clips run together.
         """
         clips_KT = [self.checked(codes, f"clip {index}") for index, codes in enumerate(clips)]
+        if self.device.type == "cpu" and self._compiled_decoder is None:
+            return [self._decode_alone(codes_KT) for codes_KT in clips_KT]
         audio = [torch.empty(codes.shape[1] * self.hop_samples, device=self.device) for codes in clips_KT]
         for num_codebooks in {codes.shape[0] for codes in clips_KT}:
             members = [index for index, codes in enumerate(clips_KT) if codes.shape[0] == num_codebooks]
-            self._decode_members([clips_KT[index] for index in members], [audio[index] for index in members])
+            self._decode_windows([clips_KT[index] for index in members], [audio[index] for index in members])
         return audio
 
-    def _decode_members(self, clips_KT: Sequence[Tensor], audio: Sequence[Tensor]) -> None:
+    def _decode_alone(self, codes_KT: Tensor) -> Tensor:
+        stream = DecoderStream(self.decoder_stages)
+        *portions, last = codes_KT.split(_PORTION_FRAMES, dim=1)
+        parts = [stream.push(self.decoder_latents(portion[None])[0], last=False) for portion in portions]
+        parts.append(stream.push(self.decoder_latents(last[None])[0], last=True))
+        return torch.cat(parts).float()
+
+    def _decode_windows(self, clips_KT: Sequence[Tensor], audio: Sequence[Tensor]) -> None:
         """Fill in the audio of clips that have the same number of codebooks."""
         hop = self.hop_samples
         for batch in plan([codes.shape[1] for codes in clips_KT], self.reach, self._batch_shape()):
             codes_BKT, valid_frames_B = gather(clips_KT, batch, self._compiled_batch_size)
             samples_BN = self.decode_codes(codes_BKT, valid_frames_B)
             for row, (clip, window) in enumerate(batch.rows):
-                kept = samples_BN[
-                    row, (window.keep_start - window.start) * hop : (window.keep_stop - window.start) * hop
-                ]
-                audio[clip][window.keep_start * hop : window.keep_stop * hop] = kept
+                first, last = (window.keep_start - window.start) * hop, (window.keep_stop - window.start) * hop
+                audio[clip][window.keep_start * hop : window.keep_stop * hop] = samples_BN[row, first:last]
 
     def _batch_shape(self) -> BatchShape:
-        if self._compiled_batch_size is not None:
-            length = _GPU_SHAPE.window_length(self.reach)
-            return BatchShape(_GPU_SHAPE.window_frames, self._compiled_batch_size * length, length)
-        return _CPU_SHAPE if self.device.type == "cpu" else _GPU_SHAPE
+        if self._compiled_batch_size is None:
+            return _WINDOWS
+        length = _WINDOWS.window_length(self.reach)
+        return BatchShape(_WINDOWS.window_frames, self._compiled_batch_size * length, length)
 
     def checked(self, codes: Codes, where: str) -> Tensor:
         """The codes (K, T) as int64 on the codec's device, or `BadInput` naming `where` they came from."""

@@ -173,9 +173,8 @@ def from_original(raw: Mapping[str, Any], semantic: PretrainedConfig | None, sha
 
     Args:
         raw: the decoded file; keys are the arguments of the original's constructor, with its defaults.
-        semantic: configuration of the semantic model, or None for the base model that `semantic_techer`
-        names. shapes: of the checkpoint's tensors under their original names; encoder, decoder and semantic
-        widths are
+        semantic: configuration of the semantic model, or None for the base model that `semantic_techer` names.
+        shapes: of the checkpoint's tensors under their original names; encoder, decoder and semantic widths are
             read off them, because the file does not say them.
     """
     for key in raw:

@@ -25,7 +25,6 @@ from higgs_model.codec.acoustic import (
     encode_acoustic,
     encoder_convolutions,
     run_decoder,
-    run_decoder_tiled,
 )
 from higgs_model.codec.config import HiggsAudioCodecConfig
 from higgs_model.codec.quantizer import EuclideanCodebook, build_quantizer
@@ -38,6 +37,7 @@ from higgs_model.codec.semantic import (
     semantic_features,
     semantic_frames,
 )
+from higgs_model.codec.stages import decoder_stages, lay_out_for_stages
 
 DecoderPass = Callable[[DacDecoder, Tensor, Tensor | None], Tensor]
 
@@ -83,6 +83,7 @@ class CodecNetwork(nn.Module):
         self.fc2 = nn.Linear(config.quantizer_width, config.acoustic_dim)
         self.quantizer = build_quantizer(config)
         self.reach: Reach = decoder_reach(self.acoustic_decoder)
+        self.decoder_stages = decoder_stages(self.acoustic_decoder)
         self._compiled_decoder: DecoderPass | None = None
 
     @property
@@ -104,6 +105,8 @@ class CodecNetwork(nn.Module):
             self.encoder_semantic,
         ):
             part.to(dtype)
+        if self.device.type == "cpu":
+            lay_out_for_stages(self.acoustic_decoder)
         return self
 
     def learn_codebooks_by_gradient(self, enabled: bool = True) -> None:
@@ -132,17 +135,16 @@ class CodecNetwork(nn.Module):
 
     def decode_codes(self, codes_BKT: Tensor, valid_frames_B: Tensor | None = None) -> Tensor:
         """Codes (B, K, T) → samples (B, T × hop) float32; see `run_decoder` for `valid_frames_B`."""
-        latents_BTD = self.fc2(self.quantizer.decode(codes_BKT))
-        return self._decode_latents(latents_BTD, valid_frames_B)
-
-    def _decode_latents(self, latents_BTD: Tensor, valid_frames_B: Tensor | None) -> Tensor:
-        latents_BDT = latents_BTD.transpose(1, 2).to(self.acoustic_decoder.conv1.weight.dtype)
-        run: DecoderPass = run_decoder_tiled if self.device.type == "cpu" else run_decoder
-        if torch.is_grad_enabled():
-            run = run_decoder
-        elif self._compiled_decoder is not None:
-            run = self._compiled_decoder
+        latents_BDT = self.decoder_latents(codes_BKT).transpose(1, 2)
+        run = self._compiled_decoder or run_decoder
         return run(self.acoustic_decoder, latents_BDT, valid_frames_B).float()
+
+    def decoder_latents(self, codes_BKT: Tensor) -> Tensor:
+        """Codes (B, K, T) → what the acoustic decoder is given, (B, T, D) in its dtype."""
+        return self._to_decoder(self.quantizer.decode(codes_BKT))
+
+    def _to_decoder(self, latents_BTD: Tensor) -> Tensor:
+        return self.fc2(latents_BTD).to(self.acoustic_decoder.conv1.weight.dtype)
 
     def forward(self, samples_BN: Tensor, bandwidth_kbps: float | None = None) -> CodecOutput:
         """One pass of training: encode, quantize with gradients passed straight through, decode.
@@ -160,7 +162,7 @@ class CodecNetwork(nn.Module):
         quantized = self.quantizer(latents_BTD, self.config.codebooks_for(bandwidth_kbps))
         restored_BDT = self.decoder_semantic(self.fc1(quantized.latents).transpose(1, 2))
         return CodecOutput(
-            audio=self._decode_latents(self.fc2(quantized.latents), None),
+            audio=run_decoder(self.acoustic_decoder, self._to_decoder(quantized.latents).transpose(1, 2)).float(),
             codes=quantized.codes,
             commitment_loss=quantized.commitment_loss,
             codebook_loss=quantized.codebook_loss,

@@ -23,8 +23,7 @@ from higgs_model.codec.config import HiggsAudioCodecConfig
 
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """`latents` (B, T, D) as the decoder will see them, `codes` (B, K, T), and the losses of training
-    (scalars).
+    """`latents` (B, T, D) as the decoder will see them, `codes` (B, K, T), and the losses of training (scalars).
 
     `commitment_loss` pulls the encoder towards its codes; `codebook_loss` pulls the codes towards the
     encoder, and is zero where codebooks follow by moving average or cannot move.

@@ -65,6 +65,14 @@ def network_reach(convolutions: Sequence[Convolution]) -> Reach:
     )
 
 
+def open_positions(convolutions: Sequence[Convolution]) -> int:
+    """How many positions at the end of a decoder's output may still change while its input goes on."""
+    count = 0
+    while _needed(convolutions, 0, -count - 1)[1] >= 0:
+        count += 1
+    return count
+
+
 def _needed(convolutions: Sequence[Convolution], first: int, last: int) -> tuple[int, int]:
     """The first and last input position that the output positions first … last depend on."""
     for layer in reversed(convolutions):
