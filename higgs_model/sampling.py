@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -100,28 +100,45 @@ def _shifted(bits: Tensor, places: int) -> Tensor:
     return (bits >> places) & ((1 << (64 - places)) - 1)
 
 
-def draw(logits: Tensor, numbers: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
+def draw(
+    logits: Tensor,
+    numbers: Tensor,
+    *,
+    temperature: float | Tensor,
+    top_k: int | Tensor,
+    top_p: float | Tensor,
+    candidates: int | None = None,
+) -> Tensor:
     """Draw one token a row.
 
     Args:
         logits: (…, V) float32.
         numbers: (…) in (0, 1), from `uniform`.
+        temperature, top_k, top_p: for all rows, or tensors that broadcast against (…, 1), `top_k` then without 0.
+        candidates: how many likeliest tokens are looked at, at least every `top_k`; needed when that is a tensor. It
+            does not change what is drawn.
 
     Returns:
         (…) int64.
     """
     vocabulary = logits.shape[-1]
-    scores, ids = (logits / temperature).topk(min(top_k or vocabulary, vocabulary))
-    probabilities = scores.softmax(dim=-1)
-    if top_p < 1:
-        before = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= top_p, 0)
-    return ids.gather(-1, _inverse(probabilities, numbers)).squeeze(-1)
+    if not isinstance(top_k, Tensor):
+        top_k = candidates = min(top_k or vocabulary, vocabulary)
+    scores, ids = logits.topk(candidates or vocabulary)
+    # Not normalised: sums over more or fewer tokens that do not count would round differently.
+    weights = ((scores - scores[..., :1]) / temperature).exp()
+    if isinstance(top_k, Tensor):
+        weights = weights.masked_fill(torch.arange(scores.shape[-1], device=scores.device) >= top_k, 0)
+    if isinstance(top_p, Tensor) or top_p < 1:
+        running = weights.cumsum(dim=-1)
+        kept = running - weights < top_p * running[..., -1:]
+        weights = weights.where(kept | (torch.as_tensor(top_p, device=kept.device) >= 1), 0)
+    return ids.gather(-1, _inverse(weights, numbers)).squeeze(-1)
 
 
 def draw_raw(logits: Tensor, numbers: Tensor) -> Tensor:
     """Draw one token a row from the whole distribution; shapes as in `draw`."""
-    return _inverse(logits.softmax(dim=-1), numbers).squeeze(-1)
+    return _inverse((logits - logits.amax(dim=-1, keepdim=True)).exp(), numbers).squeeze(-1)
 
 
 def _inverse(weights: Tensor, numbers: Tensor) -> Tensor:
@@ -133,53 +150,113 @@ def _inverse(weights: Tensor, numbers: Tensor) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
+class RowSampling:
+    """`SamplingParams` of B rows as tensors (B, 1), so that one pass draws for rows that differ in them.
+
+    `top_k` is the whole vocabulary where all tokens stay, `ras_win_len` is 0 where there is no such rule.
+    """
+
+    do_sample: Tensor
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    ras_win_len: Tensor
+    ras_win_max_num_repeat: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[SamplingParams], vocabulary: int, device: torch.device | str) -> RowSampling:
+        """Parameters of all rows, in order."""
+
+        def column(values: list[Any], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)
+
+        return cls(
+            do_sample=column([row.do_sample for row in rows], torch.bool),
+            temperature=column([row.temperature for row in rows], torch.float32),
+            top_k=column([min(row.top_k or vocabulary, vocabulary) for row in rows], torch.int64),
+            top_p=column([row.top_p for row in rows], torch.float32),
+            ras_win_len=column([row.ras_win_len or 0 for row in rows], torch.int64),
+            ras_win_max_num_repeat=column([row.ras_win_max_num_repeat for row in rows], torch.int64),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawPlan:
+    """What a pass over several rows must do at all; it never changes what a row draws.
+
+    Attributes:
+        candidates: at least every row's `top_k`; 0 when no row samples.
+        repetition_rule: whether any row has one.
+    """
+
+    candidates: int
+    repetition_rule: bool
+
+    @classmethod
+    def of(cls, rows: Iterable[SamplingParams], vocabulary: int) -> DrawPlan:
+        """The least that serves all rows."""
+        rows = list(rows)
+        return cls(
+            max((min(row.top_k or vocabulary, vocabulary) for row in rows if row.do_sample), default=0),
+            any(row.ras_win_len for row in rows),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class FrameSampler:
     """Draws frames: one code in each codebook, each for itself.
 
     Attributes:
-        params: how they are drawn.
         codebook_size: the ids from here on are the stream tokens.
         bos_id: the one of them that fills the start of a clip.
     """
 
-    params: SamplingParams
     codebook_size: int
     bos_id: int
 
-    def __call__(self, logits_BKV: Tensor, seed_B: Tensor, step_B: Tensor, window_BKW: Tensor) -> Tensor:
+    def __call__(
+        self,
+        logits_BKV: Tensor,
+        seed_B: Tensor,
+        step_B: Tensor,
+        window_BKW: Tensor,
+        rows: RowSampling,
+        plan: DrawPlan,
+    ) -> Tensor:
         """Draw the next frame of every row.
 
         Args:
             logits_BKV: (B, K, codebook_size + 2).
             seed_B, step_B: int64 on the same device.
-            window_BKW: (B, K, ras_win_len) the last frames, filled with −1 where there were none; width 0 without
-                the repetition rule.
+            window_BKW: the last W frames, at least as many as any `ras_win_len`, filled with −1 where there were none.
 
         Returns:
             (B, K) int64.
         """
         logits = logits_BKV.float()
-        params = self.params
         lanes = 2 * torch.arange(logits.shape[1], device=logits.device)
         seed, step = seed_B.unsqueeze(1), step_B.unsqueeze(1)
-        if params.do_sample:
+        drawn = logits.argmax(dim=-1)
+        if plan.candidates:
             # BOS only ever fills the start of a clip, where it is set and not drawn.
-            drawn = draw(
+            sampled = draw(
                 _without(logits, self.bos_id, self.bos_id + 1),
                 uniform(seed, step, lanes),
-                temperature=params.temperature,
-                top_k=params.top_k,
-                top_p=params.top_p,
+                temperature=rows.temperature.unsqueeze(2),
+                top_k=rows.top_k.unsqueeze(2),
+                top_p=rows.top_p.unsqueeze(2),
+                candidates=plan.candidates,
             )
-        else:
-            drawn = logits.argmax(dim=-1)
-        if params.ras_win_len is None:
+            drawn = torch.where(rows.do_sample, sampled, drawn)
+        if not plan.repetition_rule:
             return drawn
-        repeats = (window_BKW == drawn.unsqueeze(-1)).sum(dim=-1)
+        age = torch.arange(window_BKW.shape[2], 0, -1, device=logits.device)
+        watched_B1W = age <= rows.ras_win_len.unsqueeze(2)
+        repeats = ((window_BKW == drawn.unsqueeze(-1)) & watched_B1W).sum(dim=-1)
+        repeated = (repeats >= rows.ras_win_max_num_repeat) & (rows.ras_win_len > 0)
         # What is drawn again is meant to be sound: a stream token there would end or break the clip.
         sound = _without(logits, self.codebook_size, logits.shape[-1])
-        again = draw_raw(sound, uniform(seed, step, lanes + 1))
-        return torch.where(repeats >= params.ras_win_max_num_repeat, again, drawn)
+        return torch.where(repeated, draw_raw(sound, uniform(seed, step, lanes + 1)), drawn)
 
 
 def _without(logits: Tensor, first: int, end: int) -> Tensor:

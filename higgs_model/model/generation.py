@@ -24,7 +24,7 @@ from higgs_model.errors import BadInput
 from higgs_model.model.cache import KVCache
 from higgs_model.model.inputs import ModelInputs, check_inputs
 from higgs_model.model.options import check_options, eos_ids, whole_numbers
-from higgs_model.sampling import TEXT_LANE, FrameSampler, SamplingParams, draw, uniform
+from higgs_model.sampling import TEXT_LANE, DrawPlan, FrameSampler, RowSampling, SamplingParams, draw, uniform
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -161,12 +161,14 @@ class _Generation:
         self.config = config
         self.inputs = inputs
         self.sampling = sampling
-        self.sampler = FrameSampler(sampling, config.audio_codebook_size, config.audio_stream_bos_id)
+        self.sampler = FrameSampler(config.audio_codebook_size, config.audio_stream_bos_id)
         self.eos_ids = eos_ids
         self.streamer = streamer
         self.device = inputs.input_ids.device
         self.batch_size = inputs.input_ids.shape[0]
         self.seeds = self._seeds(seed)
+        self.row_sampling = RowSampling.of([sampling], config.num_codebook_rows, self.device)
+        self.draw_plan = DrawPlan.of([sampling], config.num_codebook_rows)
         self.rows = [_Row(self._first_mode(token)) for token in inputs.input_ids[:, -1].tolist()]
         self._start_clips()
         self.frames: list[Tensor] = []
@@ -296,7 +298,8 @@ class _Generation:
         active = torch.tensor(speaking, device=self.device)
         bos, eos = self.config.audio_stream_bos_id, self.config.audio_stream_eos_id
         logits = self.model.audio_decoder_proj.audio_logits(hidden_BD)
-        frame = self.sampler(logits, self.seeds, torch.full_like(self.seeds, step), self.window)
+        steps = torch.full_like(self.seeds, step)
+        frame = self.sampler(logits, self.seeds, steps, self.window, self.row_sampling, self.draw_plan)
         if self.config.use_delay_pattern:
             frame, ended = self.delay.step(frame, active, bos, eos)
         else:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from higgs_model.errors import BadInput
-from higgs_model.sampling import FrameSampler, SamplingParams, draw, draw_raw, uniform
+from higgs_model.sampling import DrawPlan, FrameSampler, RowSampling, SamplingParams, draw, draw_raw, uniform
 
 MASK = (1 << 64) - 1
 
@@ -76,9 +76,16 @@ SIZE, K = 12, 3
 
 
 def frames(params, logits, seeds, steps, window=None):
-    window = torch.full((len(seeds), K, params.ras_win_len or 0), -1) if window is None else window
-    sampler = FrameSampler(params, SIZE, SIZE)
-    return sampler(logits, torch.tensor(seeds), torch.tensor(steps), window)
+    window = torch.full((len(seeds), K, 8), -1) if window is None else window
+    several = [params] if isinstance(params, SamplingParams) else params
+    return FrameSampler(SIZE, SIZE)(
+        logits,
+        torch.tensor(seeds),
+        torch.tensor(steps),
+        window,
+        RowSampling.of(several, SIZE + 2, "cpu"),
+        DrawPlan.of(several, SIZE + 2),
+    )
 
 
 @given(st.integers(0, 2**32), st.permutations(range(5)))
@@ -93,6 +100,27 @@ def test_a_row_does_not_depend_on_its_neighbours(seed, order):
     together = frames(params, logits, seeds, steps, window)
     for row in order:
         alone = frames(params, logits[row : row + 1], [seeds[row]], [steps[row]], window[row : row + 1])
+        assert torch.equal(alone[0], together[row])
+
+
+@given(st.integers(0, 2**32))
+def test_rows_with_different_parameters_draw_as_if_alone(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(6, K, SIZE + 2, generator=generator)
+    window = torch.randint(-1, SIZE, (6, K, 9), generator=generator)
+    rows = [
+        SamplingParams(),
+        SamplingParams(do_sample=True, top_k=0),
+        SamplingParams(do_sample=True, temperature=0.3, top_k=3),
+        SamplingParams(do_sample=True, top_p=0.4, ras_win_len=9, ras_win_max_num_repeat=1),
+        SamplingParams(ras_win_len=2, ras_win_max_num_repeat=1),
+        SamplingParams(do_sample=True, temperature=3.0, top_k=5, top_p=0.9, ras_win_len=5),
+    ]
+    seeds, steps = [11, 12, 13, 14, 15, 16], [0, 1, 2, 3, 4, 5]
+    together = frames(rows, logits, seeds, steps, window)
+    for row, params in enumerate(rows):
+        mine = window[row : row + 1, :, 9 - (params.ras_win_len or 0) :]
+        alone = frames(params, logits[row : row + 1], [seeds[row]], [steps[row]], mine)
         assert torch.equal(alone[0], together[row])
 
 

@@ -37,7 +37,7 @@ def test_a_row_in_a_batch_says_what_it_says_alone(kind, attention, end):
     model.set_attn_implementation(attention)
     frames = [5, 11, 7]
     batch = builders.batch([9, 17, 12], frames, seed=2, end=end)
-    options = {"max_new_tokens": 40, "do_sample": True, "top_p": 0.9, "ras_win_len": 5}
+    options = {"max_new_tokens": 40, "do_sample": True, "top_p": 0.85, "ras_win_len": 5}
     seeds = [3, 1, 4]
     together = model.generate(**batch, **options, seed=seeds)
     for row in range(3):
