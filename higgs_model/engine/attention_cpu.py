@@ -1,0 +1,111 @@
+"""Attention on a CPU: each slot's keys and values in a row of their own, each slot attended to by itself.
+
+The pool of blocks holds only what sequences may share. A sequence that begins with shared blocks has them copied
+into its row, and full blocks of a prompt are copied out of it; decoding touches rows alone. Because torch's attention
+gets one slot at a time, and always the same positions together, nothing here depends on a slot's neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from higgs_model.engine.spans import Span
+
+
+class RowAttention:
+    """Keys and values of all slots. Unwritten memory holds anything; nothing reads it.
+
+    Args:
+        tile: positions of a prompt that are attended from together, counted from the sequence's start.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_query_heads: int,
+        max_slots: int,
+        max_blocks_per_slot: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
+        self._block_size = block_size
+        self._room = max_blocks_per_slot * block_size
+        self._group = num_query_heads // num_kv_heads
+        head = (num_kv_heads, head_dim)
+        # The row after the last one takes what slots that do not count write.
+        self._rows = torch.empty(num_layers, 2, max_slots + 1, self._room, *head, dtype=dtype, device=device)
+        self._flat = self._rows.view(num_layers, 2, -1, *head)
+        self._pool = torch.empty(num_blocks, num_layers, 2, block_size, *head, dtype=dtype, device=device)
+        self._trash = max_slots * self._room
+
+    def set_blocks(self, slot: int, blocks: Sequence[int], num_shared: int) -> None:
+        """Give a slot its blocks; the first `num_shared` hold its start already."""
+        for index in range(num_shared):
+            start = index * self._block_size
+            self._rows[:, :, slot, start : start + self._block_size] = self._pool[blocks[index]]
+
+    def keep_block(self, slot: int, index: int, block: int) -> None:
+        """The slot's block number `index` is full and final: let others share it."""
+        start = index * self._block_size
+        self._pool[block] = self._rows[:, :, slot, start : start + self._block_size]
+
+    def places(self, slots_P: Tensor, positions_P: Tensor, counts_P: Tensor | None = None) -> Tensor:
+        """Where keys and values of positions are written; of those that do not count, where nobody reads."""
+        places = slots_P * self._room + positions_P
+        return places if counts_P is None else torch.where(counts_P, places, self._trash)
+
+    def write(self, layer: int, keys_PHD: Tensor, values_PHD: Tensor, places_P: Tensor) -> None:
+        """Store keys and values of one layer."""
+        self._flat[layer, 0].index_copy_(0, places_P, keys_PHD)
+        self._flat[layer, 1].index_copy_(0, places_P, values_PHD)
+
+    def decode(self, layer: int, queries_SHD: Tensor, lengths: Sequence[int]) -> Tensor:
+        """(S, H, D) → (S, H, D): slot s attends to its first `lengths[s]` positions; with none, zeros."""
+        attended = torch.zeros_like(queries_SHD)
+        for slot, length in enumerate(lengths):
+            if length:
+                attended[slot] = self._attend(layer, slot, queries_SHD[slot : slot + 1], length, None)[0]
+        return attended
+
+    def prefill(self, layer: int, queries_PHD: Tensor, spans: Sequence[Span]) -> Tensor:
+        """(P, H, D) → (P, H, D): queries of the spans one after the other attend to all before them, and themselves.
+
+        Tiles begin at multiples of the block size, so that they are the same however a prompt is cut into spans.
+        """
+        attended, first = torch.empty_like(queries_PHD), 0
+        for span in spans:
+            start = span.start
+            while start < span.stop:
+                stop = min((start // self._block_size + 1) * self._block_size, span.stop)
+                here = slice(first + start - span.start, first + stop - span.start)
+                mask = _causal(stop - start, stop, self._group)
+                attended[here] = self._attend(layer, span.slot, queries_PHD[here], stop, mask)
+                start = stop
+            first += span.length
+        return attended
+
+    def _attend(self, layer: int, slot: int, queries_PHD: Tensor, length: int, mask: Tensor | None) -> Tensor:
+        num_queries, num_heads, head_dim = queries_PHD.shape
+        keys, values = (self._rows[layer, kind, slot, :length].transpose(0, 1).unsqueeze(0) for kind in (0, 1))
+        # Heads that share keys stand as further queries of one head: nothing is repeated in memory.
+        grouped = queries_PHD.view(num_queries, -1, self._group, head_dim).permute(1, 0, 2, 3).flatten(1, 2)
+        made = F.scaled_dot_product_attention(grouped.unsqueeze(0), keys, values, attn_mask=mask)
+        return made[0].unflatten(1, (num_queries, self._group)).permute(1, 0, 2, 3).reshape(-1, num_heads, head_dim)
+
+
+@functools.lru_cache(maxsize=64)
+def _causal(num_queries: int, length: int, group: int) -> Tensor:
+    """(Q × group, length) for the last queries of `length` positions, to be added to scores."""
+    queries = torch.arange(length - num_queries, length).unsqueeze(1)
+    hidden = torch.arange(length) > queries
+    return torch.zeros(hidden.shape).masked_fill(hidden, float("-inf")).repeat_interleave(group, dim=0)

@@ -1,0 +1,318 @@
+"""Continuous batching: requests come and go, every step draws a frame for each that speaks.
+
+    add ─▶ waiting ─▶ prompt run in stretches ─▶ (text) ─▶ speech, a frame a step ─▶ updates
+
+`Engine` is plain and synchronous; `loop.EngineLoop` runs one in a thread and has the asyncio face. One engine
+belongs to one thread. What a request says depends on its prompt, sampling and seed alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections import deque
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from higgs_model.engine.attention_cpu import RowAttention
+from higgs_model.engine.blocks import BlockPool, content_keys
+from higgs_model.engine.metrics import EngineMetrics
+from higgs_model.engine.prompt import Positions, expand
+from higgs_model.engine.request import FinishReason, Request, Update
+from higgs_model.engine.runner import Attention, Runner
+from higgs_model.engine.scheduler import Scheduler, highest_slot
+from higgs_model.engine.sequence import Phase, Sequence
+from higgs_model.engine.settings import EngineSettings
+from higgs_model.engine.watch import verdict
+from higgs_model.engine.weights import check_supported
+from higgs_model.errors import BadInput
+from higgs_model.model.model import HiggsAudioModel
+from higgs_model.model.options import eos_ids
+from higgs_model.sampling import DrawPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class _Launched:
+    """A decode step whose results the host has not read yet, and whom they belong to."""
+
+    results: Tensor
+    ready: torch.cuda.Event | None
+    sequences: list[tuple[Sequence, int]]
+
+
+class Engine:
+    """Many requests at once on one device.
+
+    Raises:
+        BadConfig: the network has a part that only `HiggsAudioModel.generate` runs.
+    """
+
+    def __init__(self, model: HiggsAudioModel, settings: EngineSettings | None = None) -> None:
+        check_supported(model.config)
+        self.config, self.device = model.config, model.embed_tokens_device
+        self.settings = (settings or EngineSettings()).completed(model)
+        self.pool = BlockPool(self.settings.num_blocks, self.settings.block_size)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_slots=self.settings.max_slots,
+            prefill_positions=self.settings.prefill_positions,
+            idle_prefill_positions=self.settings.idle_prefill_positions,
+        )
+        self.runner = Runner(
+            model,
+            _attention(model, self.settings),
+            max_slots=self.settings.max_slots,
+            max_positions=self.settings.max_positions,
+            window=self.settings.max_ras_win_len,
+        )
+        self.metrics = EngineMetrics(self.config.audio_num_codebooks)
+        self._eos_ids = eos_ids(self.config, None)
+        self._arrivals = itertools.count()
+        self._sequences: dict[str, Sequence] = {}
+        self._launched: deque[_Launched] = deque()
+        self._updates: list[Update] = []
+
+    # ------------------------------------------------------------------ requests
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            BadInput: it can never run; the others are unaffected.
+        """
+        where = f"request {request.id!r}"
+        if request.id in self._sequences:
+            raise BadInput(f"{where}: there is one of that id already")
+        prompt = expand(self.config, request.input_ids, request.clips, where)
+        self._check(request, prompt, where)
+        keys = content_keys(prompt.content_PC, self.settings.block_size)
+        sequence = Sequence(request, prompt, keys, next(self._arrivals), self.config.audio_num_codebooks)
+        sequence.added_s = time.perf_counter()
+        self._sequences[request.id] = sequence
+        self.scheduler.wait(sequence)
+        self.metrics.requests += 1
+
+    def _check(self, request: Request, prompt: Positions, where: str) -> None:
+        settings = self.settings
+        if request.max_frames < 1:
+            raise BadInput(f"{where}: max_frames={request.max_frames} is not positive")
+        if (request.sampling.ras_win_len or 0) > settings.max_ras_win_len:
+            raise BadInput(
+                f"{where}: ras_win_len={request.sampling.ras_win_len} is more than the engine's "
+                f"{settings.max_ras_win_len} (max_ras_win_len)"
+            )
+        speaks_at_once = prompt.ids_P[-1] == self.config.audio_out_bos_token_id
+        if not speaks_at_once and not self.config.use_text_head:
+            raise BadInput(
+                f"{where}: this checkpoint can only speak; let the prompt end in {self.config.audio_out_bos_token}"
+            )
+        longest = len(prompt) + (1 if speaks_at_once else 2) * (request.max_frames + self.config.audio_num_codebooks)
+        room = min(settings.max_positions, self.pool.capacity * settings.block_size)
+        if longest > room:
+            raise BadInput(
+                f"{where}: a prompt of {len(prompt)} positions and an answer of up to {longest - len(prompt)} "
+                f"do not fit into the engine's {room}; shorten the prompt or lower max_frames={request.max_frames}"
+            )
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; its last update follows. An id that is not here is ignored: it may have ended just now."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._end(sequence, FinishReason.CANCELLED)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._sequences or self._launched or self._updates)
+
+    # ------------------------------------------------------------------ the step
+
+    def step(self) -> list[Update]:
+        """Admit, run stretches of prompts, draw a frame for all who speak, and tell what has become of whom."""
+        self._admit()
+        self._prefill()
+        self._say_text()
+        self._speak()
+        self._read(keep=(self.settings.look_ahead or 0) if self.scheduler.running else 0)
+        updates, self._updates = self._updates, []
+        return updates
+
+    def _admit(self) -> None:
+        for sequence, num_shared in self.scheduler.admit():
+            self.runner.attention.set_blocks(sequence.slot, sequence.blocks, num_shared)
+
+    def _prefill(self) -> None:
+        planned = self.scheduler.plan_prefill()
+        if not planned:
+            return
+        hidden = self.runner.prefill([span for _, span in planned], [sequence.prompt for sequence, _ in planned])
+        self.metrics.prefill_positions += sum(span.length for _, span in planned)
+        for (sequence, span), last in zip(planned, hidden, strict=True):
+            size = self.settings.block_size
+            for index in range(span.start // size, min(span.stop // size, len(sequence.keys))):
+                if self.pool.know(sequence.blocks[index], sequence.keys[index]):
+                    self.runner.attention.keep_block(sequence.slot, index, sequence.blocks[index])
+            sequence.computed = span.stop
+            if span.stop == len(sequence.prompt):
+                self._prompt_done(sequence, last)
+
+    def _prompt_done(self, sequence: Sequence, last_hidden_D: Tensor) -> None:
+        """All positions have keys and values: speak, or say the next token of text."""
+        if sequence.prompt.ids_P[-1] == self.config.audio_out_bos_token_id:
+            sequence.phase = Phase.SPEECH
+            request = sequence.request
+            self.runner.start(
+                sequence.slot,
+                length=len(sequence.prompt),
+                step=len(sequence.tokens) + 1,
+                seed=request.seed,
+                sampling=request.sampling,
+                spoken=sequence.prompt.spoken_WK,
+            )
+            return
+        sequence.phase = Phase.TEXT
+        sequence.hidden_D = last_hidden_D
+
+    def _say_text(self) -> None:
+        for sequence in self.scheduler.in_phase(Phase.TEXT):
+            request, step = sequence.request, len(sequence.tokens)
+            if step == request.max_frames:
+                self._end(sequence, FinishReason.LENGTH)
+                continue
+            token = self.runner.draw_token(sequence.hidden_D, step, request.seed, request.sampling)
+            sequence.say(token)
+            if token in self._eos_ids:
+                self._end(sequence, FinishReason.STOP)
+                continue
+            if not self._grown(sequence):
+                continue
+            span = sequence.last_position
+            hidden = self.runner.prefill([span], [sequence.prompt])
+            sequence.computed = span.stop
+            self._prompt_done(sequence, hidden[0])
+
+    def _speak(self) -> None:
+        for sequence in self.scheduler.in_phase(Phase.SPEECH):
+            if sequence.phase is Phase.SPEECH and sequence.launched < sequence.last_column:
+                self._grown(sequence)
+        speaking = [one for one in self.scheduler.in_phase(Phase.SPEECH) if one.launched < one.last_column]
+        if not speaking:
+            return
+        for sequence in speaking:
+            if sequence.goes_again:
+                self.runner.force(sequence.slot, sequence.known_frame_K)
+            elif sequence.replayed and sequence.launched == sequence.replayed:
+                self.runner.force(sequence.slot, None)
+        rows = self._rows(highest_slot(speaking) + 1)
+        plan = self.settings.draw_plan or DrawPlan.of(
+            [one.request.sampling for one in speaking], self.config.num_codebook_rows
+        )
+        results = self.runner.decode(rows, plan)
+        ready = None
+        if self.device.type == "cuda":
+            results = results.to("cpu", non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        self._launched.append(_Launched(results, ready, [(one, one.turn) for one in speaking]))
+        for sequence in speaking:
+            sequence.launched += 1
+            if sequence.launched == sequence.last_column:
+                self.runner.stop(sequence.slot)
+        self.metrics.count_step(len(speaking), self.settings.max_slots)
+
+    def _rows(self, wanted: int) -> int:
+        return next((size for size in self.settings.row_buckets if size >= wanted), self.settings.max_slots)
+
+    def _grown(self, sequence: Sequence) -> bool:
+        """Whether a sequence has the blocks that its next step needs; others, or it, may lose their slots for it."""
+        taken, lost = self.scheduler.grow(sequence)
+        for slot in lost:
+            self.runner.stop(slot)
+        if taken:
+            self.runner.attention.set_blocks(sequence.slot, sequence.blocks, 0)
+        return sequence.phase is not Phase.WAITING
+
+    # ------------------------------------------------------------------ what came out
+
+    def _read(self, keep: int) -> None:
+        while len(self._launched) > keep:
+            launched = self._launched.popleft()
+            if launched.ready is not None:
+                launched.ready.synchronize()
+            results = launched.results.numpy()
+            for sequence, turn in launched.sequences:
+                # Since the launch a sequence may have ended, or lost its slot and begun again.
+                if sequence.phase is Phase.SPEECH and sequence.turn == turn:
+                    self._take(sequence, results[sequence.slot])
+
+    def _take(self, sequence: Sequence, result: np.ndarray) -> None:
+        *frame, ended, invalid = result
+        if invalid:
+            self._end(sequence, FinishReason.INVALID)
+            return
+        sequence.append(np.asarray(frame))
+        if sequence.columns <= sequence.replayed:
+            return
+        self.metrics.frames += 1
+        if ended:
+            self._end(sequence, FinishReason.STOP)
+        elif sequence.columns == sequence.last_column:
+            self._end(sequence, FinishReason.LENGTH)
+        elif sequence.columns % self.settings.watch.every == 0 and (
+            reason := verdict(self.settings.watch, sequence.drawn_TK)
+        ):
+            self._end(sequence, reason)
+        elif sequence.due:
+            self._give(sequence, None)
+
+    def _give(self, sequence: Sequence, reason: FinishReason | None) -> None:
+        frames = sequence.take_frames(self.config.audio_codebook_size)
+        if math.isnan(sequence.first_frame_s) and frames.shape[1]:
+            sequence.first_frame_s = time.perf_counter() - sequence.added_s
+            self.metrics.first_frame_s.append(sequence.first_frame_s)
+        self._updates.append(Update(sequence.request.id, frames, reason))
+
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+        if sequence.slot in self.scheduler.running and sequence.phase is Phase.SPEECH:
+            self.runner.stop(sequence.slot)
+        self.scheduler.remove(sequence)
+        del self._sequences[sequence.request.id]
+        self.metrics.finished[reason] += 1
+        self._give(sequence, reason)
+
+    def snapshot(self) -> dict[str, float]:
+        """Plain numbers for whoever watches the engine; see `EngineMetrics`."""
+        return self.metrics.snapshot() | {
+            "queued": self.scheduler.waiting,
+            "running": len(self.scheduler.running),
+            "kv_blocks_used": self.pool.used,
+            "kv_blocks_shared": self.pool.shared,
+            "kv_blocks": self.pool.capacity,
+            "preemptions": self.scheduler.counters.preemptions,
+            "shared_positions": self.scheduler.counters.shared_positions,
+        }
+
+
+def _attention(model: HiggsAudioModel, settings: EngineSettings) -> Attention:
+    text = model.config.text_config
+    shape = {
+        "num_layers": text.num_hidden_layers,
+        "num_blocks": settings.num_blocks,
+        "block_size": settings.block_size,
+        "num_kv_heads": text.num_key_value_heads,
+        "head_dim": text.head_dim,
+        "num_query_heads": text.num_attention_heads,
+        "max_slots": settings.max_slots,
+        "max_blocks_per_slot": -(-settings.max_positions // settings.block_size),
+        "device": model.embed_tokens_device,
+        "dtype": model.dtype,
+    }
+    if model.embed_tokens_device.type == "cuda":
+        from higgs_model.engine.attention_cuda import PagedAttention
+
+        return PagedAttention(**shape)
+    return RowAttention(**shape)

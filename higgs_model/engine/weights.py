@@ -1,0 +1,138 @@
+"""The network's weights as the engine multiplies with them: q, k, v in one product, gate and up in one.
+
+On a CUDA device the model's own parameters become views of the fused ones, so that nothing is there twice. On a CPU
+weights are packed once for oneDNN, whose products of few rows run several times as fast as those of plain weights, and
+give a row the same result whichever rows are beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from higgs_model.config import HiggsAudioConfig
+from higgs_model.errors import BadConfig
+from higgs_model.model.layers import HiggsAudioDualFFNDecoderLayer
+from higgs_model.model.model import HiggsAudioModel
+
+Linear = Callable[[Tensor], Tensor]
+
+_PACKED_FOR_ROWS = 16
+"""Rows that oneDNN lays packed weights out for; other numbers of rows run as well."""
+_FEWEST_ROWS = 8
+"""Below this oneDNN may sum in another order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedForward:
+    """A norm and the gated network behind it, for positions of one kind."""
+
+    attention_norm: Tensor
+    norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+    def __call__(self, normed: Tensor) -> Tensor:
+        gate, up = self.gate_up(normed).chunk(2, dim=-1)
+        return self.down(F.silu(gate).mul_(up))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One decoder layer; `audio` is `text` where the layer has one path for both."""
+
+    qkv: Linear
+    output: Linear
+    text: FeedForward
+    audio: FeedForward
+
+
+def check_supported(config: HiggsAudioConfig) -> None:
+    """Refuse networks that only the general path can run.
+
+    Raises:
+        BadConfig: naming the part.
+    """
+    unsupported = {
+        "use_audio_out_self_attention": config.use_audio_out_self_attention,
+        "audio_adapter_type='dual_ffn_fast_forward' with layers to skip": (
+            config.audio_adapter_type == "dual_ffn_fast_forward"
+            and len(config.audio_dual_ffn_layers or ()) < config.text_config.num_hidden_layers
+        ),
+        f"hidden_act={config.text_config.hidden_act!r}": config.text_config.hidden_act != "silu",
+        "a delay-free stream": not config.use_delay_pattern,
+    }
+    for part, is_there in unsupported.items():
+        if is_there:
+            raise BadConfig(f"the engine does not run {part}; HiggsAudioModel.generate does")
+
+
+def layers_of(model: HiggsAudioModel) -> list[Layer]:
+    """The layers of a network that `check_supported` lets through."""
+    layers = []
+    for layer in model.layers:
+        text = _feed_forward(layer, "")
+        audio = _feed_forward(layer, "audio_") if isinstance(layer, HiggsAudioDualFFNDecoderLayer) else text
+        layers.append(
+            Layer(
+                qkv=linear([layer.get_submodule(f"self_attn.{name}_proj") for name in "qkv"]),
+                output=linear([layer.get_submodule("self_attn.o_proj")]),
+                text=text,
+                audio=audio,
+            )
+        )
+    return layers
+
+
+def _feed_forward(layer: nn.Module, kind: str) -> FeedForward:
+    return FeedForward(
+        attention_norm=layer.get_parameter(f"{kind}input_layernorm.weight").detach(),
+        norm=layer.get_parameter(f"{kind}post_attention_layernorm.weight").detach(),
+        gate_up=linear([layer.get_submodule(f"{kind}mlp.{name}_proj") for name in ("gate", "up")]),
+        down=linear([layer.get_submodule(f"{kind}mlp.down_proj")]),
+    )
+
+
+def linear(modules: Sequence[nn.Module]) -> Linear:
+    """One product for several linear modules side by side, (M, D) → (M, sum of their widths)."""
+    weights = [module.get_parameter("weight") for module in modules]
+    biases = [module.get_parameter("bias") for module in modules if getattr(module, "bias", None) is not None]
+    weight = weights[0].detach() if len(weights) == 1 else torch.cat([one.detach() for one in weights])
+    bias = torch.cat([one.detach() for one in biases]) if biases else None
+    if weight.device.type == "cpu":
+        return PackedLinear(weight, bias)
+    first = 0
+    for one in weights:
+        one.data = weight[first : first + len(one)]
+        first += len(one)
+    return PlainLinear(weight, bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainLinear:
+    """A product with a plain weight."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, hidden_MD: Tensor) -> Tensor:
+        return F.linear(hidden_MD, self.weight, self.bias)
+
+
+class PackedLinear:
+    """A product with a weight in oneDNN's own layout."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._bias = bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_FOR_ROWS)
+
+    def __call__(self, hidden_MD: Tensor) -> Tensor:
+        rows = len(hidden_MD)
+        if rows < _FEWEST_ROWS:
+            hidden_MD = F.pad(hidden_MD, (0, 0, 0, _FEWEST_ROWS - rows))
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden_MD, self._packed, self._bias, "none", [], "")
+        return product[:rows]
