@@ -136,8 +136,8 @@ class Engine:
         self._admit()
         self._prefill()
         self._say_text()
-        self._speak()
-        self._read(keep=(self.settings.look_ahead or 0) if self.scheduler.running else 0)
+        launched = self._speak()
+        self._read(keep=(self.settings.look_ahead or 0) if launched else 0)
         updates, self._updates = self._updates, []
         return updates
 
@@ -195,13 +195,14 @@ class Engine:
             sequence.computed = span.stop
             self._prompt_done(sequence, hidden[0])
 
-    def _speak(self) -> None:
+    def _speak(self) -> bool:
+        """Launch a frame for all who speak, if any do."""
         for sequence in self.scheduler.in_phase(Phase.SPEECH):
             if sequence.phase is Phase.SPEECH and sequence.launched < sequence.last_column:
                 self._grown(sequence)
         speaking = [one for one in self.scheduler.in_phase(Phase.SPEECH) if one.launched < one.last_column]
         if not speaking:
-            return
+            return False
         for sequence in speaking:
             if sequence.goes_again:
                 self.runner.force(sequence.slot, sequence.known_frame_K)
@@ -223,6 +224,7 @@ class Engine:
             if sequence.launched == sequence.last_column:
                 self.runner.stop(sequence.slot)
         self.metrics.count_step(len(speaking), self.settings.max_slots)
+        return True
 
     def _rows(self, wanted: int) -> int:
         return next((size for size in self.settings.row_buckets if size >= wanted), self.settings.max_slots)
