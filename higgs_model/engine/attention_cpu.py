@@ -18,11 +18,7 @@ from higgs_model.engine.spans import Span
 
 
 class RowAttention:
-    """Keys and values of all slots. Unwritten memory holds anything; nothing reads it.
-
-    Args:
-        tile: positions of a prompt that are attended from together, counted from the sequence's start.
-    """
+    """Keys and values of all slots. Unwritten memory holds anything; nothing reads it."""
 
     def __init__(
         self,
@@ -69,10 +65,10 @@ class RowAttention:
         self._flat[layer, 0].index_copy_(0, places_P, keys_PHD)
         self._flat[layer, 1].index_copy_(0, places_P, values_PHD)
 
-    def decode(self, layer: int, queries_SHD: Tensor, lengths: Sequence[int]) -> Tensor:
-        """(S, H, D) → (S, H, D): slot s attends to its first `lengths[s]` positions; with none, zeros."""
+    def decode(self, layer: int, queries_SHD: Tensor, lengths_S: Tensor) -> Tensor:
+        """(S, H, D) → (S, H, D): slot s attends to its first `lengths_S[s]` positions; with none, zeros."""
         attended = torch.zeros_like(queries_SHD)
-        for slot, length in enumerate(lengths):
+        for slot, length in enumerate(lengths_S.tolist()):
             if length:
                 attended[slot] = self._attend(layer, slot, queries_SHD[slot : slot + 1], length, None)[0]
         return attended

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from higgs_model.engine.attention_cpu import RowAttention
+from higgs_model.engine.attention_paged import PagedAttention
 from higgs_model.engine.blocks import BlockPool, content_keys
 from higgs_model.engine.metrics import EngineMetrics
 from higgs_model.engine.prompt import Positions, expand
@@ -313,8 +314,4 @@ def _attention(model: HiggsAudioModel, settings: EngineSettings) -> Attention:
         "device": model.embed_tokens_device,
         "dtype": model.dtype,
     }
-    if model.embed_tokens_device.type == "cuda":
-        from higgs_model.engine.attention_cuda import PagedAttention
-
-        return PagedAttention(**shape)
-    return RowAttention(**shape)
+    return RowAttention(**shape) if model.embed_tokens_device.type == "cpu" else PagedAttention(**shape)

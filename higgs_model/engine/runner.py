@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ NO_FRAME = -1
 
 
 class Attention(Protocol):
-    """Keys and values of all slots, and attention to them; see `attention_cpu` and `attention_cuda`."""
+    """Keys and values of all slots, and attention to them; see `attention_cpu` and `attention_paged`."""
 
     def set_blocks(self, slot: int, blocks: Sequence[int], num_shared: int) -> None:
         """Give a slot its blocks; the first `num_shared` hold its start already."""
@@ -46,7 +46,7 @@ class Attention(Protocol):
     def write(self, layer: int, keys_PHD: Tensor, values_PHD: Tensor, places_P: Tensor) -> None:
         """Store keys and values of one layer."""
 
-    def decode(self, layer: int, queries_SHD: Tensor, lengths: Any) -> Tensor:
+    def decode(self, layer: int, queries_SHD: Tensor, lengths_S: Tensor) -> Tensor:
         """One query a slot."""
 
     def prefill(self, layer: int, queries_PHD: Tensor, spans: Sequence[Span]) -> Tensor:
@@ -225,9 +225,7 @@ class Runner:
         state, config = self.state, self.config
         active, at_S = state.active[:rows], state.length[:rows]
         places = self.attention.places(self._slots[:rows], at_S, active)
-        lengths: Any = torch.where(active, at_S + 1, 0)
-        if self.device.type == "cpu":
-            lengths = lengths.tolist()
+        lengths = torch.where(active, at_S + 1, 0)
 
         def attend(layer: int, queries: Tensor) -> Tensor:
             return self.attention.decode(layer, queries, lengths)

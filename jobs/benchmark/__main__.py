@@ -6,7 +6,7 @@ import argparse
 import importlib
 import json
 
-NAMES = ("codec", "model")
+NAMES = ("codec", "engine", "model")
 
 
 def main() -> None:

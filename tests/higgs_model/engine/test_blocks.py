@@ -1,0 +1,69 @@
+"""The pool: no block is lost, none is in two hands that do not share it, and what is kept is found by content."""
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from higgs_model.engine.blocks import BlockPool, content_keys
+
+SIZE = 4
+
+
+def test_keys_stand_for_all_content_before():
+    content = np.arange(40).reshape(20, 2)
+    keys = content_keys(content, SIZE)
+    assert len(keys) == 5
+    assert len(content_keys(content[:19], SIZE)) == 4
+    assert content_keys(content[:19], SIZE) == keys[:4]
+    changed = content.copy()
+    changed[5, 1] += 1
+    assert [a == b for a, b in zip(content_keys(changed, SIZE), keys, strict=True)] == [True] + [False] * 4
+
+
+class Pool(RuleBasedStateMachine):
+    """Sequences of random content come, grow and go."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = BlockPool(9, SIZE)
+        self.held = []
+        self.content = {}
+
+    @rule(branch=st.lists(st.integers(0, 1), min_size=1, max_size=4))
+    def begin(self, branch):
+        keys = content_keys(np.repeat(branch, SIZE)[:, None], SIZE)
+        shared = self.pool.find(keys)
+        assert [self.content[block] for block in shared] == keys[: len(shared)]
+        self.pool.hold(shared)
+        before = self.pool.available
+        own = self.pool.take(len(keys) - len(shared))
+        if own is None:
+            assert len(keys) - len(shared) > before
+            self.pool.release(shared)
+            return
+        blocks = shared + own
+        for block, key in zip(own, keys[len(shared) :], strict=True):
+            self.content[block] = key
+            self.pool.know(block, key)
+        self.held.append(blocks)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def end(self, data):
+        self.pool.release(self.held.pop(data.draw(st.integers(0, len(self.held) - 1))))
+
+    @rule()
+    def forget(self):
+        self.pool.forget()
+
+    @invariant()
+    def nothing_is_lost(self):
+        in_hand = {block for blocks in self.held for block in blocks}
+        assert 0 not in in_hand
+        assert self.pool.used == len(in_hand)
+        assert self.pool.available == self.pool.capacity - len(in_hand)
+
+
+TestPool = Pool.TestCase
+TestPool.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,245 @@
+"""The engine says what plain generation says, whoever is beside a request and whatever happens to it on the way."""
+
+import numpy as np
+import pytest
+import torch
+
+from higgs_model.engine import Engine, EngineSettings, FinishReason
+from higgs_model.engine import engine as engine_room
+from higgs_model.engine.attention_paged import PagedAttention
+from higgs_model.engine.watch import WatchLimits
+from higgs_model.errors import BadConfig, BadInput
+from higgs_model.sampling import SamplingParams
+from tests import builders
+from tests.builders import OUT, OUT_BOS, K
+from tests.higgs_model.engine import requests as asked
+
+UNWATCHED = WatchLimits(loop_frames=None)
+
+
+def engine(network, **settings):
+    return Engine(
+        network,
+        EngineSettings(**{"max_slots": 8, "max_positions": 512, "block_size": 16, "watch": UNWATCHED} | settings),
+    )
+
+
+def same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        np.testing.assert_array_equal(found[name], wanted[name], err_msg=f"request {name}")
+
+
+@pytest.mark.parametrize("kind", [{}, {"audio_dual_ffn_layers": [1, 2]}, {"audio_adapter_type": "stack"}])
+@pytest.mark.parametrize("endless", [False, True])
+def test_codes_are_those_of_plain_generation(kind, endless):
+    network = asked.model(endless=endless, **kind)
+    requests = asked.uneven(16)
+    found, reasons = asked.run(engine(network), requests)
+    same(found, {one.id: asked.plainly(network, one) for one in requests})
+    if endless:
+        assert {found[str(n)].shape for n in range(0, 16, 4)} == {(K, 40)}
+        assert {reasons[str(n)] for n in range(0, 16, 4)} == {FinishReason.LENGTH}
+
+
+def test_other_ways_to_build_the_network():
+    network = asked.model(audio_embed_avg=True, use_audio_out_embed_projector=True, endless=True)
+    requests = asked.uneven(4)
+    found, _ = asked.run(engine(network), requests)
+    same(found, {one.id: asked.plainly(network, one) for one in requests})
+
+
+def test_alone_and_among_neighbours_that_come_and_go():
+    network = asked.model(endless=True)
+    requests = [asked.request(n, clip=5 + n, max_frames=20 + 9 * (n % 7)) for n in range(33)]
+    crowd, _ = asked.run(engine(network, max_slots=32), requests)
+    for one in requests[:8]:
+        same(asked.run(engine(network), [one])[0], {one.id: crowd[one.id]})
+
+
+def test_a_lost_slot_changes_nothing():
+    network = asked.model(endless=True)
+    requests = asked.uneven(12, stream_every=5, max_frames=60)
+    wanted, _ = asked.run(engine(network), requests)
+    for look_ahead in (0, 1):
+        tight = engine(network, num_blocks=21, look_ahead=look_ahead)
+        found, _ = asked.run(tight, requests)
+        assert tight.scheduler.counters.preemptions > 2
+        assert tight.pool.used == 0
+        same(found, wanted)
+
+
+def test_losing_the_slot_at_any_time_changes_nothing():
+    network = asked.model(endless=True)
+    requests = asked.uneven(6, stream_every=3)
+    wanted, _ = asked.run(engine(network), requests)
+    random = np.random.default_rng(0)
+
+    def disturb(running, turn):
+        if turn < 400 and running.scheduler.running and random.random() < 0.2:
+            victim = random.choice(list(running.scheduler.running.values()))
+            running.runner.stop(victim.slot)
+            running.scheduler.preempt(victim)
+
+    found, _ = asked.run(engine(network), requests, between=disturb)
+    same(found, wanted)
+
+
+def test_a_shared_prompt_is_computed_once_and_changes_nothing():
+    network = asked.model(endless=True)
+    requests = [asked.request(n, voice=n % 2, tokens=40, clip=60, max_frames=30) for n in range(10)]
+    apart = {one.id: asked.run(engine(network), [one])[0][one.id] for one in requests}
+    together = engine(network, max_slots=3)
+    found, _ = asked.run(together, requests)
+    same(found, apart)
+    # Of each voice's 90 or so positions in common five blocks are whole.
+    assert together.scheduler.counters.shared_positions >= 4 * 5 * 16
+    assert together.pool.used == 0
+
+
+def test_prompts_in_stretches_of_any_length_are_the_same():
+    network = asked.model(endless=True)
+    requests = asked.uneven(8)
+    wanted, _ = asked.run(engine(network), requests)
+    for budget in (1, 16, 50, 1000):
+        found, _ = asked.run(engine(network, prefill_positions=budget, idle_prefill_positions=budget), requests)
+        same(found, wanted)
+
+
+def test_unwritten_memory_is_never_read():
+    network = asked.model(endless=True)
+    requests = asked.uneven(8)
+    wanted, _ = asked.run(engine(network), requests)
+    poisoned = engine(network)
+    poisoned.runner.attention._rows.fill_(float("nan"))
+    poisoned.runner.attention._pool.fill_(float("nan"))
+    found, _ = asked.run(poisoned, requests)
+    same(found, wanted)
+
+
+def test_attention_over_the_blocks_themselves(monkeypatch):
+    """What a CUDA device does, here on the CPU: the same codes, also when slots are lost and prompts are shared."""
+    network = asked.model(endless=True)
+    requests = [*asked.uneven(8), *(asked.request(20 + n, voice=1, tokens=40, clip=60) for n in range(4))]
+    wanted, _ = asked.run(engine(network), requests)
+    monkeypatch.setattr(engine_room, "RowAttention", PagedAttention)
+    for settings in ({}, {"num_blocks": 24, "look_ahead": 1, "row_buckets": (1, 2, 4, 8)}):
+        found, _ = asked.run(engine(network, **settings), requests)
+        same(found, wanted)
+
+
+def test_an_answer_that_opens_with_text():
+    network = asked.model()
+    requests = [
+        asked.request(n, end=7, sampling=SamplingParams(do_sample=True, temperature=2.0)) for n in range(100, 112)
+    ]
+    wanted = {one.id: asked.plainly(network, one, steps=100) for one in requests}
+    found, reasons = asked.run(engine(network), requests)
+    assert {reasons[name] for name in found if found[name].shape[1]} == {FinishReason.STOP}
+    assert sum(frames.shape[1] > 0 for frames in found.values()) >= 2
+    same(found, {name: wanted[name][:, : found[name].shape[1]] for name in wanted})
+    found, _ = asked.run(engine(network, max_slots=2, num_blocks=14), requests)
+    same(found, {name: wanted[name][:, : found[name].shape[1]] for name in wanted})
+
+
+def test_frames_come_as_soon_as_they_are_final():
+    running = engine(asked.model(endless=True))
+    running.add(asked.request(4, stream_every=1, max_frames=10))
+    counts = []
+    while running.has_work:
+        counts.append(sum(update.frames.shape[1] for update in running.step()))
+    # One step runs the prompt and draws the first frame; the delay holds a frame back for K − 1 more.
+    assert counts[: K - 1] == [0] * (K - 1)
+    assert counts[K - 1 :] == [1] * 10
+
+
+def test_the_endpoints_requests_go_first():
+    running = engine(asked.model(endless=True), max_slots=1)
+    for number in range(4):
+        running.add(asked.request(number, max_frames=5, priority=0 if number == 3 else 1))
+    ended = []
+    while running.has_work:
+        ended += [update.request_id for update in running.step() if update.finish_reason]
+    assert ended == ["3", "0", "1", "2"]
+
+
+def test_cancelled_requests_leave_at_once():
+    running = engine(asked.model(endless=True), max_slots=2)
+    requests = [asked.request(n, max_frames=50, sampling=SamplingParams()) for n in range(4)]
+    wanted, _ = asked.run(engine(asked.model(endless=True)), requests)
+
+    def cancel(current, turn):
+        if turn == 10:
+            current.cancel("0")
+            current.cancel("3")
+            current.cancel("no such request")
+
+    found, reasons = asked.run(running, requests, between=cancel)
+    assert [reasons[str(n)].value for n in range(4)] == ["cancelled", "length", "length", "cancelled"]
+    same({n: found[n] for n in "12"}, {n: wanted[n] for n in "12"})
+    assert running.pool.used == 0
+    assert not running.scheduler.running
+
+
+def test_a_network_that_gives_no_numbers_ends_the_request():
+    network = asked.model(endless=True)
+    with torch.no_grad():
+        network.audio_decoder_proj.audio_lm_head.weight[3, 5] = float("nan")
+    _, reasons = asked.run(engine(network), [asked.request(1)])
+    assert reasons == {"1": FinishReason.INVALID}
+
+
+def test_a_clip_that_goes_round_in_circles_is_ended():
+    network = asked.model(endless=True)
+    with torch.no_grad():
+        network.audio_codebook_embeddings.weight.zero_()  # it neither hears itself nor remembers: always the same
+        for layer in network.layers:
+            layer.self_attn.o_proj.weight.zero_()
+    greedy = [asked.request(4, max_frames=400)]
+    unwatched, _ = asked.run(engine(network), greedy)
+    found, reasons = asked.run(engine(network, watch=WatchLimits(loop_frames=60, loop_period=20)), greedy)
+    assert reasons == {"4": FinishReason.LOOP}
+    assert 60 <= found["4"].shape[1] < 400
+    np.testing.assert_array_equal(found["4"], unwatched["4"][:, : found["4"].shape[1]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": ()}, "prompt has no token"),
+        ({"input_ids": (3, 999, OUT_BOS)}, "token ids reach from 3 to 999, the vocabulary from 0 to 159"),
+        ({"input_ids": (3, OUT, OUT_BOS)}, "1 placeholders for 2 clips"),
+        (
+            {"clips": (np.zeros((K, 3), np.int64), np.full((K, 3), 24))},
+            "clip 1 has codes from 24 to 24; wanted 0 to 23",
+        ),
+        ({"clips": (np.zeros((K, 3)), np.zeros((K, 3), np.int64))}, "clip 0 is float64"),
+        ({"max_frames": 0}, "max_frames=0 is not positive"),
+        ({"max_frames": 900}, "do not fit into the engine's 512; shorten the prompt or lower max_frames=900"),
+        ({"sampling": SamplingParams(ras_win_len=99)}, "ras_win_len=99 is more than the engine's 32"),
+    ],
+)
+def test_requests_that_can_never_run_are_refused_in_a_sentence(change, message):
+    import dataclasses
+
+    running = engine(asked.model(endless=True))
+    running.add(asked.request(1))
+    with pytest.raises(BadInput, match=f"request '2': .*{message}"):
+        running.add(dataclasses.replace(asked.request(2), **change))
+    with pytest.raises(BadInput, match="there is one of that id already"):
+        running.add(asked.request(1))
+    found, _ = asked.run(running, [])
+    assert found.keys() == {"1"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"use_audio_out_self_attention": True},
+        {"audio_adapter_type": "dual_ffn_fast_forward", "audio_dual_ffn_layers": [0, 2]},
+        {"use_delay_pattern": False},
+    ],
+)
+def test_networks_that_only_the_general_path_runs_are_refused(kind):
+    with pytest.raises(BadConfig, match=r"HiggsAudioModel\.generate does"):
+        Engine(builders.model(**kind))
