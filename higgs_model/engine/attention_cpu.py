@@ -37,33 +37,38 @@ class RowAttention:
         self._block_size = block_size
         self._room = max_blocks_per_slot * block_size
         self._group = num_query_heads // num_kv_heads
-        head = (num_kv_heads, head_dim)
-        # The row after the last one takes what slots that do not count write.
-        self._rows = torch.empty(num_layers, 2, max_slots + 1, self._room, *head, dtype=dtype, device=device)
-        self._flat = self._rows.view(num_layers, 2, -1, *head)
-        self._pool = torch.empty(num_blocks, num_layers, 2, block_size, *head, dtype=dtype, device=device)
-        self._trash = max_slots * self._room
+        self._head_starts = torch.arange(num_kv_heads, device=device) * self._room
+        # A head's positions lie side by side: attention reads them in one go. The slot after the last one takes what
+        # slots that do not count write.
+        shape = (num_layers, 2, max_slots + 1, num_kv_heads, self._room, head_dim)
+        self._rows = torch.empty(shape, dtype=dtype, device=device)
+        self._flat = self._rows.view(num_layers, 2, -1, head_dim)
+        pool_shape = (num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim)
+        self._pool = torch.empty(pool_shape, dtype=dtype, device=device)
+        self._slot_size, self._trash = num_kv_heads * self._room, max_slots
 
     def set_blocks(self, slot: int, blocks: Sequence[int], num_shared: int) -> None:
         """Give a slot its blocks; the first `num_shared` hold its start already."""
         for index in range(num_shared):
             start = index * self._block_size
-            self._rows[:, :, slot, start : start + self._block_size] = self._pool[blocks[index]]
+            self._rows[:, :, slot, :, start : start + self._block_size] = self._pool[blocks[index]]
 
     def keep_block(self, slot: int, index: int, block: int) -> None:
         """The slot's block number `index` is full and final: let others share it."""
         start = index * self._block_size
-        self._pool[block] = self._rows[:, :, slot, start : start + self._block_size]
+        self._pool[block] = self._rows[:, :, slot, :, start : start + self._block_size]
 
     def places(self, slots_P: Tensor, positions_P: Tensor, counts_P: Tensor | None = None) -> Tensor:
         """Where keys and values of positions are written; of those that do not count, where nobody reads."""
-        places = slots_P * self._room + positions_P
-        return places if counts_P is None else torch.where(counts_P, places, self._trash)
+        if counts_P is not None:
+            slots_P = torch.where(counts_P, slots_P, self._trash)
+            positions_P = torch.where(counts_P, positions_P, 0)
+        return ((slots_P * self._slot_size + positions_P).unsqueeze(1) + self._head_starts).flatten()
 
     def write(self, layer: int, keys_PHD: Tensor, values_PHD: Tensor, places_P: Tensor) -> None:
         """Store keys and values of one layer."""
-        self._flat[layer, 0].index_copy_(0, places_P, keys_PHD)
-        self._flat[layer, 1].index_copy_(0, places_P, values_PHD)
+        self._flat[layer, 0].index_copy_(0, places_P, keys_PHD.flatten(0, 1))
+        self._flat[layer, 1].index_copy_(0, places_P, values_PHD.flatten(0, 1))
 
     def decode(self, layer: int, queries_SHD: Tensor, lengths_S: Tensor) -> Tensor:
         """(S, H, D) → (S, H, D): slot s attends to its first `lengths_S[s]` positions; with none, zeros."""
@@ -92,7 +97,7 @@ class RowAttention:
 
     def _attend(self, layer: int, slot: int, queries_PHD: Tensor, length: int, mask: Tensor | None) -> Tensor:
         num_queries, num_heads, head_dim = queries_PHD.shape
-        keys, values = (self._rows[layer, kind, slot, :length].transpose(0, 1).unsqueeze(0) for kind in (0, 1))
+        keys, values = (self._rows[layer, kind, slot : slot + 1, :, :length] for kind in (0, 1))
         # Heads that share keys stand as further queries of one head: nothing is repeated in memory.
         grouped = queries_PHD.view(num_queries, -1, self._group, head_dim).permute(1, 0, 2, 3).flatten(1, 2)
         made = F.scaled_dot_product_attention(grouped.unsqueeze(0), keys, values, attn_mask=mask)
