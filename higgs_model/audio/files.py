@@ -34,6 +34,25 @@ class Recording:
         return len(self.samples) / self.sample_rate_hz
 
 
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file says of itself, before any sample is read."""
+
+    duration_s: float
+    sample_rate_hz: int
+    num_channels: int
+
+
+def read_header(source: str | Path | BinaryIO, name: str | None = None) -> Header:
+    """Read a recording's header; arguments as in `read_recording`."""
+    source, name = _checked(source, name)
+    try:
+        with soundfile.SoundFile(source) as file:
+            return Header(file.frames / file.samplerate, file.samplerate, file.channels)
+    except soundfile.LibsndfileError as error:
+        raise _unreadable(name, error) from error
+
+
 def read_recording(source: str | Path | BinaryIO, name: str | None = None) -> Recording:
     """Read one recording.
 
@@ -41,22 +60,30 @@ def read_recording(source: str | Path | BinaryIO, name: str | None = None) -> Re
         source: a path, or a seekable binary file.
         name: what errors call it; by default its path.
     """
-    if isinstance(source, str | Path):
-        name = name or str(source)
-        _check_path(Path(source), name)
-    name = name or "recording"
+    source, name = _checked(source, name)
     try:
         with soundfile.SoundFile(source) as file:
             blocks = [block.mean(axis=1) for block in file.blocks(_BLOCK_FRAMES, dtype="float32", always_2d=True)]
             sample_rate_hz = file.samplerate
     except soundfile.LibsndfileError as error:
-        raise BadInput(f"{name}: not a recording that can be read ({error.error_string.rstrip('.')}).") from error
+        raise _unreadable(name, error) from error
     if not blocks:
         raise BadInput(f"{name}: a recording without a single sample.")
     try:
         return Recording(to_mono(np.concatenate(blocks)), sample_rate_hz)
     except BadInput as error:
         raise BadInput(f"{name}: {error}") from None
+
+
+def _checked(source: str | Path | BinaryIO, name: str | None) -> tuple[str | Path | BinaryIO, str]:
+    if isinstance(source, str | Path):
+        name = name or str(source)
+        _check_path(Path(source), name)
+    return source, name or "recording"
+
+
+def _unreadable(name: str, error: soundfile.LibsndfileError) -> BadInput:
+    return BadInput(f"{name}: not a recording that can be read ({error.error_string.rstrip('.')}).")
 
 
 def _check_path(path: Path, name: str) -> None:

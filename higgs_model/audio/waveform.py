@@ -6,20 +6,25 @@ In: whatever a caller has: a NumPy array or a tensor, one or two axes. Out: mono
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Union
+
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from higgs_model.errors import BadInput
 
-Waveform = npt.NDArray[np.floating] | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# As text, because whoever only reads recordings need not load torch.
+Waveform = Union[npt.NDArray[np.floating], "Tensor"]
 MAX_CHANNELS = 8
 """More than this is taken for samples on the wrong axis."""
 
 
 def to_mono(waveform: Waveform) -> npt.NDArray[np.float32]:
     """Mono samples (N,) of (N,) or (channels, N) floats; channels are averaged."""
-    array = waveform.detach().cpu().float().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
+    array = waveform.detach().cpu().float().numpy() if hasattr(waveform, "detach") else np.asarray(waveform)
     if not np.issubdtype(array.dtype, np.floating):
         raise BadInput(f"recording: its samples are {array.dtype}; wanted floats with full scale at ±1.")
     if array.ndim not in (1, 2) or (array.ndim == 2 and not 1 <= array.shape[0] <= MAX_CHANNELS):

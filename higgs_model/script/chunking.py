@@ -182,7 +182,7 @@ def _milliseconds(pause: re.Match[str]) -> int:
 def _split_pauses(text: str) -> tuple[list[_Part], int]:
     """The normalised parts between pauses, and the silence after the last. Pauses in a row add up.
 
-    A tag with nothing but a pause after it belongs to what follows the pause.
+    A tag with nothing but a pause after it belongs to what follows the pause, or, at the end, to what came before.
     """
     pieces = _PAUSE.split(text)
     pauses = [_milliseconds(match) for match in _PAUSE.finditer(text)]
@@ -195,6 +195,8 @@ def _split_pauses(text: str) -> tuple[list[_Part], int]:
         carried = ""
         if is_only_tags("\n".join(found)) and number < len(pauses):
             carried = " ".join(found)
+        elif found and is_only_tags("\n".join(found)) and parts:
+            parts[-1].paragraphs[-1] += " " + " ".join(found)
         elif found:
             parts.append(_Part(found, silence_ms))
             silence_ms = 0
@@ -332,7 +334,7 @@ def _join_short(pieces: list[_Piece], budget: _Budget, language: str | None, spe
     """
     done: list[_Piece] = []
     before = speaker
-    for piece in pieces:
+    for piece in _with_words(pieces):
         speaker = _only_speaker(piece.text, before)
         if done and speaker == before != "" and min(done[-1].said, piece.said) < budget.min_words:
             done[-1:] = _merge(done[-1], piece, budget, language)
@@ -340,6 +342,32 @@ def _join_short(pieces: list[_Piece], budget: _Budget, language: str | None, spe
             done.append(piece)
         before = speaker
     return [dataclasses.replace(piece, text=piece.text.strip()) for piece in done]
+
+
+def _with_words(pieces: list[_Piece]) -> Iterator[_Piece]:
+    """Pieces that only name speakers go with what follows, or, at the end, with what came before."""
+    bare = ""
+    waiting: _Piece | None = None
+    for piece in pieces:
+        if _says_nothing(piece.text):
+            bare += piece.text
+            continue
+        if waiting is not None:
+            yield waiting
+        waiting = _Piece.counted(bare + piece.text, piece.boundary) if bare else piece
+        bare = ""
+    if waiting is None:
+        yield from pieces
+    elif bare:
+        yield _Piece.counted(f"{waiting.text.rstrip()} {bare}", pieces[-1].boundary)
+    else:
+        yield waiting
+
+
+def _says_nothing(text: str) -> bool:
+    """Whether a piece names speakers, and has no word besides, though perhaps a full stop."""
+    said, num_tags = SPEAKER_TAG.subn("", text)
+    return num_tags > 0 and not re.search(r"\w", said)
 
 
 def _only_speaker(text: str, before: str | None) -> str | None:

@@ -232,17 +232,19 @@ class Script(BaseModel):
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
-    def sampling(self) -> dict[str, float | int | None]:
-        """The settings with the reference's defaults; a window that switches its rule off is None."""
+    def sampling(self) -> dict[str, Any]:
+        """The arguments of `SamplingParams`, with the reference's defaults; temperature 0 takes the likeliest code."""
         window = 7 if self.ras_win_len is None else self.ras_win_len
         repeats = 2 if self.ras_win_max_num_repeat is None else self.ras_win_max_num_repeat
-        return {
-            "temperature": 1.0 if self.temperature is None else float(self.temperature),
+        temperature = 1.0 if self.temperature is None else float(self.temperature)
+        drawn = {
+            "do_sample": True,
+            "temperature": temperature,
             "top_k": 50 if self.top_k is None else self.top_k,
             "top_p": 0.95 if self.top_p is None else float(self.top_p),
-            "ras_win_len": window if window > 0 else None,
-            "ras_win_max_num_repeat": repeats if window > 0 else None,
         }
+        rule = {"ras_win_len": window, "ras_win_max_num_repeat": repeats} if window > 0 else {}
+        return ({"do_sample": False} if temperature == 0 else drawn) | rule
 
     @functools.cached_property
     def _tags(self) -> dict[str, str]:

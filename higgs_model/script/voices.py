@@ -369,21 +369,17 @@ class ReferenceCodes:
 
 def _read_audio(source: bytes) -> tuple[NDArray[np.float32], int, int]:
     """Mono samples (N,), their rate, and how many channels there were."""
-    import soundfile
+    from higgs_model.audio.files import read_header, read_recording
 
-    try:
-        with soundfile.SoundFile(io.BytesIO(source)) as file:
-            sample_rate, channels = int(file.samplerate), int(file.channels)
-            duration_s = file.frames / sample_rate
-            if not _REFUSED_BELOW_S <= duration_s <= _REFUSED_ABOVE_S:
-                raise BadInput(
-                    f"a reference recording of {duration_s:.2f} s cannot be used; "
-                    f"give one of {_SHORTEST_S:.0f} to {_LONGEST_S:.0f} s"
-                )
-            samples: NDArray[np.float32] = file.read(dtype="float32", always_2d=True).mean(axis=1)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise BadInput(f"the reference recording is no audio file that can be read: {error}") from error
-    return samples, sample_rate, channels
+    # The header is asked first: hours of audio are refused without being decoded.
+    header = read_header(io.BytesIO(source), "the reference recording")
+    if not _REFUSED_BELOW_S <= header.duration_s <= _REFUSED_ABOVE_S:
+        raise BadInput(
+            f"a reference recording of {header.duration_s:.2f} s cannot be used; "
+            f"give one of {_SHORTEST_S:.0f} to {_LONGEST_S:.0f} s"
+        )
+    recording = read_recording(io.BytesIO(source), "the reference recording")
+    return recording.samples, recording.sample_rate_hz, header.num_channels
 
 
 def _read_local(source: str) -> bytes:

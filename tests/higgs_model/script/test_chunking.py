@@ -1,5 +1,6 @@
 """Chunks: nothing lost, nothing doubled, nothing blank, within the budget, in linear time."""
 
+import re
 import time
 
 import pytest
@@ -117,6 +118,40 @@ def test_pauses_are_silence_and_never_text(method):
 def test_a_tag_before_a_pause_goes_with_what_follows():
     chunks = chunk_text("[SPEAKER0] [pause:1s] Hello to you.", "speaker")
     assert [(chunk.text, chunk.silence_before_ms) for chunk in chunks] == [("[SPEAKER0] Hello to you.", 1000)]
+
+
+@pytest.mark.parametrize("method", ["auto", "sentence"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hello to you all. [SPEAKER0]",
+        "[SPEAKER0] Hello to you all. [SPEAKER1]",
+        "[SPEAKER0]\n\nHello to you all.",
+        "Hello to you all.\n\n[SPEAKER1]\n\nAnd to you too, my friends.",
+        "Hello to you all. [pause:1s] [SPEAKER0]",
+        "[SPEAKER1] [SPEAKER0] Hello to you all.",
+        "[SPEAKER0] Hello to you all.\n[SPEAKER1]\n[SPEAKER0] And to you too, my friends.\n[SPEAKER1]",
+    ],
+)
+@pytest.mark.parametrize("max_words", [None, 4])
+def test_no_chunk_only_names_a_speaker(text, method, max_words):
+    chunks = chunk_text(text, method, max_words)
+    assert all(_has_words(chunk.text) for chunk in chunks)
+    assert _bare("".join(chunk.text for chunk in chunks)) == _bare(normalize(chunking.without_pauses(text)))
+
+
+@given(text=st.lists(PIECES, min_size=1, max_size=30).map("".join), max_words=st.integers(1, 30))
+@settings(max_examples=150, deadline=None)
+def test_chunks_speak(text, max_words):
+    if not _has_words(chunking.without_pauses(text)):
+        return
+    for method in ("auto", "sentence"):
+        for chunk in chunk_text(text, method, max_words):
+            assert _has_words(chunk.text) or not SPEAKER_TAG.search(chunk.text)
+
+
+def _has_words(text):
+    return re.search(r"\w", SPEAKER_TAG.sub("", text)) is not None
 
 
 def test_long_sentences_are_cut_at_clauses_and_never_in_tags():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from higgs_model import Script
+from higgs_model.sampling import SamplingParams
 from higgs_model.script.script import faults
 from higgs_model.script.spoken import Lexicon
 from higgs_model.script.voices import Voices
@@ -233,3 +234,26 @@ def test_warnings_name_what_to_mend():
     assert "[whisper]" in found
     assert "SPEAKER1 has no voice" in found
     assert "SPEAKER7 has a voice but never speaks" in found
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({}, SamplingParams(do_sample=True, top_p=0.95, ras_win_len=7)),
+        ({"temperature": 0}, SamplingParams(do_sample=False, ras_win_len=7)),
+        ({"temperature": 0, "top_k": 3, "top_p": 0.1, "ras_win_len": -1}, SamplingParams(do_sample=False)),
+        (
+            {"temperature": 0.7, "top_k": 0, "ras_win_len": 5, "ras_win_max_num_repeat": 1},
+            SamplingParams(True, 0.7, 0, 0.95, 5, 1),
+        ),
+    ],
+)
+def test_sampling_is_what_the_sampler_takes(row, wanted):
+    assert SamplingParams(**Script(id="a", text="Hello.", **row).sampling()) == wanted
+
+
+@pytest.mark.parametrize("temperature", [-1, float("inf"), "warm", 11])
+def test_impossible_temperatures_are_faults(temperature):
+    with pytest.raises(ValidationError) as error:
+        Script(id="a", text="Hello.", temperature=temperature)
+    assert [fault.split(":")[0] for fault in faults(error.value)] == ["temperature"]
