@@ -68,7 +68,7 @@ class EngineSettings:
             self,
             max_positions=max_positions,
             num_blocks=int(num_blocks),
-            prefill_positions=self.prefill_positions or (4096 if on_cuda else 4 * self.block_size),
+            prefill_positions=self.prefill_positions or (4096 if on_cuda else 8 * self.block_size),
             idle_prefill_positions=self.idle_prefill_positions or (16384 if on_cuda else 16 * self.block_size),
             look_ahead=(1 if on_cuda else 0) if self.look_ahead is None else self.look_ahead,
             # One plan for all requests means one graph a number of rows.
