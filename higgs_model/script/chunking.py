@@ -193,10 +193,12 @@ def _split_pauses(text: str) -> tuple[list[_Part], int]:
             silence_ms += pauses[number - 1]
         found = paragraphs(f"{carried} {piece}" if carried else piece)
         carried = ""
-        if is_only_tags("\n".join(found)) and number < len(pauses):
-            carried = " ".join(found)
-        elif found and is_only_tags("\n".join(found)) and parts:
-            parts[-1].paragraphs[-1] += " " + " ".join(found)
+        text = " ".join(found)
+        names_only = SPEAKER_TAG.search(text) is not None and not _has_words(text)
+        if names_only and number < len(pauses):
+            carried = text
+        elif names_only and parts:
+            parts[-1].paragraphs[-1] += f" {text}"
         elif found:
             parts.append(_Part(found, silence_ms))
             silence_ms = 0
@@ -344,30 +346,30 @@ def _join_short(pieces: list[_Piece], budget: _Budget, language: str | None, spe
     return [dataclasses.replace(piece, text=piece.text.strip()) for piece in done]
 
 
-def _with_words(pieces: list[_Piece]) -> Iterator[_Piece]:
+def _with_words(pieces: list[_Piece]) -> list[_Piece]:
     """Pieces that only name speakers go with what follows, or, at the end, with what came before."""
+    found: list[_Piece] = []
     bare = ""
-    waiting: _Piece | None = None
     for piece in pieces:
-        if _says_nothing(piece.text):
-            bare += piece.text
-            continue
-        if waiting is not None:
-            yield waiting
-        waiting = _Piece.counted(bare + piece.text, piece.boundary) if bare else piece
-        bare = ""
-    if waiting is None:
-        yield from pieces
-    elif bare:
-        yield _Piece.counted(f"{waiting.text.rstrip()} {bare}", pieces[-1].boundary)
-    else:
-        yield waiting
+        text = bare + piece.text
+        if SPEAKER_TAG.search(text) and not _has_words(text):
+            bare = text
+        else:
+            found.append(_Piece.counted(text, piece.boundary) if bare else piece)
+            bare = ""
+    if bare:
+        while found:
+            before = found.pop().text
+            bare = f"{before.rstrip()} {bare}"
+            if _has_words(before):
+                break
+        found.append(_Piece.counted(bare, pieces[-1].boundary))
+    return found
 
 
-def _says_nothing(text: str) -> bool:
-    """Whether a piece names speakers, and has no word besides, though perhaps a full stop."""
-    said, num_tags = SPEAKER_TAG.subn("", text)
-    return num_tags > 0 and not re.search(r"\w", said)
+def _has_words(text: str) -> bool:
+    """Whether there is anything to say in it besides tags and punctuation."""
+    return re.search(r"\w", SPEAKER_TAG.sub("", text)) is not None
 
 
 def _only_speaker(text: str, before: str | None) -> str | None:

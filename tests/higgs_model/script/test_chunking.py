@@ -130,6 +130,7 @@ def test_a_tag_before_a_pause_goes_with_what_follows():
         "Hello to you all.\n\n[SPEAKER1]\n\nAnd to you too, my friends.",
         "Hello to you all. [pause:1s] [SPEAKER0]",
         "[SPEAKER1] [SPEAKER0] Hello to you all.",
+        "Hello to you all. [SPEAKER0] …",
         "[SPEAKER0] Hello to you all.\n[SPEAKER1]\n[SPEAKER0] And to you too, my friends.\n[SPEAKER1]",
     ],
 )
@@ -141,7 +142,7 @@ def test_no_chunk_only_names_a_speaker(text, method, max_words):
 
 
 @given(text=st.lists(PIECES, min_size=1, max_size=30).map("".join), max_words=st.integers(1, 30))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_chunks_speak(text, max_words):
     if not _has_words(chunking.without_pauses(text)):
         return
