@@ -4,11 +4,17 @@ In: frames (K, T) in any portions. Out: samples whose concatenation is what `Hig
 all the frames at once. A sample is final when no later frame can change it; how far that is behind the last
 frame follows from the loaded decoder's convolutions.
 
+`StreamingDecoder` runs a clip alone, each stage of the decoder carrying what it needs. `WindowedClip` only says
+which frames have to go through the decoder together, so that windows of many clips can share a pass; it gives whole
+frames, and runs the context of each window again.
+
 Small portions are dear: a stage of the decoder runs over the new positions and a little context of its own, so
 that portions of a second cost about a fifth more than the whole, and portions of a few frames several times as much.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor
@@ -60,3 +66,40 @@ class StreamingDecoder:
 
     def _through(self, codes_KT: Tensor, *, last: bool) -> Tensor:
         return self._stream.push(self.codec.decoder_latents(codes_KT[None])[0], last=last).float()
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipWindow:
+    """Frames (K, T) to be decoded as if they were a clip, and which samples of the result are right."""
+
+    codes_KT: Tensor
+    first_sample: int
+    last_sample: int
+
+    def kept(self, samples_N: Tensor) -> Tensor:
+        """What belongs to the clip."""
+        return samples_N[self.first_sample : self.last_sample]
+
+
+class WindowedClip:
+    """One clip cut into windows with real context as its frames come."""
+
+    def __init__(self, codec: HiggsAudioCodec) -> None:
+        self._codec = codec
+        self._held_KT: Tensor | None = None
+        self._held_from = self._given = 0
+
+    def push(self, new: Codes, *, last: bool) -> ClipWindow:
+        """Take the next frames (K, T); the window's samples follow those of the window before, without gap."""
+        new_KT = self._codec.checked(new, "windowed clip")
+        held_KT = new_KT if self._held_KT is None else torch.cat([self._held_KT, new_KT], dim=1)
+        stop = self._held_from + held_KT.shape[1]
+        reach, hop = self._codec.reach, self._codec.hop_samples
+        keep_stop = stop if last else max(stop - reach.after, self._given)
+        # Too little came for a sample to be final: nothing is run.
+        codes_KT = held_KT if keep_stop > self._given else held_KT[:, :0]
+        made = ClipWindow(codes_KT, (self._given - self._held_from) * hop, (keep_stop - self._held_from) * hop)
+        following = max(keep_stop - reach.before, 0)
+        self._held_KT = held_KT[:, following - self._held_from :]
+        self._held_from, self._given = following, keep_stop
+        return made

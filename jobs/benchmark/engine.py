@@ -8,6 +8,7 @@ batches can. Only frames that were asked for count as audio.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import gc
 import resource
@@ -18,13 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from higgs_model import HiggsAudioConfig
+from higgs_model import HiggsAudioCodec, HiggsAudioConfig
 from higgs_model.delay import to_stream
 from higgs_model.engine import Engine, EngineSettings, Request
+from higgs_model.engine.codec_worker import CodecWorker
+from higgs_model.engine.loop import EngineLoop
 from higgs_model.engine.metrics import FRAMES_A_SECOND
 from higgs_model.engine.watch import WatchLimits
 from higgs_model.sampling import SamplingParams
 from jobs.benchmark import measure
+from jobs.benchmark.codec import SIZES as CODEC_SIZES
 from jobs.benchmark.model import SIZES, contenders, step_bytes, vocabulary_end
 
 SAMPLING = SamplingParams(do_sample=True, top_k=50)
@@ -72,28 +76,42 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         passes.append(run_through(engine, requests))
 
     rivals = {"engine": run_engine}
+    codec = HiggsAudioCodec(CODEC_SIZES["published" if device.type == "cuda" else "demo"]).to(device).cast(dtype).eval()
+    worker = CodecWorker(codec)
+
+    def run_with_codec() -> None:
+        engine.pool.forget()
+        asyncio.run(speak_all(engine, worker, requests))
+
+    rivals["with codec"] = run_with_codec
     if not arguments.without_port:
         rivals = {"port": lambda: run_port(model.config, port, requests, arguments.slots)} | rivals
     timings = measure.in_turn(rivals, arguments.rounds, device)
     table: dict[str, Any] = {name: timings[name].rate(audio_s) for name in timings}
     floor_s = step_bytes(model) / measure.read_bandwidth(device)
     table["ratio"] = None if arguments.without_port else round(timings["port"].median_s / timings["engine"].median_s, 2)
+    table["codec_share"] = round(timings["engine"].median_s / timings["with codec"].median_s, 3)
     table["occupancy"] = round(float(np.median([one.occupancy for one in passes[1:]])), 3)
     table["step_of_floor"] = round(floor_s / float(np.median([one.step_s for one in passes[1:]])), 3)
     table["first_frame_s"] = _alone(engine, requests)
     table["changed_frames"] = changed_frames(engine, requests[: 2 * arguments.slots], passes[-1].frames)
-    for name in timings:
-        print(f"{name:>8} {_shown(table[name]):>24} audio s/s")
-    print(f"   ratio {table['ratio']}, occupancy while requests wait {table['occupancy']:.1%}")
-    print(f"   a decode step reads its weights in {table['step_of_floor']:.0%} of the time that it takes")
-    print(f"   first frame of a request alone {1000 * table['first_frame_s']:.0f} ms")
-    print(f"   frames that differ between alone and together: {table['changed_frames']:.4%}")
+    _report(table, list(timings))
     return {
         "size": arguments.size,
         "slots": arguments.slots,
         "audio_s": audio_s,
         "machine": measure.machine(device),
     } | table
+
+
+def _report(table: dict[str, Any], names: list[str]) -> None:
+    for name in names:
+        print(f"{name:>10} {_shown(table[name]):>24} audio s/s")
+    print(f"   ratio {table['ratio']}, occupancy while requests wait {table['occupancy']:.1%}")
+    print(f"   with the codec beside it, {table['codec_share']:.0%} of the engine's rate")
+    print(f"   a decode step reads its weights in {table['step_of_floor']:.0%} of the time that it takes")
+    print(f"   first frame of a request alone {1000 * table['first_frame_s']:.0f} ms")
+    print(f"   frames that differ between alone and together: {table['changed_frames']:.4%}")
 
 
 @dataclasses.dataclass
@@ -124,6 +142,22 @@ def run_through(engine: Engine, requests: Sequence[Request]) -> Pass:
             full_steps.append(time.perf_counter() - start)
     frames = {name: np.concatenate(part, axis=1) for name, part in parts.items()}
     return Pass(frames, speaking / max(possible, 1), float(np.median(full_steps)) if full_steps else float("nan"))
+
+
+async def speak_all(engine: Engine, worker: CodecWorker, requests: Sequence[Request]) -> None:
+    """Run requests to their ends, each clip decoded to samples as its frames come."""
+    loop = EngineLoop(engine)
+
+    async def speak(request: Request) -> None:
+        clip = worker.clip()
+        async for update in loop.generate(dataclasses.replace(request, stream_every=25)):
+            await clip.push(update.frames)
+        await clip.finish()
+
+    try:
+        await asyncio.gather(*(speak(request) for request in requests))
+    finally:
+        loop.close()
 
 
 def changed_frames(engine: Engine, requests: Sequence[Request], together: dict[str, np.ndarray]) -> float:

@@ -1,0 +1,157 @@
+"""Decoding beside the engine: what a clip sounds like depends on its frames alone."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from higgs_model.engine.codec_worker import CodecWorker, WorkerStopped, next_portion_frames
+from higgs_model.errors import BadInput
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "batched"])
+def worker(request, codec):
+    made = CodecWorker(codec, batched=request.param)
+    yield made
+    made.close()
+
+
+def codes(codec, num_frames, seed=0):
+    return np.random.RandomState(seed).randint(0, codec.codebook_size, (codec.num_codebooks, num_frames))
+
+
+async def decode(worker, codes_KT, sizes):
+    """The clip pushed in portions of the given sizes, over and over."""
+    clip, parts, start, turn = worker.clip(), [], 0, 0
+    while start < codes_KT.shape[1]:
+        size = sizes[turn % len(sizes)]
+        parts.append(await clip.push(codes_KT[:, start : start + size]))
+        start, turn = start + size, turn + 1
+    return np.concatenate([*parts, await clip.finish()])
+
+
+@settings(max_examples=12)
+@given(
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=4),
+    sizes=st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    batched=st.booleans(),
+)
+def test_clips_sound_like_themselves(load, lengths, sizes, batched):
+    codec = load("rvq_24khz")
+    worker = CodecWorker(codec, batched=batched)
+    clips = [codes(codec, length, seed) for seed, length in enumerate(lengths)]
+
+    async def everybody():
+        return await asyncio.gather(*(decode(worker, clip, sizes) for clip in clips))
+
+    found = asyncio.run(everybody())
+    for clip, samples in zip(clips, found, strict=True):
+        np.testing.assert_allclose(samples, codec.decode(clip).numpy(), atol=1e-4)
+        if not batched:
+            # To the last bit, however its frames came in and whoever was there.
+            np.testing.assert_array_equal(samples, asyncio.run(decode(worker, clip, [clip.shape[1]])))
+    worker.close()
+
+
+def test_the_first_samples_come_early(worker, codec):
+    async def first():
+        return len(await worker.clip().push(codes(codec, 30)))
+
+    assert asyncio.run(first()) > 0
+
+
+def test_portions_grow():
+    starts = [0]
+    while starts[-1] < 1000:
+        starts.append(starts[-1] + next_portion_frames(starts[-1]))
+    assert starts[:8] == [0, 8, 16, 32, 64, 128, 256, 384]
+
+
+def test_a_clip_without_frames_is_silence(worker):
+    assert len(asyncio.run(worker.clip().finish())) == 0
+
+
+def test_bad_codes_are_told_to_their_clip_alone(worker, codec):
+    good = codes(codec, 50)
+
+    async def both():
+        bad = np.full_like(good, codec.codebook_size)
+        return await asyncio.gather(decode(worker, bad, [50]), decode(worker, good, [50]), return_exceptions=True)
+
+    # Often enough that both wait at the same time.
+    for _ in range(10):
+        bad, fine = asyncio.run(both())
+    assert isinstance(bad, BadInput)
+    np.testing.assert_allclose(fine, codec.decode(good).numpy(), atol=1e-4)
+
+
+def test_whoever_waits_when_it_closes_is_told(codec, monkeypatch):
+    worker, entered, leave = CodecWorker(codec), threading.Event(), threading.Event()
+    inner = worker._decode_alone
+
+    def slow(job):
+        entered.set()
+        leave.wait(10)
+        inner(job)
+
+    monkeypatch.setattr(worker, "_decode_alone", slow)
+
+    async def waiting():
+        first, second = (asyncio.create_task(decode(worker, codes(codec, 20), [20])) for _ in range(2))
+        await asyncio.to_thread(entered.wait, 10)
+        closing = asyncio.create_task(asyncio.to_thread(worker.close))
+        await asyncio.sleep(0.05)
+        leave.set()
+        await closing
+        return await asyncio.gather(first, second, return_exceptions=True)
+
+    assert any(isinstance(one, WorkerStopped) for one in asyncio.run(waiting()))
+    with pytest.raises(WorkerStopped):
+        asyncio.run(decode(worker, codes(codec, 20), [20]))
+
+
+def test_a_clip_that_nobody_waits_for_is_not_decoded(codec, monkeypatch):
+    worker = CodecWorker(codec)
+    decoded, inner = [], worker._decode_alone
+
+    def slow(job):
+        decoded.append(job.frames_KT.shape[1])
+        time.sleep(0.2)
+        inner(job)
+
+    monkeypatch.setattr(worker, "_decode_alone", slow)
+
+    async def leave():
+        staying = asyncio.create_task(decode(worker, codes(codec, 8), [8]))
+        leaving = asyncio.create_task(decode(worker, codes(codec, 7), [7]))
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        return await staying
+
+    assert len(asyncio.run(leave())) == 8 * codec.hop_samples
+    worker.close()
+    assert 7 not in decoded
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_windows_of_many_clips_are_their_clips(load):
+    codec = load("rvq_24khz")
+    clips = [codes(codec, length, length) for length in (1, 40, 300, 511)]
+    wanted = [codec.decode(clip).numpy() for clip in clips]
+    worker = CodecWorker(codec.to("cuda"))
+
+    async def everybody():
+        return await asyncio.gather(*(decode(worker, clip, [25]) for clip in clips))
+
+    try:
+        for samples, one in zip(asyncio.run(everybody()), wanted, strict=True):
+            np.testing.assert_allclose(samples, one, atol=1e-3)
+    finally:
+        worker.close()
+        codec.to("cpu")
