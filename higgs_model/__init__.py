@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from higgs_model.config import HiggsAudioEncoderConfig as HiggsAudioEncoderConfig
     from higgs_model.model import HiggsAudioModel as HiggsAudioModel
     from higgs_model.script.script import Script as Script
+    from higgs_model.synthesizer import Synthesizer as Synthesizer
 
 _HOMES = {
     "HiggsAudioConfig": "higgs_model.config",
@@ -24,6 +25,7 @@ _HOMES = {
     "HiggsAudioCodec": "higgs_model.codec",
     "HiggsAudioModel": "higgs_model.model",
     "Script": "higgs_model.script.script",
+    "Synthesizer": "higgs_model.synthesizer",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,0 +1,108 @@
+"""A very small random Higgs Audio, its codec, and a tokenizer of single bytes. The same in every run."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import HubertConfig, PreTrainedTokenizerFast
+
+from higgs_model import tokens
+from higgs_model.codec.codec import HiggsAudioCodec
+from higgs_model.codec.config import HiggsAudioCodecConfig
+from higgs_model.config import HiggsAudioConfig
+from higgs_model.model.model import HiggsAudioModel
+from higgs_model.script.prompt import BEGIN, END_OF_MESSAGE, SCENE_END, SCENE_START
+
+NOTICE = "the demo is a stand-in with random weights: it makes sound, not speech"
+
+_SPECIAL = (
+    BEGIN,
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    END_OF_MESSAGE,
+    "<|end_of_text|>",
+    tokens.AUDIO_BOS,
+    tokens.AUDIO_EOS,
+    tokens.AUDIO_OUT_BOS,
+    tokens.AUDIO_IN,
+    tokens.AUDIO_OUT,
+    SCENE_START,
+    SCENE_END,
+    "<|speaker_id_start|>",
+    "<|speaker_id_end|>",
+)
+_BYTES = 256
+
+
+def build() -> tuple[HiggsAudioModel, HiggsAudioCodec, PreTrainedTokenizerFast]:
+    """The parts, in float32 on the CPU."""
+    ids = {token: _BYTES + number for number, token in enumerate(_SPECIAL)}
+    model, codec = HiggsAudioModel(_config(ids)).eval(), HiggsAudioCodec(_codec_config()).eval()
+    _randomize(model, 0.2)
+    _randomize(codec, 0.1)
+    return model, codec, _tokenizer(ids)
+
+
+def _randomize(module: nn.Module, deviation: float) -> None:
+    """Weights from a seed of their own, whatever the global generator has been used for."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * deviation
+            parameter.copy_(noise if parameter.dim() > 1 else parameter + 0.1 * noise)
+
+
+def _config(ids: dict[str, int]) -> HiggsAudioConfig:
+    return HiggsAudioConfig(
+        text_config={
+            "vocab_size": _BYTES + len(_SPECIAL),
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 8192,
+            "eos_token_id": ids[END_OF_MESSAGE],
+        },
+        audio_adapter_type="dual_ffn",
+        audio_dual_ffn_layers=[0, 1],
+        audio_num_codebooks=8,
+        use_delay_pattern=True,
+        skip_audio_tower=True,
+        encode_whisper_embed=False,
+        encode_audio_in_tokens=True,
+        pad_token_id=ids["<|end_of_text|>"],
+        audio_in_token_idx=ids[tokens.AUDIO_IN],
+        audio_out_token_idx=ids[tokens.AUDIO_OUT],
+        audio_out_bos_token_id=ids[tokens.AUDIO_OUT_BOS],
+        audio_eos_token_id=ids[tokens.AUDIO_EOS],
+    )
+
+
+def _codec_config() -> HiggsAudioCodecConfig:
+    return HiggsAudioCodecConfig(
+        encoder_channels=4,
+        decoder_channels=64,
+        acoustic_dim=32,
+        codebook_dim=8,
+        semantic=HubertConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            conv_dim=(16,) * 7,
+            num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=4,
+        ),
+    )
+
+
+def _tokenizer(ids: dict[str, int]) -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ids])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)

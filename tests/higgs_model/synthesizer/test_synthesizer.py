@@ -1,0 +1,218 @@
+"""Scripts become audio: whole, in order, the same in every company."""
+
+import asyncio
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+
+from higgs_model import Script
+from higgs_model.errors import BadInput
+from higgs_model.script.chunking import Chunk
+from higgs_model.synthesizer import Pauses, SynthesisSettings, Synthesizer
+from higgs_model.synthesizer.synthesizer import _forget, pause_after_ms
+
+DIALOGUE = {
+    "id": "dialogue",
+    "turns": [
+        {"speaker": "Ann", "text": "Good morning, did you sleep well?"},
+        {"speaker": "Bob", "text": "Well enough, thank you for asking."},
+        {"speaker": "Ann", "text": "Then let us begin. [pause:0.7s] The day is short."},
+    ],
+    "voices": {"Ann": "ann", "Bob": "bob"},
+}
+STORY = {
+    "id": "story",
+    "text": "The mill\n\n" + "\n\n".join(f"Once there was a miller with {n} sons and a mill." for n in range(2, 7)),
+    "chunk_method": "sentence",
+    "chunk_max_words": 14,
+    "voice": "ann",
+}
+
+
+def script(row, **changes):
+    return Script.model_validate({"max_frames": 40, "seed": 5} | row | changes)
+
+
+def with_settings(demo, **changes):
+    """The same engine and codec under other settings."""
+    return Synthesizer(
+        demo.engine,
+        demo.worker,
+        demo._tokenizer,
+        references=demo._references,
+        voices=demo.voices,
+        settings=dataclasses.replace(demo.settings, **changes),
+    )
+
+
+async def collect(synthesizer, one, **options):
+    plan = await asyncio.to_thread(synthesizer.plan, one)
+    pieces = [piece async for piece in synthesizer.speak(plan, **options)]
+    samples = np.concatenate([piece.samples_N for piece in pieces])
+    return samples, [piece.chunk for piece in pieces if piece.chunk is not None]
+
+
+def test_a_dialogue_is_spoken_in_turns(demo):
+    speech = demo.synthesize(script(DIALOGUE))
+    assert [chunk.speakers for chunk in speech.chunks] == [("Ann",), ("Bob",), ("Ann",), ("Ann",)]
+    assert speech.waveform.dtype == np.float32
+    assert np.isfinite(speech.waveform).all()
+    assert speech.sample_rate == 24_000
+    first, *_, last = speech.chunks
+    assert first.start_sample == 0
+    assert last.stop_sample == len(speech.waveform)
+    gaps = [b.start_sample - a.stop_sample for a, b in zip(speech.chunks, speech.chunks[1:], strict=False)]
+    assert gaps == [14_400, 14_400, 16_800]  # two turns of 0.6 s, and the pause that was asked for
+
+
+def test_chunks_are_where_they_say(demo):
+    speech = demo.synthesize(script(DIALOGUE))
+    for chunk in speech.chunks:
+        # Nothing but room tone lies between chunks.
+        after = speech.waveform[chunk.stop_sample : chunk.stop_sample + 10_000]
+        assert np.abs(after).max(initial=0) < 0.002 or chunk is speech.chunks[-1]
+
+
+def test_the_same_in_every_company(demo):
+    alone = demo.synthesize(script(DIALOGUE)).waveform
+
+    async def together():
+        others = [collect(demo, script(STORY, seed=n)) for n in range(5)]
+        found = await asyncio.gather(collect(demo, script(DIALOGUE)), *others, collect(demo, script(DIALOGUE)))
+        return found[0][0], found[-1][0], [samples for samples, _ in found[1:-1]]
+
+    first, second, others = asyncio.run(together())
+    np.testing.assert_array_equal(first, alone)
+    np.testing.assert_array_equal(second, alone)
+    assert len({samples.tobytes() for samples in others}) == len(others)
+
+
+def test_live_is_the_first_take_to_the_last_bit(demo):
+    once = with_settings(demo, attempts=1)
+    whole, _ = asyncio.run(collect(once, script(DIALOGUE)))
+    live, _ = asyncio.run(collect(once, script(DIALOGUE), live=True))
+    np.testing.assert_array_equal(live, whole)
+
+
+def test_live_samples_come_before_the_chunk_ends(demo):
+    async def first():
+        plan = demo.plan(script(DIALOGUE, max_frames=200))
+        async with contextlib.aclosing(demo.speak(plan, live=True)) as pieces:
+            async for piece in pieces:
+                if len(piece.samples_N):
+                    return piece
+        return None
+
+    assert asyncio.run(first()).chunk is None
+    # Whoever stops listening frees the slot.
+    asyncio.run(collect(demo, script(STORY, max_frames=5)))
+    assert demo.engine.engine.snapshot()["running"] == 0
+
+
+def test_bad_takes_are_made_again_and_every_attempt_is_told(demo):
+    speech = demo.synthesize(script(STORY, max_frames=30))
+    made = [chunk.take for chunk in speech.chunks]
+    assert any(len(take.attempts) > 1 for take in made)
+    for take in made:
+        seeds = [attempt.seed for attempt in take.attempts]
+        assert len(set(seeds)) == len(seeds) <= 3
+        assert take.codes_KT.shape == (8, take.attempt.frames)
+        assert take.good or len(take.attempts) == 3
+        if take.good:
+            assert take.kept == len(take.attempts) - 1
+
+
+def test_a_recogniser_is_asked_about_takes_that_passed(demo):
+    heard = []
+
+    def check(samples, rate, text, language):
+        heard.append((len(samples), rate, text, language))
+        return ["said something else"] if len(heard) == 1 else []
+
+    lenient = dataclasses.replace(demo.settings.limits, chars_per_s=(0.1, 10_000), inner_silence_s=100)
+    listening = with_settings(demo, check=check, limits=lenient, attempts=6)
+    one = Script.model_validate({"id": "x", "text": "Well, hello.", "language": "en", "seed": 3})
+    (chunk,) = listening.synthesize(one).chunks
+    assert heard[0][1:] == (24_000, "Well, hello.", "en")
+    listened = [attempt for attempt in chunk.take.attempts if attempt.notes or not attempt.faults]
+    assert listened[0].faults == ("text",)
+    assert listened[0].notes == ("said something else",)
+    assert chunk.take.good
+
+
+class Kept:
+    """A store in memory."""
+
+    def __init__(self):
+        self.segments, self.loads = {}, []
+
+    def load(self, segment):
+        self.loads.append(segment)
+        return self.segments.get(segment)
+
+    def save(self, segment, takes):
+        self.segments[segment] = takes
+
+
+def test_segments_are_joined_in_order_and_kept(demo):
+    cut = with_settings(demo, segment_s=4.0)
+    plan = cut.plan(script(STORY))
+    ranges = cut.segments(plan)
+    assert len(ranges) > 2
+    kept = Kept()
+    samples, chunks = asyncio.run(collect(cut, script(STORY), kept=kept))
+    assert [chunk.index for chunk in chunks] == list(range(len(plan.chunks)))
+    assert sorted(kept.segments, key=lambda one: one.start) == ranges
+    # A run that finds some of them speaks only the rest, and sounds the same.
+    del kept.segments[ranges[1]]
+    steps = demo.engine.engine.metrics.requests
+    again, _ = asyncio.run(collect(cut, script(STORY), kept=kept))
+    np.testing.assert_array_equal(again, samples)
+    assert 0 < demo.engine.engine.metrics.requests - steps <= 3 * len(ranges[1])
+
+
+def test_a_script_that_cannot_be_spoken_says_why(demo):
+    with pytest.raises(BadInput, match="carl"):
+        demo.synthesize(script(STORY, voice="carl"))
+    with pytest.raises(BadInput, match="ras_win_len=999"):
+        demo.synthesize(script(STORY, ras_win_len=999))
+
+
+def test_an_empty_take_is_told_and_takes_no_time(demo):
+    silent = with_settings(demo, silence=dataclasses.replace(demo.settings.silence, below_dbfs=0.0), attempts=2)
+    speech = silent.synthesize(script(DIALOGUE))
+    assert {chunk.take.attempt.faults[-1] for chunk in speech.chunks} == {"no_audio"}
+    assert all(chunk.start_sample == chunk.stop_sample for chunk in speech.chunks)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "wanted"),
+    [
+        (Chunk(0, "It ends.", boundary="sentence"), 200),
+        (Chunk(0, "It ends.", boundary="paragraph"), 500),
+        (Chunk(0, "Chapter One", boundary="paragraph"), 900),
+        (Chunk(0, "It ends.", boundary="turn"), 600),
+        (Chunk(0, "It ends.", boundary="pause", silence_after_ms=1500), 1500),
+        (Chunk(0, "It ends.", boundary="end"), 0),
+        (Chunk(0, "It ends.", boundary="end", silence_after_ms=250), 250),
+    ],
+)
+def test_pauses_follow_what_ended(chunk, wanted):
+    assert pause_after_ms(chunk, Pauses()) == wanted
+
+
+def test_old_takes_are_let_go():
+    heard = [np.zeros((8, 100), np.int64) for _ in range(50)]
+    _forget(heard, 1000)
+    kept = [index for index, take in enumerate(heard) if take is not None]
+    assert kept == list(range(39, 50))
+
+
+def test_settings_refuse_nonsense():
+    for changes in ({"attempts": 0}, {"segment_s": 0.0}, {"segments_at_once": 0}):
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            SynthesisSettings(**changes)
+    with pytest.raises(ValueError, match="turn=-1"):
+        Pauses(turn=-1)
