@@ -120,17 +120,26 @@ class Lexicon:
             BadInput: it cannot be read, or has a line that is no entry.
         """
         try:
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+            text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"the lexicon {os.fspath(path)!r} cannot be read: {error}") from error
+        return cls.parse(text, os.fspath(path))
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> Lexicon:
+        """Read a lexicon's text; errors call it by its name.
+
+        Raises:
+            BadInput: it has a line that is no entry.
+        """
         respellings: dict[str, str] = {}
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             word, _, respelling = (part.strip() for part in line.partition("\t"))
             if not respelling or not _WORD.fullmatch(word):
                 raise BadInput(
-                    f"line {number} of the lexicon {os.fspath(path)!r} is {line[:80]!r}; "
+                    f"line {number} of the lexicon {name!r} is {line[:80]!r}; "
                     f"wanted are one word, a tab, and how to say it"
                 )
             respellings[word] = respelling

@@ -182,6 +182,10 @@ class Synthesizer:
                     yield Piece(timeline.pause(self._samples(pause_ms)))
                 start = timeline.position
 
+    def numbers(self) -> dict[str, float]:
+        """What the engine has done so far; nothing of an engine that does not say."""
+        return self.engine.engine.snapshot() if isinstance(self.engine, EngineLoop) else {}
+
     def close(self) -> None:
         """Stop the engine and the codec worker."""
         if isinstance(self.engine, EngineLoop):
