@@ -37,6 +37,8 @@ _UNITS_A_WORKER = 8
 """Units that there should be for each row under way, before rows are put together."""
 _MOST_UNITS = 20_000
 _CPU_SLOTS, _CUDA_SLOTS = 16, 192
+THREADS_A_CPU_WORKER = 2
+"""Always the same: sums are rounded as threads share them, so that this number is heard in the last bit."""
 _POLL_S = 0.5
 
 
@@ -54,11 +56,11 @@ class Pool:
             settings.gpus_per_worker if settings.gpus_per_worker is not None else (1.0 if gpus else 0.0)
         )
         by_gpu = int(gpus // self.gpus_a_worker) if self.gpus_a_worker else 0
-        self.workers = settings.workers or max(by_gpu if self.gpus_a_worker else int(cpus // 2), 1)
+        self.workers = settings.workers or max(by_gpu if self.gpus_a_worker else int(cpus // THREADS_A_CPU_WORKER), 1)
         self.slots = settings.max_batch or (_CUDA_SLOTS if self.gpus_a_worker else _CPU_SLOTS)
         # One core is left for what reads the manifest, even where there are but two.
         self.cpus_a_worker = 0 if self.gpus_a_worker or cpus <= self.workers else 1
-        self.threads = None if self.gpus_a_worker else max(int(cpus // self.workers), 1)
+        self.threads = None if self.gpus_a_worker else THREADS_A_CPU_WORKER
 
     @property
     def rows_at_once(self) -> int:

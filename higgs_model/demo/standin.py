@@ -38,7 +38,10 @@ _BYTES = 256
 def build() -> tuple[HiggsAudioModel, HiggsAudioCodec, PreTrainedTokenizerFast]:
     """The parts, in float32 on the CPU."""
     ids = {token: _BYTES + number for number, token in enumerate(_SPECIAL)}
-    model, codec = HiggsAudioModel(_config(ids)).eval(), HiggsAudioCodec(_codec_config()).eval()
+    with torch.random.fork_rng(devices=[]):
+        # Codebooks are no parameters; they are drawn when the codec is made.
+        torch.manual_seed(0)
+        model, codec = HiggsAudioModel(_config(ids)).eval(), HiggsAudioCodec(_codec_config()).eval()
     _randomize(model, 0.2)
     _randomize(codec, 0.1)
     return model, codec, _tokenizer(ids)
