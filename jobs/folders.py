@@ -11,6 +11,8 @@ import contextlib
 import functools
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +20,9 @@ from typing import Any, Protocol
 from higgs_model.errors import BadInput
 
 _ATTEMPTS = 10
+_LONGEST_PAUSE_S = 5.0
 _CONNECTIONS = 64
+_making_clients = threading.Lock()
 
 
 class Folder(Protocol):
@@ -46,6 +50,9 @@ class Folder(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
+
+    def sweep(self, under: str) -> None:
+        """Remove what killed writers have left unfinished; only while nobody writes there."""
 
 
 def open_folder(uri: str) -> Folder:
@@ -104,7 +111,6 @@ class LocalFolder:
             path.parent.rmdir()
 
     def sweep(self, under: str) -> None:
-        """Remove what a killed writer has left unfinished."""
         for path in (self.root / under).rglob(".*.part"):
             path.unlink(missing_ok=True)
 
@@ -126,7 +132,10 @@ class BucketFolder:
         from botocore.config import Config
 
         retries = {"max_attempts": _ATTEMPTS, "mode": "standard"}
-        return boto3.client("s3", config=Config(retries=retries, max_pool_connections=_CONNECTIONS))
+        config = Config(retries=retries, max_pool_connections=_CONNECTIONS)
+        # A client may be used by several threads, but not be made by several.
+        with _making_clients:
+            return boto3.session.Session().client("s3", config=config)
 
     @functools.cached_property
     def _scratch(self) -> tempfile.TemporaryDirectory[str]:
@@ -151,9 +160,19 @@ class BucketFolder:
             self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=content)
 
     def get(self, name: str) -> bytes:
-        with self._told(name):
-            content: bytes = self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
-        return content
+        from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+        for attempt in range(_ATTEMPTS):
+            try:
+                with self._told(name):
+                    content: bytes = self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+                    return content
+            except OSError as error:
+                # The library tries calls again, but not the reading of an answer that breaks off.
+                if not isinstance(error.__cause__, HTTPClientError | IncompleteReadError):
+                    raise
+                time.sleep(min(0.1 * 2**attempt, _LONGEST_PAUSE_S))
+        raise OSError(f"{self.locate(name)}: the answer broke off {_ATTEMPTS} times")
 
     def names(self, under: str) -> list[str]:
         return list(self._listed(under))
@@ -161,6 +180,9 @@ class BucketFolder:
     def delete(self, name: str) -> None:
         with self._told(name):
             self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
+
+    def sweep(self, under: str) -> None:
+        """Nothing unfinished is ever seen here."""
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name

@@ -1,11 +1,14 @@
 """What is done, what is under way, and what must not be tried again: the one actor that every worker asks.
 
-    worker:  begin(rows) ─▶ go | skip | refused      …speaks…      commit(results) ─▶ they are on the disk
+    worker:  begin(row) ─▶ go | skip | …      …speaks…      commit(result) ─▶ it is on the disk
 
-A row is begun before anything is done for it, so that a row that was begun and never ended has lost its worker. Such
-rows go again one at a time, beside rows that are new; one that loses a second worker alone is failed by name. Results
-are written as they come, several together when they come fast, and a row's worker hears that it is done only when its
-result is there for good.
+A row is begun before anything is done for it, so that a row that was begun and never ended has lost its worker. Which
+of the rows that a worker had under way was to blame nobody knows: all of them are suspects. A suspect goes again with
+no other suspect beside it; one that loses a second worker goes a last time with nothing beside it. A row is failed for
+the loss of workers only if it lost two, the last of them with nobody else to blame.
+
+Results are written as they come, several together when they come fast, and a row's worker hears that it is done only
+when its result is there for good.
 """
 
 from __future__ import annotations
@@ -14,15 +17,22 @@ import asyncio
 import dataclasses
 import enum
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
 from jobs.folders import open_folder
 from jobs.results import Results
 
-MOST_LOST_WORKERS = 2
+Item = TypeVar("Item")
+
+DUPLICATE = "duplicate_id"
+"""Kind of the fault of a row whose id an earlier row of the manifest has."""
+LOST_WORKERS = 2
+"""Workers that a row loses before it is failed, the last of them alone."""
+_SPARE_WORKERS = 3
+"""Workers, beyond as many as there are, that may end while they load the model before the job gives up."""
 _FASTEST_COMMIT_S, _SLOWEST_COMMIT_S, _COMMITS_A_RUN = 0.2, 10.0, 500
 
 
@@ -30,14 +40,33 @@ class Verdict(enum.Enum):
     """What is to become of a row."""
 
     GO = "go"
+    SUSPECT = "suspect"
+    """It was under way when a worker was lost: beside no other such row."""
     ALONE = "alone"
-    """It was under way when a worker was lost: one such row at a time."""
+    """It was so more than once: beside no row at all."""
     SKIP = "skip"
     """It is done, in this run or in an earlier one."""
     REFUSED = "refused"
-    """It has lost two workers."""
+    """It has lost too many workers."""
     LATER = "later"
     """The job is about to end; the row is left for the next run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ticket:
+    """A row that a worker is about to make.
+
+    Attributes:
+        number: of the row in the manifest.
+        worker: who asks; a worker that was started again is another one.
+        beside: what the worker is ready for: GO, SUSPECT or ALONE.
+    """
+
+    number: int
+    identity: str
+    script_sha256: str
+    worker: str
+    beside: Verdict = Verdict.GO
 
 
 @dataclasses.dataclass
@@ -52,7 +81,6 @@ class Totals:
     skipped: int = 0
     audio_s: float = 0.0
     chars_done: int = 0
-    workers_lost_rows: int = 0
 
     @property
     def ended(self) -> int:
@@ -64,69 +92,109 @@ class Ledger:
 
     def __init__(self, output: str, schema: pa.Schema, run_id: str, *, overwrite: bool = False) -> None:
         self._results = Results(open_folder(output), schema, run_id)
+        self._results.claim()
         if overwrite:
             self._results.clear()
         else:
             self._results.load()
         self.totals = Totals()
-        self._begun: dict[int, int] = {}
-        self._ended: set[int] = set()
-        self._draining = False
-        self._waiting: list[Mapping[str, Any]] = []
-        self._writing: asyncio.Future[None] | None = None
+        self._ended, self._workers = bytearray(), 0
+        self._begun: dict[int, tuple[int, str]] = {}
+        """Of rows that have not ended: how often they were begun, and by whom last."""
+        self._company: dict[str, set[int]] = {}
+        """Of each worker, the rows that it has under way, or had when it was lost."""
+        self._loading: set[str] = set()
+        self._lost_loading: set[str] = set()
+        self._draining, self._reason = False, ""
+        self._outdated = Batched(self._take_out)
+        self._waiting = Batched(self._append)
         self._disk = asyncio.Lock()
         self._started_s = time.monotonic()
         self._engines: dict[str, dict[str, float]] = {}
 
-    def expect(self, rows: int, chars: int) -> int:
-        """Say how much there is in all; gives how many rows earlier runs have left."""
+    def expect(self, rows: int, chars: int, workers: int) -> int:
+        """Say how much there is in all, and for whom; gives how many rows earlier runs have left."""
         self.totals.rows, self.totals.chars = rows, chars
+        self._ended, self._workers = bytearray(rows), workers
         return len(self._results.done)
 
-    async def begin(self, rows: Sequence[tuple[int, str | None, str | None]]) -> list[Verdict]:
-        """Say that rows are about to be made: each its number, its id, and its script's hash."""
-        return [self._begin(number, identity, digest) for number, identity, digest in rows]
+    def loading(self, worker: str) -> None:
+        """A worker begins to load the model."""
+        self._loading.add(worker)
 
-    def _begin(self, number: int, identity: str | None, digest: str | None) -> Verdict:
-        if number in self._ended:
+    def loaded(self, worker: str) -> None:
+        """A worker has loaded the model: that it can be done at all is settled."""
+        self._loading.discard(worker)
+        self._lost_loading.clear()
+
+    async def begin(self, ticket: Ticket) -> Verdict:
+        """Say that a row is about to be made.
+
+        Returns:
+            What the worker said that it is ready for, and the row is begun; or anything else, and it is not.
+
+        Raises:
+            RuntimeError: workers end while they load the model, one after the other.
+        """
+        number = ticket.number
+        if self._ended[number]:
             return Verdict.SKIP
         if self._draining:
             return Verdict.LATER
-        done = self._results.done.get(identity or "")
-        if done is not None and digest is not None and number not in self._begun:
-            if done.script_sha256 == digest:
-                self._ended.add(number)
+        done = self._results.done.get(ticket.identity)
+        if done is not None:
+            if done.script_sha256 == ticket.script_sha256:
+                self._ended[number] = 1
                 self.totals.skipped += 1
                 return Verdict.SKIP
-            self._results.take_out(identity or "")
-        times = self._begun[number] = self._begun.get(number, 0) + 1
-        if times == 1:
-            return Verdict.GO
-        self.totals.workers_lost_rows += 1
-        return Verdict.REFUSED if times > MOST_LOST_WORKERS else Verdict.ALONE
+            await self._outdated.add(ticket.identity)
+        times, wanted = self._history(number)
+        if wanted is ticket.beside:
+            self._begun[number] = times + 1, ticket.worker
+            self._company.setdefault(ticket.worker, set()).add(number)
+        return wanted
 
-    async def commit(self, rows: Sequence[tuple[int, int, Mapping[str, Any]]]) -> None:
-        """Write result rows, each with its number and its characters; returns when they are there for good."""
-        for number, chars, row in rows:
-            if number in self._ended:
-                # Its worker was lost after this was written, and before Ray knew.
-                continue
-            self._ended.add(number)
-            self._waiting.append(row)
-            self._count(chars, row)
-        if not self._waiting:
+    def _history(self, number: int) -> tuple[int, Verdict]:
+        """How many workers a row has lost, and what follows."""
+        if number not in self._begun:
+            return 0, Verdict.GO
+        times, worker = self._begun[number]
+        if worker in self._loading:
+            self._lost_loading.add(worker)
+            if len(self._lost_loading) > self._workers + _SPARE_WORKERS:
+                raise RuntimeError(
+                    f"{len(self._lost_loading)} workers ended while they loaded the model; "
+                    "most likely it does not fit into memory"
+                )
+            return times - 1, Verdict.GO if times == 1 else Verdict.SUSPECT
+        if times < LOST_WORKERS:
+            return times, Verdict.SUSPECT
+        return times, Verdict.REFUSED if self._company[worker] == {number} else Verdict.ALONE
+
+    async def commit(self, number: int, chars: int, row: Mapping[str, Any]) -> None:
+        """Write the result of a row of so many characters; returns when it is there for good."""
+        # A worker may have been lost after this was written, and before Ray knew.
+        if self._ended[number]:
             return
-        if self._writing is None:
-            self._writing = asyncio.ensure_future(self._write())
-        await asyncio.shield(self._writing)
+        self._ended[number] = 1
+        _, worker = self._begun.pop(number, (0, ""))
+        self._company.get(worker, set()).discard(number)
+        if row["id"] in self._results.done and row["error_type"] != DUPLICATE:
+            # It was good in an earlier run, and now it cannot even be begun.
+            await self._outdated.add(row["id"])
+        self._count(chars, row)
+        await self._waiting.add(row)
 
-    async def _write(self) -> None:
-        """Write what waits after a moment. A long run waits longer, so that its files do not become too many."""
+    async def _append(self, rows: list[Mapping[str, Any]]) -> None:
+        """A long run waits longer for rows to come together, so that its files do not become too many."""
         running_s = time.monotonic() - self._started_s
-        await asyncio.sleep(min(max(running_s / _COMMITS_A_RUN, _FASTEST_COMMIT_S), _SLOWEST_COMMIT_S))
-        rows, self._waiting, self._writing = self._waiting, [], None
+        self._waiting.pause_s = min(max(running_s / _COMMITS_A_RUN, _FASTEST_COMMIT_S), _SLOWEST_COMMIT_S)
         async with self._disk:
             await asyncio.to_thread(self._results.append, rows)
+
+    async def _take_out(self, identities: list[str]) -> None:
+        async with self._disk:
+            await asyncio.to_thread(self._results.take_out, identities)
 
     def _count(self, chars: int, row: Mapping[str, Any]) -> None:
         status = str(row["status"])
@@ -138,6 +206,14 @@ class Ledger:
         """What a worker's engine has done so far."""
         self._engines[worker] = dict(engine)
 
+    def broke(self, reason: str) -> None:
+        """A worker cannot go on, nor can any other: why."""
+        self._reason = self._reason or reason
+
+    def reason(self) -> str:
+        """Why the job broke, in a line; empty if no worker said."""
+        return self._reason
+
     def drain(self) -> None:
         """From now on no row is begun."""
         self._draining = True
@@ -145,3 +221,25 @@ class Ledger:
     def snapshot(self) -> tuple[Totals, dict[str, dict[str, float]]]:
         """Totals so far, and each engine's numbers."""
         return self.totals, self._engines
+
+
+class Batched(Generic[Item]):
+    """Things that are done several at a time: whoever adds one waits until it is done."""
+
+    def __init__(self, do: Callable[[list[Item]], Awaitable[None]]) -> None:
+        self._do = do
+        self._items: list[Item] = []
+        self._doing: asyncio.Future[None] | None = None
+        self.pause_s = _FASTEST_COMMIT_S
+
+    async def add(self, item: Item) -> None:
+        """Add one; raises what doing it raises."""
+        self._items.append(item)
+        if self._doing is None:
+            self._doing = asyncio.ensure_future(self._soon())
+        await asyncio.shield(self._doing)
+
+    async def _soon(self) -> None:
+        await asyncio.sleep(self.pause_s)
+        items, self._items, self._doing = self._items, [], None
+        await self._do(items)

@@ -23,7 +23,9 @@ import ray
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
+from higgs_model.errors import BadInput
 from jobs.ledger import Ledger, Totals
+from jobs.loading import Capacity
 from jobs.manifest import Manifest, estimated_chars, parse_lines
 from jobs.progress import Progress
 from jobs.results import schema_for
@@ -39,23 +41,33 @@ _MOST_UNITS = 20_000
 _CPU_SLOTS, _CUDA_SLOTS = 16, 192
 THREADS_A_CPU_WORKER = 2
 """Always the same: sums are rounded as threads share them, so that this number is heard in the last bit."""
-_POLL_S = 0.5
+_LOST_MACHINES = 10
+_POLL_S, _REASON_S = 0.5, 10.0
 
 
 class Pool:
     """How many workers there are, and what each has.
 
+    Args:
+        fixed: whether the cluster will never be larger than it is now.
+
     Raises:
-        ValueError: the cluster cannot hold one.
+        BadInput: it cannot hold one.
     """
 
-    def __init__(self, settings: JobSettings) -> None:
+    def __init__(self, settings: JobSettings, *, fixed: bool) -> None:
         resources = ray.cluster_resources()
         gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
         self.gpus_a_worker = (
             settings.gpus_per_worker if settings.gpus_per_worker is not None else (1.0 if gpus else 0.0)
         )
         by_gpu = int(gpus // self.gpus_a_worker) if self.gpus_a_worker else 0
+        wanted = self.gpus_a_worker * (settings.workers or 1)
+        if fixed and wanted > gpus:
+            raise BadInput(
+                f"{settings.workers or 1} workers with {self.gpus_a_worker:g} GPUs each need {wanted:g}, and this "
+                f"machine has {gpus:g}; lower --workers or --gpus-per-worker"
+            )
         self.workers = settings.workers or max(by_gpu if self.gpus_a_worker else int(cpus // THREADS_A_CPU_WORKER), 1)
         self.slots = settings.max_batch or (_CUDA_SLOTS if self.gpus_a_worker else _CPU_SLOTS)
         # One core is left for what reads the manifest, even where there are but two.
@@ -130,13 +142,17 @@ def plan_units(
 class Run:
     """One run of a job on a cluster that Ray is connected to."""
 
-    def __init__(self, settings: JobSettings, manifest: Manifest, factory: Factory, run_id: str) -> None:
+    def __init__(
+        self, settings: JobSettings, manifest: Manifest, factory: Factory, run_id: str, *, fixed: bool = False
+    ) -> None:
         self.settings, self.factory = settings, factory
         context = DataContext.get_current()
         # A row may take hours, and a unit ends with its last row.
         context.execution_no_progress_timeout_s = -1
         context.enable_progress_bars = False
-        self.pool = Pool(settings)
+        # Workers load nothing when they are made: one that dies then has lost its machine.
+        context.max_consecutive_actor_init_deaths = _LOST_MACHINES
+        self.pool = Pool(settings, fixed=fixed)
         self._blocks = read_blocks(manifest, settings.limit)
         looked = ray.get([look.remote(block) for block in self._blocks])
         self._ids, self._chars = [one for one, _ in looked], [one for _, one in looked]
@@ -148,7 +164,7 @@ class Run:
             .remote(settings.output, schema_for(manifest.schema), run_id, overwrite=settings.overwrite)
         )
         chars = int(sum(one.sum() for one in self._chars))
-        self.found_done: int = ray.get(self.ledger.expect.remote(self.num_rows, chars))
+        self.found_done: int = ray.get(self.ledger.expect.remote(self.num_rows, chars, self.pool.workers))
 
     def dataset(self) -> Dataset:
         """The lazy dataset whose execution is the job."""
@@ -161,8 +177,7 @@ class Run:
                 "blocks": self._blocks,
                 "ledger": self.ledger,
                 "factory": self.factory,
-                "slots": self.pool.slots,
-                "threads": self.pool.threads,
+                "capacity": Capacity(self.pool.slots, self.pool.threads),
             },
             batch_size=1,
             num_gpus=self.pool.gpus_a_worker or None,
@@ -189,6 +204,14 @@ class Run:
             ended.set()
             watcher.join()
             progress.end()
+
+    def reason(self) -> str:
+        """Why the job broke, if a worker knew; else nothing."""
+        try:
+            said: str = ray.get(self.ledger.reason.remote(), timeout=_REASON_S)
+        except (ray.exceptions.RayError, TimeoutError):
+            return ""
+        return said
 
     def totals(self) -> Totals:
         """How far it is."""

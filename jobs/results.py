@@ -22,6 +22,7 @@ from higgs_model.errors import BadInput
 from jobs.folders import Folder
 
 RESULTS = "results"
+_OWNER = f"{RESULTS}/_owner"
 CHUNK = pa.struct(
     [
         ("index", pa.int32()),
@@ -123,6 +124,15 @@ class Results:
         self._number = 0
         self.done: dict[str, Done] = {}
 
+    def claim(self) -> None:
+        """Say that this run writes here now: an earlier one that still lives, unknown to anybody, writes no more."""
+        self._folder.put(_OWNER, self._run_id.encode())
+
+    def _check_owner(self) -> None:
+        owner = self._folder.get(_OWNER).decode()
+        if owner != self._run_id:
+            raise RuntimeError(f"the run {owner} has taken over {self._folder.locate(RESULTS)}")
+
     def load(self) -> None:
         """Learn what earlier runs have made; rows of theirs that failed are taken out, for they are tried again.
 
@@ -147,19 +157,33 @@ class Results:
         for name in self._parts():
             self._folder.delete(name)
 
-    def take_out(self, identity: str) -> None:
-        """Remove a row that is to be made again."""
-        done = self.done.pop(identity)
-        table = self._read(done.part)
-        kept = [index for index, one in enumerate(table["id"].to_pylist()) if one != identity]
-        self._replace(done.part, table.take(pa.array(kept, pa.int64())))
+    def take_out(self, identities: Iterable[str]) -> None:
+        """Remove rows that are to be made again; each part that holds some is replaced once."""
+        leaving: dict[str, set[str]] = {}
+        for identity in identities:
+            if (done := self.done.pop(identity, None)) is not None:
+                leaving.setdefault(done.part, set()).add(identity)
+        for part, gone in leaving.items():
+            table = self._read(part)
+            kept = [index for index, one in enumerate(table["id"].to_pylist()) if one not in gone]
+            self._replace(part, table.take(pa.array(kept, pa.int64())))
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows as a part of their own; when this returns they are there for good."""
-        self._folder.put(
-            f"{RESULTS}/part-{self._run_id}-{self._number:06d}.parquet", _bytes(table_of(rows, self._schema))
-        )
+        """Write rows as a part of their own; when this returns they are there for good.
+
+        Raises:
+            RuntimeError: another run has begun to write here.
+        """
+        name = f"{RESULTS}/part-{self._run_id}-{self._number:06d}.parquet"
         self._number += 1
+        self._check_owner()
+        self._folder.put(name, _bytes(table_of(rows, self._schema)))
+        try:
+            self._check_owner()
+        except RuntimeError:
+            # The other run may have looked before this part was there.
+            self._folder.delete(name)
+            raise
 
     def _parts(self) -> list[str]:
         return [name for name in self._folder.names(RESULTS) if name.endswith(".parquet")]

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from pydantic import ValidationError
@@ -27,12 +27,14 @@ from higgs_model.script.plan import Plan
 from higgs_model.script.script import Script, faults
 from higgs_model.script.spoken import Lexicon
 from higgs_model.synthesizer.records import Piece, Samples, SpokenChunk
-from higgs_model.synthesizer.synthesizer import SegmentStore
 from jobs.folders import open_folder
 from jobs.kept import KeptSegments, pack_takes
 from jobs.manifest import BROKEN, Row
 from jobs.settings import JobSettings
-from jobs.storage import open_voices, read_bytes
+from jobs.storage import folder_of, open_voices, read_bytes
+
+if TYPE_CHECKING:
+    from higgs_model.synthesizer.synthesizer import SegmentStore
 
 _SPOOL_BLOCK = 1 << 18
 
@@ -77,7 +79,7 @@ class RowMaker:
     def __init__(self, settings: JobSettings) -> None:
         self._settings = settings
         self._folder = open_folder(settings.output)
-        self._voices = open_voices(settings.voices)
+        self._voices = open_voices(settings.voices, folder_of(settings.manifest))
         self._lexicon = open_lexicon(settings.lexicon)
         self._defaults = {"seed": settings.seed} | settings.row_defaults()
 
@@ -102,10 +104,7 @@ class RowMaker:
 
     def _digest(self, content: str) -> str:
         """A script's hash and all of the job's settings that are heard."""
-        names = ("model", "codec", "format", "sample_rate", "loudness_lufs", "true_peak_dbtp", "attempts")
-        heard = {name: getattr(self._settings, name) for name in names}
-        heard["segment_minutes"] = self._settings.segment_minutes
-        return hashlib.sha256(json.dumps([content, heard], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([content, self._settings.heard()], sort_keys=True).encode()).hexdigest()
 
     async def make(self, speaks: Speaks, row: Row, checked: Checked) -> Mapping[str, Any]:
         """Speak a row and write its file."""

@@ -11,14 +11,19 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from higgs_model.audio.writers import check_rate
 from higgs_model.errors import BadInput
 
 SAMPLING = ("temperature", "top_k", "top_p", "ras_win_len", "ras_win_max_num_repeat", "max_frames")
 CHUNKING = ("chunk_method", "chunk_max_words", "chunk_max_turns", "context_chunks", "voice_in_system", "spoken_forms")
+HEARD = (
+    *("model", "codec", "format", "sample_rate", "loudness_lufs", "true_peak_dbtp", "attempts", "check"),
+    *("segment_minutes", "pause_sentence_ms", "pause_paragraph_ms", "pause_turn_ms", "pause_heading_ms"),
+)
 
 
 class JobSettings(BaseModel):
@@ -46,9 +51,16 @@ class JobSettings(BaseModel):
     keep_codes: bool = Field(False, description="keep the codec codes of every recording, to make other formats later")
 
     attempts: int = Field(3, ge=1, le=20, description="takes of a chunk before the best one is kept")
+    check: str | None = Field(
+        None, description="module:callable that listens to every good take and says what is wrong with it"
+    )
     segment_minutes: float | None = Field(
         None, gt=0, description="cut longer scripts, at ends of paragraphs, into segments that are spoken side by side"
     )
+    pause_sentence_ms: int | None = Field(None, ge=0, le=60_000, description="pause after a chunk inside a paragraph")
+    pause_paragraph_ms: int | None = Field(None, ge=0, le=60_000, description="pause after a paragraph")
+    pause_turn_ms: int | None = Field(None, ge=0, le=60_000, description="pause after a turn")
+    pause_heading_ms: int | None = Field(None, ge=0, le=60_000, description="pause after a heading")
     seed: int = Field(0, ge=0, lt=2**63, description="of rows that give none")
     temperature: float | None = Field(None, description="of rows that give none; so are the following")
     top_k: int | None = None
@@ -70,6 +82,22 @@ class JobSettings(BaseModel):
     grace_s: float = Field(
         60.0, ge=0, description="seconds that rows under way have to end when the job is told to stop"
     )
+
+    @field_validator("manifest", "output", "voices", "lexicon")
+    @classmethod
+    def _from_anywhere(cls, value: str | None) -> str | None:
+        """Paths mean the same to workers, which run in folders of their own."""
+        return value if value is None or "://" in value else str(Path(value).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _format_holds_the_rate(self) -> Self:
+        if self.sample_rate is not None:
+            check_rate(self.format, self.sample_rate)
+        return self
+
+    def heard(self) -> dict[str, Any]:
+        """What changes the audio of a row beyond what the row says itself."""
+        return {name: getattr(self, name) for name in HEARD}
 
     def row_defaults(self) -> dict[str, Any]:
         """What rows get that say nothing of it themselves."""
@@ -102,10 +130,15 @@ def parse(arguments: Sequence[str]) -> JobSettings:
         raise BadInput(_sentence(error)) from error
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message}; --help lists all flags")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.synthesize", description="Make the audio of every script in a manifest."
-    )
+    parser = _Parser(prog="python -m jobs.synthesize", description="Make the audio of every script in a manifest.")
     for name, field in JobSettings.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
         kind = _plain_type(field.annotation)

@@ -14,6 +14,7 @@ from pyarrow import ArrowInvalid, fs
 from higgs_model.errors import BadInput
 from higgs_model.script.voices import Voices
 
+_ATTEMPTS = 10
 _SCHEMES = ("s3://", "file://", "gs://")
 
 
@@ -31,7 +32,8 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         options = {"endpoint_override": host, "scheme": scheme or "https", "region": region}
         chosen = {name: value for name, value in options.items() if value}
-        return fs.S3FileSystem(**chosen), uri.removeprefix("s3://").rstrip("/")
+        retries = fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+        return fs.S3FileSystem(retry_strategy=retries, **chosen), uri.removeprefix("s3://").rstrip("/")
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (ArrowInvalid, OSError) as error:
@@ -72,14 +74,34 @@ def read_bytes(uri: str) -> bytes:
     return content
 
 
-def open_voices(uri: str | None) -> Voices:
+def folder_of(uri: str) -> str:
+    """The folder of a manifest: that which holds it, if it is one file, else itself."""
+    whole = uri.rstrip("/")
+    return whole.rpartition("/")[0] if os.path.splitext(whole)[1] else whole
+
+
+def beside(place: str, uri: str) -> str:
+    """A path or URI, which is relative to the place if it is relative at all."""
+    if "://" in uri or os.path.isabs(uri):
+        return uri
+    return f"{place.rstrip('/')}/{uri}"
+
+
+def open_voices(uri: str | None, place: str = ".") -> Voices:
     """A voice library by path or URI, and one-off recordings from wherever rows say.
+
+    Args:
+        place: what relative paths of one-off recordings are relative to.
 
     Raises:
         BadInput: there is no such library.
     """
+
+    def read_one_off(name: str) -> bytes:
+        return read_bytes(beside(place, name))
+
     if uri is None:
-        return Voices(read_bytes=read_bytes)
+        return Voices(read_bytes=read_one_off)
     filesystem, path = resolve(uri)
     try:
         kind = filesystem.get_file_info(path).type
@@ -87,4 +109,4 @@ def open_voices(uri: str | None) -> Voices:
         raise BadInput(f"the voice library {uri!r} cannot be reached: {error}") from error
     if kind != fs.FileType.Directory:
         raise BadInput(f"the voice library {uri!r} is not a folder or prefix")
-    return Voices(UriStore(uri), read_bytes)
+    return Voices(UriStore(uri), read_one_off)

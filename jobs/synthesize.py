@@ -25,7 +25,8 @@ from typing import Any
 
 from higgs_model.errors import HiggsError
 from jobs.dry_run import dry_run
-from jobs.folders import LocalFolder, open_folder
+from jobs.folders import open_folder
+from jobs.loading import check_local_model, find_check, load_synthesizer
 from jobs.manifest import Manifest, open_manifest
 from jobs.progress import Progress, clock
 from jobs.rows import RowMaker
@@ -42,7 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest = open_manifest(settings.manifest)
         if settings.dry_run:
             return dry_run(settings, manifest)
-        RowMaker(settings)  # Whatever it cannot open is said now.
+        # Whatever cannot be opened is said now.
+        RowMaker(settings)
+        if settings.check is not None:
+            find_check(settings.check)
+        if not os.environ.get("RAY_ADDRESS"):
+            check_local_model(settings.model)
     except (HiggsError, OSError) as error:
         say(f"error: {error}")
         return BAD_ARGUMENTS
@@ -57,7 +63,6 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
     """
     import ray
 
-    from jobs.loading import load_synthesizer
     from jobs.pipeline import Run
 
     own = not ray.is_initialized()
@@ -65,19 +70,18 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
         connect()
     started, start_s = datetime.now(UTC), time.monotonic()
     folder = open_folder(settings.output)
-    if isinstance(folder, LocalFolder):
-        folder.sweep("audio")
-    stop = Stop(settings.grace_s)
+    folder.sweep("audio")
+    stop, job = Stop(settings.grace_s), None
     try:
-        job = Run(
-            settings, manifest, factory or load_synthesizer, run_id=f"{started:%Y%m%d%H%M%S}-{uuid.uuid4().hex[:6]}"
-        )
+        run_id = f"{started:%Y%m%d%H%M%S}-{uuid.uuid4().hex[:6]}"
+        job = Run(settings, manifest, factory or load_synthesizer, run_id, fixed=own)
         say(f"{job.num_rows} rows, {job.pool.workers} workers with {job.pool.slots} slots each")
         if job.found_done:
             say(f"{job.found_done} rows are done from earlier runs; --overwrite makes them again")
         with stop.watching(job.ledger):
             job.execute(Progress())
         totals, engines = ray.get(job.ledger.snapshot.remote())
+        folder.sweep("audio")
     except KeyboardInterrupt:
         say("stopped; run the same command again to go on")
         return BROKEN
@@ -85,7 +89,7 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
         say(f"error: {error}")
         return BAD_ARGUMENTS
     except Exception as error:  # noqa: BLE001  (whatever broke the job is said in a line, and in Ray's logs at length)
-        say(f"error: the job broke: {type(error).__name__}: {_last_line(error)}")
+        say(f"error: the job broke: {(job and job.reason()) or _last_line(error)}")
         return BROKEN
     finally:
         if own:
@@ -189,8 +193,8 @@ def say(message: str) -> None:
 
 
 def _last_line(error: Exception) -> str:
-    """Of an error from a worker, whose text is its whole traceback, what it said itself."""
-    return (str(error).strip().splitlines() or [""])[-1][:300]
+    """Of an error, whose text may be a whole traceback, what it said itself."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1][:300]}"
 
 
 if __name__ == "__main__":

@@ -3,28 +3,31 @@
 One worker holds one `Synthesizer` and keeps its engine full: rows of all units that Ray has handed to it are under way
 at the same time, on an event loop of the worker's own, which Ray never blocks. Whatever happens to a row becomes that
 row's result. What happens to the engine does not: out of memory, it is built anew with half the slots; broken
-otherwise, too often, the worker ends itself, and Ray starts another.
+otherwise, too often, the worker ends itself, and Ray starts another. The driver only names this class: torch is
+imported where it is used, which is in the worker.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import math
 import os
 import pickle
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 
-from higgs_model.engine.loop import EngineStopped
 from higgs_model.errors import HiggsError
-from jobs.ledger import Verdict
+from jobs.ledger import DUPLICATE, LOST_WORKERS, Ticket, Verdict
+from jobs.loading import Capacity
 from jobs.manifest import BROKEN, Row, estimated_chars, parse_lines
 from jobs.rows import BadRow, Checked, RowMaker, Speaks
 from jobs.settings import JobSettings
@@ -35,8 +38,8 @@ ROWS_A_SLOT = 2
 """Rows under way for each slot: while one's take is decoded and judged, another's is spoken."""
 _MOST_BROKEN_ENGINES = 3
 
-Factory = Callable[[JobSettings, int], Speaks]
-"""Builds a synthesizer for so many slots."""
+Factory = Callable[[JobSettings, Capacity], Speaks]
+"""Builds a worker's synthesizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +59,7 @@ class SynthesisWorker:
         blocks: the manifest's blocks in Ray's object store: tables, or lines.
         ledger: the job's `Ledger` actor.
         factory: builds the synthesizer.
-        slots: requests that its engine runs at the same time.
-        threads: of the processor, for this worker.
+        capacity: of this worker.
     """
 
     def __init__(
@@ -66,20 +68,18 @@ class SynthesisWorker:
         blocks: Sequence[Any],
         ledger: Any,
         factory: Factory,
-        slots: int,
-        threads: int | None = None,
+        capacity: Capacity,
     ) -> None:
-        if threads:
-            torch.set_num_threads(threads)
-        self._blocks, self._ledger, self._factory, self._slots = blocks, ledger, factory, slots
+        self._blocks, self._ledger, self._factory, self._capacity = blocks, ledger, factory, capacity
         self._maker = RowMaker(settings)
         self._settings = settings
         self._speaks: Speaks | None = None
         self._broken = 0
         self._loop = asyncio.new_event_loop()
-        self._building, self._alone = asyncio.Lock(), asyncio.Semaphore(1)
-        self._room = asyncio.Semaphore(ROWS_A_SLOT * slots)
-        self._name = ray.get_runtime_context().get_actor_id() or "local"
+        self._building = asyncio.Lock()
+        self._company = Company(ROWS_A_SLOT * capacity.slots)
+        # Ray's name of an actor stays when the actor is started again.
+        self._name = uuid.uuid4().hex
         threading.Thread(target=self._loop.run_forever, name="rows", daemon=True).start()
 
     async def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -90,36 +90,48 @@ class SynthesisWorker:
         return {"rows": np.array([len(places)])}
 
     async def _unit(self, places: Sequence[RowPlace]) -> None:
-        await asyncio.gather(*(self._row(place) for place in places))
+        try:
+            await asyncio.gather(*(self._row(place) for place in places))
+        except Exception as error:
+            # Of an error that ends the job Ray keeps nothing but its traceback.
+            cause = getattr(error, "cause", None) or error
+            await self._ledger.broke.remote(f"{type(cause).__name__}: {cause}".partition("\n")[0])
+            raise
         if self._speaks is not None:
             self._ledger.report.remote(self._name, self._speaks.numbers())
 
     async def _row(self, place: RowPlace) -> None:
-        async with self._room:
+        """See a row to its end, be it with others or, if it may be to blame for lost workers, without."""
+        verdict = Verdict.GO
+        async with self._company.room():
             row = await asyncio.to_thread(self._read, place)
-            result = await self._result(place, row)
-            if result is not None:
-                whole = {"manifest_row": place.number, **result}
-                await self._ledger.commit.remote([(place.number, estimated_chars(row), whole)])
-
-    async def _result(self, place: RowPlace, row: Row) -> Mapping[str, Any] | None:
-        """What becomes of a row; None if that is not for this worker, or not for this run, to say."""
-        try:
-            if place.duplicate:
-                raise BadRow("duplicate_id", f"the id {row.get('id')!r} is already that of an earlier row")
-            checked = await asyncio.to_thread(self._maker.check, row)
-        except BadRow as fault:
-            return self._maker.failed(row, fault)
-        verdict = await self._begin(place, checked)
-        if verdict is Verdict.GO:
-            return await self._made(row, checked)
-        if verdict is Verdict.ALONE:
-            async with self._alone:
-                return await self._made(row, checked)
+            try:
+                if place.duplicate:
+                    raise BadRow(DUPLICATE, f"the id {row.get('id')!r} is already that of an earlier row")
+                checked = await asyncio.to_thread(self._maker.check, row)
+            except BadRow as fault:
+                return await self._commit(place, row, self._maker.failed(row, fault))
+            verdict = await self._make(place, row, checked, Verdict.GO)
+        while verdict in (Verdict.SUSPECT, Verdict.ALONE):
+            verdict = await self._make(place, row, checked, verdict)
         if verdict is Verdict.REFUSED:
-            lost = BadRow("worker_lost", "two workers were lost while they made this row, so it is not tried again")
-            return self._maker.failed(row, lost, checked)
+            lost = BadRow("worker_lost", f"{LOST_WORKERS} or more workers ended while they made this row")
+            await self._commit(place, row, self._maker.failed(row, lost, checked))
         return None
+
+    async def _make(self, place: RowPlace, row: Row, checked: Checked, beside: Verdict) -> Verdict:
+        """Make a row, beside those that it may be made beside; gives SKIP when it is done, else what is to be done."""
+        async with self._company.entered(beside):
+            ticket = Ticket(place.number, checked.script.id, checked.sha256, self._name, beside)
+            verdict = Verdict(await self._ledger.begin.remote(ticket))
+            if verdict is not beside:
+                return verdict
+            await self._commit(place, row, await self._made(row, checked))
+            return Verdict.SKIP
+
+    async def _commit(self, place: RowPlace, row: Row, result: Mapping[str, Any]) -> None:
+        whole = {"manifest_row": place.number, "error_type": None, **result}
+        await self._ledger.commit.remote(place.number, estimated_chars(row), whole)
 
     async def _made(self, row: Row, checked: Checked) -> Mapping[str, Any]:
         """The result of a row, whatever happens."""
@@ -127,7 +139,7 @@ class SynthesisWorker:
             speaks = await self._synthesizer()
             try:
                 return await self._maker.make(speaks, row, checked)
-            except (EngineStopped, torch.OutOfMemoryError) as error:
+            except _engine_errors() as error:
                 await self._rebuild(speaks, error)
             except BadRow as fault:
                 return self._maker.failed(row, fault, checked)
@@ -143,7 +155,9 @@ class SynthesisWorker:
         """The synthesizer, loaded when the first row needs it: a job that has nothing to do loads nothing."""
         async with self._building:
             if self._speaks is None:
-                self._speaks = await asyncio.to_thread(self._factory, self._settings, self._slots)
+                await self._ledger.loading.remote(self._name)
+                self._speaks = await asyncio.to_thread(self._factory, self._settings, self._capacity)
+                await self._ledger.loaded.remote(self._name)
             return self._speaks
 
     async def _rebuild(self, broken: Speaks, error: Exception) -> None:
@@ -151,12 +165,14 @@ class SynthesisWorker:
         async with self._building:
             if self._speaks is not broken:
                 return
+            import torch
+
             out_of_memory = isinstance(error, torch.OutOfMemoryError) or isinstance(
                 error.__cause__, torch.OutOfMemoryError
             )
-            if out_of_memory and self._slots > 1:
-                self._slots = math.ceil(self._slots / 2)
-                logger.warning("out of memory: going on with %d requests at a time", self._slots)
+            if out_of_memory and self._capacity.slots > 1:
+                self._capacity = dataclasses.replace(self._capacity, slots=math.ceil(self._capacity.slots / 2))
+                logger.warning("out of memory: going on with %d requests at a time", self._capacity.slots)
             else:
                 self._broken += 1
                 logger.error("the engine broke: %s", error, exc_info=error)
@@ -176,6 +192,62 @@ class SynthesisWorker:
             row = block.slice(place.index, 1).to_pylist()[0]
         return row
 
-    async def _begin(self, place: RowPlace, checked: Checked) -> Verdict:
-        (verdict,) = await self._ledger.begin.remote([(place.number, checked.script.id, checked.sha256)])
-        return Verdict(verdict)
+
+def _engine_errors() -> tuple[type[Exception], ...]:
+    """What an engine raises that cannot go on; what was never imported cannot have been raised."""
+    if "torch" not in sys.modules:
+        return ()
+    import torch
+
+    from higgs_model.engine.loop import EngineStopped
+
+    return EngineStopped, torch.OutOfMemoryError
+
+
+class Company:
+    """Which rows a worker has under way beside which.
+
+    Args:
+        rows: that may be under way at the same time.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._room, self._suspects = asyncio.Semaphore(rows), asyncio.Lock()
+        self._under_way = 0
+        self._empty, self._open = asyncio.Event(), asyncio.Event()
+        self._empty.set()
+        self._open.set()
+
+    def room(self) -> asyncio.Semaphore:
+        """To be held by every row that is no suspect, from before it is read."""
+        return self._room
+
+    @contextlib.asynccontextmanager
+    async def entered(self, beside: Verdict) -> AsyncGenerator[None]:
+        """Be under way: beside others (GO), beside no other suspect (SUSPECT), or beside nobody (ALONE)."""
+        if beside is Verdict.GO:
+            await self._open.wait()
+            with self._counted():
+                yield
+            return
+        async with self._suspects:
+            while beside is Verdict.ALONE and self._under_way:
+                await self._empty.wait()
+            if beside is Verdict.ALONE:
+                self._open.clear()
+            try:
+                with self._counted():
+                    yield
+            finally:
+                self._open.set()
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._under_way += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._empty.set()

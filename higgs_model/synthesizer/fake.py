@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from higgs_model.script.plan import Plan
 from higgs_model.synthesizer.records import Attempt, Piece, SpokenChunk, Take
-from higgs_model.synthesizer.synthesizer import SegmentStore
+
+if TYPE_CHECKING:
+    from higgs_model.synthesizer.synthesizer import SegmentStore
 
 _CODEBOOKS = 8
 

@@ -1,13 +1,12 @@
 """The batch job with a synthesizer that needs no model: `python -m tests.jobs.fake_job ARGUMENTS`.
 
 Words in a row's text make it misbehave: `crash` ends the worker, `boom` raises, `memory` is out of memory while the
-engine has more than 4 slots.
+engine has more than 4 slots. FAKE_PACE is the seconds that a second of audio takes.
 """
 
+import functools
 import os
 import sys
-
-import torch
 
 from higgs_model.synthesizer.fake import FakeSynthesizer
 from jobs import synthesize
@@ -16,8 +15,8 @@ from jobs.settings import parse
 
 
 class Misbehaving(FakeSynthesizer):
-    def __init__(self, slots):
-        super().__init__(pace=float(os.environ.get("FAKE_PACE", "0")))
+    def __init__(self, slots, pace):
+        super().__init__(pace=pace)
         self.slots = slots
 
     async def speak(self, plan, *, kept=None):
@@ -27,15 +26,26 @@ class Misbehaving(FakeSynthesizer):
         if "boom" in text:
             raise RuntimeError("something nobody thought of")
         if "memory" in text and self.slots > 4:
+            import torch
+
             raise torch.OutOfMemoryError("CUDA out of memory")
         async for piece in super().speak(plan, kept=kept):
             yield piece
 
 
-def build(settings, slots):
-    return Misbehaving(slots)
+def build(settings, capacity, pace=0.0):
+    return Misbehaving(capacity.slots, pace)
+
+
+def crash_while_loading(settings, capacity):
+    os._exit(9)
+
+
+def run(arguments, pace=0.0, factory=build):
+    settings = parse(arguments)
+    chosen = functools.partial(factory, pace=pace) if factory is build else factory
+    return synthesize.run(settings, open_manifest(settings.manifest), chosen)
 
 
 if __name__ == "__main__":
-    settings = parse(sys.argv[1:])
-    sys.exit(synthesize.run(settings, open_manifest(settings.manifest), build))
+    sys.exit(run(sys.argv[1:], float(os.environ.get("FAKE_PACE", "0"))))

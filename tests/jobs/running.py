@@ -1,9 +1,12 @@
 """Running the batch job as its users do: a process, a manifest, an output folder."""
 
 import contextlib
+import io
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +16,50 @@ import soundfile
 
 from jobs.folders import open_folder
 from jobs.results import read_results
+from tests.jobs import fake_job
 
 ROOT = Path(__file__).parents[2]
 FAKE, REAL = "tests.jobs.fake_job", "jobs.synthesize"
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "2"}
+
+
+class Cluster:
+    """A Ray head of its own, in a process group that ends with it."""
+
+    def __init__(self, num_cpus, *options):
+        command = [
+            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus", num_cpus),
+            *("--port", free_port(), "--ray-client-server-port", free_port(), "--include-dashboard", "false"),
+            *("--object-store-memory", 200_000_000, *options),
+        ]
+        self.process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __enter__(self):
+        said = []
+        for line in self.process.stdout:
+            said.append(line)
+            if found := re.search(r"--address='([^']+)'", line):
+                self.address = found[1]
+                return self
+        raise RuntimeError("".join(said))
+
+    def __exit__(self, *_):
+        kill_group(self.process)
+        self.process.communicate()
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 def write_manifest(path, rows):
@@ -29,7 +73,7 @@ def start(module, *arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": ""} | environment,
+        env=os.environ | ENVIRONMENT | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -44,6 +88,13 @@ def run(module, *arguments, **environment):
     finally:
         kill_group(process)
     return process.returncode, out, err
+
+
+def run_here(arguments, **options):
+    """A job with the fake synthesizer, in this process, on the cluster that is there."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = fake_job.run(list(map(str, arguments)), **options)
+    return status, said.getvalue()
 
 
 def kill_group(process):
@@ -67,10 +118,10 @@ def children(pid):
     return found
 
 
-def workers(process):
-    """The job's actors, by what Ray calls their processes."""
+def workers(cluster):
+    """Actors of the jobs on a cluster, by what Ray calls their processes."""
     found = []
-    for pid in children(process.pid):
+    for pid in children(cluster.process.pid):
         try:
             title = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
