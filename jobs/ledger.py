@@ -17,15 +17,14 @@ import asyncio
 import dataclasses
 import enum
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
+from jobs.batched import Batched
 from jobs.folders import open_folder
 from jobs.results import Results
-
-Item = TypeVar("Item")
 
 DUPLICATE = "duplicate_id"
 """Kind of the fault of a row whose id an earlier row of the manifest has."""
@@ -71,7 +70,10 @@ class Ticket:
 
 @dataclasses.dataclass
 class Totals:
-    """What has become of all rows so far."""
+    """What has become of all rows so far.
+
+    `working_s` runs from when the first worker had loaded the model to the last result.
+    """
 
     rows: int = 0
     chars: int = 0
@@ -81,6 +83,7 @@ class Totals:
     skipped: int = 0
     audio_s: float = 0.0
     chars_done: int = 0
+    working_s: float = 0.0
 
     @property
     def ended(self) -> int:
@@ -106,10 +109,10 @@ class Ledger:
         self._loading: set[str] = set()
         self._lost_loading: set[str] = set()
         self._draining, self._reason = False, ""
-        self._outdated = Batched(self._take_out)
-        self._waiting = Batched(self._append)
+        self._outdated = Batched(self._take_out, _FASTEST_COMMIT_S)
+        self._waiting = Batched(self._append, _FASTEST_COMMIT_S)
         self._disk = asyncio.Lock()
-        self._started_s = time.monotonic()
+        self._started_s, self._ready_s = time.monotonic(), 0.0
         self._engines: dict[str, dict[str, float]] = {}
 
     def expect(self, rows: int, chars: int, workers: int) -> int:
@@ -125,17 +128,21 @@ class Ledger:
     def loaded(self, worker: str) -> None:
         """A worker has loaded the model: that it can be done at all is settled."""
         self._loading.discard(worker)
+        self._ready_s = self._ready_s or time.monotonic()
         self._lost_loading.clear()
 
-    async def begin(self, ticket: Ticket) -> Verdict:
-        """Say that a row is about to be made.
+    async def begin(self, tickets: Sequence[Ticket]) -> list[Verdict]:
+        """Say that rows are about to be made.
 
         Returns:
-            What the worker said that it is ready for, and the row is begun; or anything else, and it is not.
+            For each row what its worker is ready for, and it is begun; or anything else, and it is not.
 
         Raises:
             RuntimeError: workers end while they load the model, one after the other.
         """
+        return list(await asyncio.gather(*map(self._begin, tickets)))
+
+    async def _begin(self, ticket: Ticket) -> Verdict:
         number = ticket.number
         if self._ended[number]:
             return Verdict.SKIP
@@ -171,8 +178,11 @@ class Ledger:
             return times, Verdict.SUSPECT
         return times, Verdict.REFUSED if self._company[worker] == {number} else Verdict.ALONE
 
-    async def commit(self, number: int, chars: int, row: Mapping[str, Any]) -> None:
-        """Write the result of a row of so many characters; returns when it is there for good."""
+    async def commit(self, results: Sequence[tuple[int, int, Mapping[str, Any]]]) -> None:
+        """Write results: each a row's number, its characters, and what became of it. Then they are there for good."""
+        await asyncio.gather(*(self._commit(*one) for one in results))
+
+    async def _commit(self, number: int, chars: int, row: Mapping[str, Any]) -> None:
         # A worker may have been lost after this was written, and before Ray knew.
         if self._ended[number]:
             return
@@ -185,22 +195,26 @@ class Ledger:
         self._count(chars, row)
         await self._waiting.add(row)
 
-    async def _append(self, rows: list[Mapping[str, Any]]) -> None:
+    async def _append(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[None]:
         """A long run waits longer for rows to come together, so that its files do not become too many."""
         running_s = time.monotonic() - self._started_s
         self._waiting.pause_s = min(max(running_s / _COMMITS_A_RUN, _FASTEST_COMMIT_S), _SLOWEST_COMMIT_S)
         async with self._disk:
             await asyncio.to_thread(self._results.append, rows)
+        return [None] * len(rows)
 
-    async def _take_out(self, identities: list[str]) -> None:
+    async def _take_out(self, identities: Sequence[str]) -> Sequence[None]:
         async with self._disk:
             await asyncio.to_thread(self._results.take_out, identities)
+        return [None] * len(identities)
 
     def _count(self, chars: int, row: Mapping[str, Any]) -> None:
         status = str(row["status"])
         setattr(self.totals, status, getattr(self.totals, status) + 1)
         self.totals.audio_s += float(row.get("duration_s") or 0.0)
         self.totals.chars_done += chars
+        if self._ready_s:
+            self.totals.working_s = time.monotonic() - self._ready_s
 
     def report(self, worker: str, engine: Mapping[str, float]) -> None:
         """What a worker's engine has done so far."""
@@ -221,25 +235,3 @@ class Ledger:
     def snapshot(self) -> tuple[Totals, dict[str, dict[str, float]]]:
         """Totals so far, and each engine's numbers."""
         return self.totals, self._engines
-
-
-class Batched(Generic[Item]):
-    """Things that are done several at a time: whoever adds one waits until it is done."""
-
-    def __init__(self, do: Callable[[list[Item]], Awaitable[None]]) -> None:
-        self._do = do
-        self._items: list[Item] = []
-        self._doing: asyncio.Future[None] | None = None
-        self.pause_s = _FASTEST_COMMIT_S
-
-    async def add(self, item: Item) -> None:
-        """Add one; raises what doing it raises."""
-        self._items.append(item)
-        if self._doing is None:
-            self._doing = asyncio.ensure_future(self._soon())
-        await asyncio.shield(self._doing)
-
-    async def _soon(self) -> None:
-        await asyncio.sleep(self.pause_s)
-        items, self._items, self._doing = self._items, [], None
-        await self._do(items)

@@ -27,6 +27,9 @@ _BATCH_ROWS = 1024
 BROKEN = "\0broken"
 """Key, in a row that could not be read, of what is wrong with it; no column can have this name."""
 
+LINE = "line"
+"""The one column of a block of JSON lines."""
+
 Row = dict[str, Any]
 
 
@@ -90,6 +93,14 @@ def _parsed(line: bytes) -> Row:
     if not isinstance(row, dict):
         return {BROKEN: f"the line is a JSON {type(row).__name__}, not an object"}
     row.pop(BROKEN, None)
+    return row
+
+
+def row_of(block: pa.Table, index: int) -> Row:
+    """One row of a block as the job holds them: a table of rows, or of lines of JSON."""
+    if block.column_names == [LINE]:
+        return next(parse_lines(block[LINE][index].as_py()), {BROKEN: "the line is empty"})
+    row: Row = block.slice(index, 1).to_pylist()[0]
     return row
 
 

@@ -26,7 +26,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from higgs_model.errors import BadInput
 from jobs.ledger import Ledger, Totals
 from jobs.loading import Capacity
-from jobs.manifest import Manifest, estimated_chars, parse_lines
+from jobs.manifest import LINE, Manifest, estimated_chars, parse_lines
 from jobs.progress import Progress
 from jobs.results import schema_for
 from jobs.settings import JobSettings
@@ -87,7 +87,7 @@ def read_blocks(manifest: Manifest, limit: int | None) -> list[Any]:
         dataset = ray.data.read_parquet(paths, filesystem=manifest.filesystem)
     else:
         files = ray.data.read_binary_files(paths, filesystem=manifest.filesystem)
-        dataset = files.flat_map(lambda file: [{"line": line} for line in file["bytes"].split(b"\n") if line.strip()])
+        dataset = files.flat_map(lambda file: [{LINE: line} for line in file["bytes"].split(b"\n") if line.strip()])
     if limit is not None:
         dataset = dataset.limit(limit)
     return list(dataset.to_arrow_refs())
@@ -96,8 +96,8 @@ def read_blocks(manifest: Manifest, limit: int | None) -> list[Any]:
 @ray.remote(num_cpus=1)
 def look(block: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Of every row of a block: a fingerprint of its id (0 if it has none), and how much it has to say."""
-    if block.column_names == ["line"]:
-        rows = [next(parse_lines(line), {}) for line in block["line"].to_pylist()]
+    if block.column_names == [LINE]:
+        rows = [next(parse_lines(line), {}) for line in block[LINE].to_pylist()]
     else:
         rows = block.select([name for name in ("id", "text", "turns") if name in block.column_names]).to_pylist()
     ids = [_fingerprint(row.get("id")) for row in rows]
@@ -150,6 +150,8 @@ class Run:
         # A row may take hours, and a unit ends with its last row.
         context.execution_no_progress_timeout_s = -1
         context.enable_progress_bars = False
+        # A thread for each unit under way that reads the process's memory map again and again.
+        context.memory_usage_poll_interval_s = None
         # Workers load nothing when they are made: one that dies then has lost its machine.
         context.max_consecutive_actor_init_deaths = _LOST_MACHINES
         self.pool = Pool(settings, fixed=fixed)

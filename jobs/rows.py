@@ -14,7 +14,6 @@ import json
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -113,8 +112,7 @@ class RowMaker:
         kept = KeptSegments(self._folder, checked.script.id, checked.sha256)
         stored = kept if self._settings.segment_minutes is not None else None
         chunks: list[SpokenChunk] = []
-        draft = await asyncio.to_thread(self._folder.draft, name)
-        with self._recording(draft, speaks.sample_rate) as recording:
+        with await asyncio.to_thread(self._recording, name, speaks.sample_rate) as recording:
             async with contextlib.aclosing(speaks.speak(checked.plan, kept=stored)) as pieces:
                 async for piece in pieces:
                     if len(piece.samples_N):
@@ -123,13 +121,17 @@ class RowMaker:
                         chunks.append(piece.chunk)
             if not any(chunk.stop_sample > chunk.start_sample for chunk in chunks):
                 raise BadRow("no_audio", f"none of the {len(chunks)} chunks gave any audio, in no attempt")
-            written = await asyncio.to_thread(recording.finish)
-        if self._settings.keep_codes:
-            await asyncio.to_thread(self._folder.put, codes_name(checked.script.id), pack_takes(chunks))
-        await asyncio.to_thread(self._folder.publish, written.path, name)
+            written = await asyncio.to_thread(self._publish, recording, name, checked, chunks)
         if stored is not None:
             await asyncio.to_thread(kept.forget)
         return self._result(row, checked, written, chunks, time.perf_counter() - start)
+
+    def _publish(self, recording: Recording, name: str, checked: Checked, chunks: list[SpokenChunk]) -> WrittenFile:
+        written = recording.finish()
+        if self._settings.keep_codes:
+            self._folder.put(codes_name(checked.script.id), pack_takes(chunks))
+        self._folder.publish(written.path, name)
+        return written
 
     def failed(self, row: Row, fault: BadRow, checked: Checked | None = None) -> Mapping[str, Any]:
         """The result of a row that has no audio."""
@@ -164,9 +166,9 @@ class RowMaker:
             "synthesis_s": seconds,
         }
 
-    def _recording(self, draft: Path, sample_rate_hz: int) -> Recording:
+    def _recording(self, name: str, sample_rate_hz: int) -> Recording:
         settings = self._settings
-        writer = AudioWriter(draft, settings.format, sample_rate_hz, settings.sample_rate)
+        writer = AudioWriter(self._folder.draft(name), settings.format, sample_rate_hz, settings.sample_rate)
         if settings.loudness_lufs is None and settings.true_peak_dbtp is None:
             return Recording(writer)
         return MasteredRecording(writer, sample_rate_hz, settings.loudness_lufs, settings.true_peak_dbtp)

@@ -23,12 +23,14 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 
 from higgs_model.errors import HiggsError
+from jobs.batched import Batched
 from jobs.ledger import DUPLICATE, LOST_WORKERS, Ticket, Verdict
 from jobs.loading import Capacity
-from jobs.manifest import BROKEN, Row, estimated_chars, parse_lines
+from jobs.manifest import Row, estimated_chars, row_of
 from jobs.rows import BadRow, Checked, RowMaker, Speaks
 from jobs.settings import JobSettings
 
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 ROWS_A_SLOT = 2
 """Rows under way for each slot: while one's take is decoded and judged, another's is spoken."""
+_CALL_EVERY_S = 0.03
+"""The ledger is asked about several rows at once."""
 _MOST_BROKEN_ENGINES = 3
 
 Factory = Callable[[JobSettings, Capacity], Speaks]
@@ -80,6 +84,8 @@ class SynthesisWorker:
         self._company = Company(ROWS_A_SLOT * capacity.slots)
         # Ray's name of an actor stays when the actor is started again.
         self._name = uuid.uuid4().hex
+        self._begin = Batched(self._begin_all, _CALL_EVERY_S)
+        self._results = Batched(self._commit_all, _CALL_EVERY_S)
         threading.Thread(target=self._loop.run_forever, name="rows", daemon=True).start()
 
     async def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -91,7 +97,9 @@ class SynthesisWorker:
 
     async def _unit(self, places: Sequence[RowPlace]) -> None:
         try:
-            await asyncio.gather(*(self._row(place) for place in places))
+            async with self._company.room():
+                looked = await asyncio.to_thread(self._look, places)
+            await asyncio.gather(*map(self._row, looked))
         except Exception as error:
             # Of an error that ends the job Ray keeps nothing but its traceback.
             cause = getattr(error, "cause", None) or error
@@ -100,38 +108,55 @@ class SynthesisWorker:
         if self._speaks is not None:
             self._ledger.report.remote(self._name, self._speaks.numbers())
 
-    async def _row(self, place: RowPlace) -> None:
-        """See a row to its end, be it with others or, if it may be to blame for lost workers, without."""
-        verdict = Verdict.GO
-        async with self._company.room():
-            row = await asyncio.to_thread(self._read, place)
+    def _look(self, places: Sequence[RowPlace]) -> list[_Looked]:
+        """The rows of a unit, each with what is wrong with it or all that making it needs."""
+        blocks = dict(zip(needed := {place.block for place in places}, map(self._block, needed), strict=True))
+        looked = []
+        for place in places:
+            row = row_of(blocks[place.block], place.index)
             try:
                 if place.duplicate:
                     raise BadRow(DUPLICATE, f"the id {row.get('id')!r} is already that of an earlier row")
-                checked = await asyncio.to_thread(self._maker.check, row)
+                looked.append(_Looked(place.number, row, self._maker.check(row)))
             except BadRow as fault:
-                return await self._commit(place, row, self._maker.failed(row, fault))
-            verdict = await self._make(place, row, checked, Verdict.GO)
+                looked.append(_Looked(place.number, row, fault))
+        return looked
+
+    async def _row(self, looked: _Looked) -> None:
+        """See a row to its end, be it with others or, if it may be to blame for lost workers, without."""
+        checked = looked.found
+        if isinstance(checked, BadRow):
+            return await self._commit(looked, self._maker.failed(looked.row, checked))
+        verdict: Verdict | Mapping[str, Any] = Verdict.GO
+        async with self._company.room():
+            verdict = await self._make(looked, checked, Verdict.GO)
         while verdict in (Verdict.SUSPECT, Verdict.ALONE):
-            verdict = await self._make(place, row, checked, verdict)
+            verdict = await self._make(looked, checked, verdict)
         if verdict is Verdict.REFUSED:
             lost = BadRow("worker_lost", f"{LOST_WORKERS} or more workers ended while they made this row")
-            await self._commit(place, row, self._maker.failed(row, lost, checked))
+            verdict = self._maker.failed(looked.row, lost, checked)
+        if not isinstance(verdict, Verdict):
+            await self._commit(looked, verdict)
         return None
 
-    async def _make(self, place: RowPlace, row: Row, checked: Checked, beside: Verdict) -> Verdict:
-        """Make a row, beside those that it may be made beside; gives SKIP when it is done, else what is to be done."""
+    async def _make(self, looked: _Looked, checked: Checked, beside: Verdict) -> Verdict | Mapping[str, Any]:
+        """The result of a row, made beside those that it may be made beside; or what is to become of it instead."""
         async with self._company.entered(beside):
-            ticket = Ticket(place.number, checked.script.id, checked.sha256, self._name, beside)
-            verdict = Verdict(await self._ledger.begin.remote(ticket))
-            if verdict is not beside:
-                return verdict
-            await self._commit(place, row, await self._made(row, checked))
-            return Verdict.SKIP
+            ticket = Ticket(looked.number, checked.script.id, checked.sha256, self._name, beside)
+            verdict = Verdict(await self._begin.add(ticket))
+            return verdict if verdict is not beside else await self._made(looked.row, checked)
 
-    async def _commit(self, place: RowPlace, row: Row, result: Mapping[str, Any]) -> None:
-        whole = {"manifest_row": place.number, "error_type": None, **result}
-        await self._ledger.commit.remote(place.number, estimated_chars(row), whole)
+    async def _commit(self, looked: _Looked, result: Mapping[str, Any]) -> None:
+        whole = {"manifest_row": looked.number, "error_type": None, **result}
+        await self._results.add((looked.number, estimated_chars(looked.row), whole))
+
+    async def _begin_all(self, tickets: Sequence[Ticket]) -> list[Verdict]:
+        verdicts: list[Verdict] = await self._ledger.begin.remote(tickets)
+        return verdicts
+
+    async def _commit_all(self, results: Sequence[tuple[int, int, Mapping[str, Any]]]) -> list[None]:
+        await self._ledger.commit.remote(results)
+        return [None] * len(results)
 
     async def _made(self, row: Row, checked: Checked) -> Mapping[str, Any]:
         """The result of a row, whatever happens."""
@@ -184,13 +209,18 @@ class SynthesisWorker:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _read(self, place: RowPlace) -> Row:
-        block = ray.get(self._blocks[place.block])
-        if "line" in block.column_names and len(block.column_names) == 1:
-            row = next(parse_lines(block["line"][place.index].as_py()), {BROKEN: "the line is empty"})
-        else:
-            row = block.slice(place.index, 1).to_pylist()[0]
-        return row
+    def _block(self, number: int) -> pa.Table:
+        block: pa.Table = ray.get(self._blocks[number])
+        return block
+
+
+@dataclasses.dataclass(frozen=True)
+class _Looked:
+    """A row that was read: what making it needs, or what is wrong with it."""
+
+    number: int
+    row: Row
+    found: Checked | BadRow
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:
