@@ -14,10 +14,9 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python -m jobs.benchmark model --quick
-	@echo
-	@echo 'Above: a small random Higgs Audio model making audio codes, against the transformers port.'
-	@echo 'Still missing: the batch job (jobs.synthesize) and the demo voice; until they exist nothing is spoken.'
+	$(BIN)/python -W ignore -m jobs.synthesize --manifest jobs/examples/scripts.jsonl --voices jobs/examples/voices \
+		--output out/demo --attempts 1
+	@echo 'Listen to out/demo/audio/*/*.wav; every script, chunk and file is a row of out/demo/results/*.parquet.'
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -22,6 +22,7 @@ class Batched(Generic[Item, Answer]):
         self._do, self.pause_s = do, pause_s
         self._items: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._soon: asyncio.Task[None] | None = None
+        self._doing: set[asyncio.Task[None]] = set()
 
     async def add(self, item: Item) -> Answer:
         """The answer for one item; raises what doing all of them raised."""
@@ -29,7 +30,14 @@ class Batched(Generic[Item, Answer]):
         self._items.append((item, answer))
         if self._soon is None:
             self._soon = asyncio.create_task(self._after_a_moment())
+            self._doing.add(self._soon)
+            self._soon.add_done_callback(self._doing.discard)
         return await answer
+
+    async def settled(self) -> None:
+        """Wait until all that was added is done, whoever still waits for it; raises nothing."""
+        while self._doing:
+            await asyncio.wait(self._doing)
 
     async def _after_a_moment(self) -> None:
         await asyncio.sleep(self.pause_s)

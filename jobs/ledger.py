@@ -59,6 +59,7 @@ class Ticket:
         number: of the row in the manifest.
         worker: who asks; a worker that was started again is another one.
         beside: what the worker is ready for: GO, SUSPECT or ALONE.
+        chars: about how much it has to say.
     """
 
     number: int
@@ -66,6 +67,7 @@ class Ticket:
     script_sha256: str
     worker: str
     beside: Verdict = Verdict.GO
+    chars: int = 0
 
 
 @dataclasses.dataclass
@@ -83,6 +85,7 @@ class Totals:
     skipped: int = 0
     audio_s: float = 0.0
     chars_done: int = 0
+    chars_skipped: int = 0
     working_s: float = 0.0
 
     @property
@@ -153,6 +156,7 @@ class Ledger:
             if done.script_sha256 == ticket.script_sha256:
                 self._ended[number] = 1
                 self.totals.skipped += 1
+                self.totals.chars_skipped += ticket.chars
                 return Verdict.SKIP
             await self._outdated.add(ticket.identity)
         times, wanted = self._history(number)
@@ -231,6 +235,10 @@ class Ledger:
     def drain(self) -> None:
         """From now on no row is begun."""
         self._draining = True
+
+    async def settled(self) -> None:
+        """Wait until every result is written: the worker that handed one in may be lost, and nobody wait for it."""
+        await self._waiting.settled()
 
     def snapshot(self) -> tuple[Totals, dict[str, dict[str, float]]]:
         """Totals so far, and each engine's numbers."""

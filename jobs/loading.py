@@ -7,14 +7,13 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from higgs_model import demo
 from higgs_model.errors import BadInput
 from jobs.settings import JobSettings
 
 if TYPE_CHECKING:
     from higgs_model.audio.gate import TranscriptCheck
     from higgs_model.synthesizer import SynthesisSettings, Synthesizer
-
-_DEMO = "demo"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,5 +89,5 @@ def check_local_model(name: str) -> None:
     """
     path = Path(name).expanduser()
     meant_as_path = path.exists() or name.startswith(("/", "./", "../", "~"))
-    if name != _DEMO and meant_as_path and not (path / "config.json").is_file():
+    if name != demo.NAME and meant_as_path and not (path / "config.json").is_file():
         raise BadInput(f"--model {name!r} is no checkpoint: there is no file {path / 'config.json'}")

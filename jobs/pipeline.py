@@ -202,6 +202,7 @@ class Run:
         try:
             for _ in self.dataset().iter_batches(batch_size=None, prefetch_batches=0):
                 pass
+            ray.get(self.ledger.settled.remote())
         finally:
             ended.set()
             watcher.join()

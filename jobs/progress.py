@@ -18,27 +18,28 @@ _BAR_WIDTH = 24
 
 def line(totals: Totals, elapsed_s: float) -> str:
     """One line about a job under way."""
-    made_s = totals.audio_s
+    made_s, working_s = totals.audio_s, totals.working_s
     parts = [
         f"{totals.ended}/{totals.rows} rows",
         f"{made_s / 3600:.2f} h of audio",
-        f"{made_s / elapsed_s if elapsed_s > 0 else 0:.1f} audio s/s",
+        f"{made_s / working_s if working_s else 0:.1f} audio s/s",
     ]
     if totals.skipped:
         parts.append(f"{totals.skipped} done before")
     if totals.flagged:
         parts.append(f"{totals.flagged} flagged")
     parts.append(f"{totals.failed} failed")
-    remaining_s = remaining(totals, elapsed_s)
+    remaining_s = remaining(totals)
     parts.append(f"about {clock(remaining_s)} left" if remaining_s is not None else f"{clock(elapsed_s)} so far")
     return " · ".join(parts)
 
 
-def remaining(totals: Totals, elapsed_s: float) -> float | None:
+def remaining(totals: Totals) -> float | None:
     """Seconds that the rest will take at the rate so far; None while nothing can be said."""
     if totals.chars_done == 0 or totals.ended == totals.rows:
         return None
-    return elapsed_s * max(totals.chars - totals.chars_done, 0) / totals.chars_done
+    left = totals.chars - totals.chars_done - totals.chars_skipped
+    return totals.working_s * max(left, 0) / totals.chars_done
 
 
 def clock(seconds: float) -> str:

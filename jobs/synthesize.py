@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
+from higgs_model import demo
 from higgs_model.errors import HiggsError
 from jobs.dry_run import dry_run
 from jobs.folders import open_folder
@@ -75,6 +76,8 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
     try:
         run_id = f"{started:%Y%m%d%H%M%S}-{uuid.uuid4().hex[:6]}"
         job = Run(settings, manifest, factory or load_synthesizer, run_id, fixed=own)
+        if settings.model == demo.NAME:
+            say(demo.NOTICE)
         say(f"{job.num_rows} rows, {job.pool.workers} workers with {job.pool.slots} slots each")
         if job.found_done:
             say(f"{job.found_done} rows are done from earlier runs; --overwrite makes them again")

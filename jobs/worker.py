@@ -19,7 +19,7 @@ import pickle
 import sys
 import threading
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,24 +127,26 @@ class SynthesisWorker:
         checked = looked.found
         if isinstance(checked, BadRow):
             return await self._commit(looked, self._maker.failed(looked.row, checked))
-        verdict: Verdict | Mapping[str, Any] = Verdict.GO
-        async with self._company.room():
-            verdict = await self._make(looked, checked, Verdict.GO)
-        while verdict in (Verdict.SUSPECT, Verdict.ALONE):
+        verdict = Verdict.GO
+        while verdict in (Verdict.GO, Verdict.SUSPECT, Verdict.ALONE):
             verdict = await self._make(looked, checked, verdict)
         if verdict is Verdict.REFUSED:
             lost = BadRow("worker_lost", f"{LOST_WORKERS} or more workers ended while they made this row")
-            verdict = self._maker.failed(looked.row, lost, checked)
-        if not isinstance(verdict, Verdict):
-            await self._commit(looked, verdict)
+            await self._commit(looked, self._maker.failed(looked.row, lost, checked))
         return None
 
-    async def _make(self, looked: _Looked, checked: Checked, beside: Verdict) -> Verdict | Mapping[str, Any]:
-        """The result of a row, made beside those that it may be made beside; or what is to become of it instead."""
-        async with self._company.entered(beside):
-            ticket = Ticket(looked.number, checked.script.id, checked.sha256, self._name, beside)
+    async def _make(self, looked: _Looked, checked: Checked, beside: Verdict) -> Verdict:
+        """Make a row beside those that it may be made beside. Gives SKIP when it is done, else what it waits for."""
+        async with self._company.entered(beside) as leave_room:
+            chars = estimated_chars(looked.row)
+            ticket = Ticket(looked.number, checked.script.id, checked.sha256, self._name, beside, chars)
             verdict = Verdict(await self._begin.add(ticket))
-            return verdict if verdict is not beside else await self._made(looked.row, checked)
+            if verdict is beside:
+                result = await self._made(looked.row, checked)
+                await leave_room()
+                await self._commit(looked, result)
+                verdict = Verdict.SKIP
+            return verdict
 
     async def _commit(self, looked: _Looked, result: Mapping[str, Any]) -> None:
         whole = {"manifest_row": looked.number, "error_type": None, **result}
@@ -249,27 +251,30 @@ class Company:
         self._open.set()
 
     def room(self) -> asyncio.Semaphore:
-        """To be held by every row that is no suspect, from before it is read."""
+        """Held while a row is looked at, or made and no suspect."""
         return self._room
 
     @contextlib.asynccontextmanager
-    async def entered(self, beside: Verdict) -> AsyncGenerator[None]:
-        """Be under way: beside others (GO), beside no other suspect (SUSPECT), or beside nobody (ALONE)."""
-        if beside is Verdict.GO:
-            await self._open.wait()
-            with self._counted():
-                yield
-            return
-        async with self._suspects:
+    async def entered(self, beside: Verdict) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
+        """Be under way: beside others (GO), beside no other suspect (SUSPECT), or beside nobody (ALONE).
+
+        Gives a function that lets the next row in; until it has ended here, its result included, a row is still under
+        way for those that want to be alone.
+        """
+        async with contextlib.AsyncExitStack() as room:
+            await room.enter_async_context(self._room if beside is Verdict.GO else self._suspects)
+            if beside is Verdict.GO:
+                await self._open.wait()
             while beside is Verdict.ALONE and self._under_way:
                 await self._empty.wait()
             if beside is Verdict.ALONE:
                 self._open.clear()
             try:
                 with self._counted():
-                    yield
+                    yield room.aclose if beside is Verdict.GO else contextlib.AsyncExitStack().aclose
             finally:
-                self._open.set()
+                if beside is Verdict.ALONE:
+                    self._open.set()
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:

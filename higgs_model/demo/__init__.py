@@ -6,5 +6,20 @@ with random weights from a fixed seed. It goes every step of the way that a real
 
 from __future__ import annotations
 
-from higgs_model.demo.standin import NOTICE as NOTICE
-from higgs_model.demo.standin import build as build
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from higgs_model.codec.codec import HiggsAudioCodec
+    from higgs_model.model.model import HiggsAudioModel
+
+NAME = "demo"
+NOTICE = "the model `demo` is a stand-in with random weights: it makes sound, not speech"
+
+
+def build() -> tuple[HiggsAudioModel, HiggsAudioCodec, PreTrainedTokenizerFast]:
+    """The parts, in float32 on the CPU."""
+    from higgs_model.demo.standin import build as build_standin
+
+    return build_standin()

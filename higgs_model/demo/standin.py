@@ -14,8 +14,6 @@ from higgs_model.config import HiggsAudioConfig
 from higgs_model.model.model import HiggsAudioModel
 from higgs_model.script.prompt import BEGIN, END_OF_MESSAGE, SCENE_END, SCENE_START
 
-NOTICE = "the demo is a stand-in with random weights: it makes sound, not speech"
-
 _SPECIAL = (
     BEGIN,
     "<|start_header_id|>",

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
+from higgs_model import demo
 from higgs_model.checkpoint import locate
 from higgs_model.codec.codec import HiggsAudioCodec
 from higgs_model.engine.settings import EngineSettings
@@ -20,7 +21,6 @@ from higgs_model.errors import BadCheckpoint
 from higgs_model.model.model import HiggsAudioModel
 from higgs_model.script.prompt import Tokenizer
 
-DEMO = "demo"
 PUBLISHED_CODEC = "bosonai/higgs-audio-v2-tokenizer"
 _SILENCE_S = 2.0
 
@@ -69,11 +69,9 @@ def load(model: str | Path, codec: str | Path | None, device: torch.device, dtyp
         BadCheckpoint: one of them is not there or cannot be read.
     """
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    if str(model) == DEMO:
-        from higgs_model import demo
-
+    if str(model) == demo.NAME:
         network, coder, tokenizer = demo.build()
-        return Parts(network.to(device, dtype), coder.to(device).cast(dtype), tokenizer, DEMO)
+        return Parts(network.to(device, dtype), coder.to(device).cast(dtype), tokenizer, demo.NAME)
     network = HiggsAudioModel.from_pretrained(model, dtype=dtype, device=device)
     folder = locate(model).directory
     inside = folder / "codec"

@@ -1,0 +1,71 @@
+"""The batch job with everything in a bucket, behind a server that is slow and fails one call in twenty."""
+
+import hashlib
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from tests.jobs.running import FAKE, results, run
+from tests.jobs.s3 import Bucket, Stumbling
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+LONG = "A long row is uploaded in several parts. " * 80
+
+
+@pytest.fixture
+def bucket():
+    bucket = Bucket()
+    yield bucket
+    bucket.stop()
+
+
+def test_a_job_ends_complete_although_the_server_stumbles(bucket, monkeypatch):
+    file = io.BytesIO()
+    soundfile.write(file, 0.2 * np.sin(np.arange(24_000 * 4) * 0.05), 24_000, format="FLAC")
+    bucket.put("voices/ann.flac", file.getvalue())
+    bucket.put("voices/ann.txt", b"Some words that were said.")
+    bucket.put("scripts/one-off.flac", file.getvalue())
+    rows = [{"id": f"row-{n}", "text": f"Row {n} says a few words.", "voice": "ann"} for n in range(20)]
+    rows[3] |= {"voice": None, "ref_audio": "one-off.flac", "ref_text": "Some words that were said."}
+    rows[5]["text"] = LONG
+    for part in range(2):
+        file = io.BytesIO()
+        pq.write_table(
+            pa.Table.from_pylist([*rows[part::2]], schema=pa.schema(dict.fromkeys(FIELDS, pa.string()))), file
+        )
+        bucket.put(f"scripts/part-{part}.parquet", file.getvalue())
+    stumbling = Stumbling(bucket.address, share=0.05, slow_s=0.05)
+    where = bucket.environment(stumbling.endpoint) | {"RAY_ADDRESS": ""}
+    arguments = (
+        "--manifest",
+        f"{bucket.uri}/scripts",
+        "--voices",
+        f"{bucket.uri}/voices",
+        "--output",
+        f"{bucket.uri}/out",
+    )
+    status, _, said = run(FAKE, *arguments, "--keep-codes", **where)
+    assert status == 0, said
+    assert len(stumbling.stumbled) >= 3
+    status, _, said = run(FAKE, *arguments, **where)
+    stumbling.stop()
+    assert status == 0, said
+    assert "20 done before" in said
+
+    for name, value in bucket.environment().items():
+        monkeypatch.setenv(name, value)
+    found = results(f"{bucket.uri}/out")
+    assert {row["id"]: row["status"] for row in found.values()} == {row["id"]: "ok" for row in rows}
+    for row in found.values():
+        content = bucket.get(row["audio_path"].removeprefix(f"{bucket.uri}/"))
+        assert hashlib.sha256(content).hexdigest() == row["audio_sha256"]
+    kinds = {key.split("/")[1] for key in bucket.names() if key.startswith("out/")}
+    assert kinds == {"audio", "codes", "results", "job.json"}
+
+
+FIELDS = ("id", "text", "voice", "ref_audio", "ref_text")
