@@ -100,7 +100,10 @@ def load_codec(
         from higgs_model import demo
 
         return demo.build()[1].to(device).cast(dtype)
-    source = _codec_of(Path(model).expanduser(), codec)
+    folder = Path(model).expanduser()
+    if codec is None and not folder.is_dir() and str(model).startswith(("/", ".", "~")):
+        raise BadCheckpoint(f"{model} is not a folder: a checkpoint is a folder with config.json and its weights")
+    source = _codec_of(folder, codec)
     return HiggsAudioCodec.from_pretrained(source, device=device, dtype=dtype)
 
 

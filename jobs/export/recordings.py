@@ -106,12 +106,13 @@ class Recording:
         chunks = [chunk for chunk in self.row["chunks"] if chunk["end_s"] > chunk["start_s"]]
         if level == "script":
             return [self._item(self.id, 0, self.num_samples, chunks, self.row["seed"])]
-        spans = [(round(chunk[end] * self.sample_rate_hz) for end in ("start_s", "end_s")) for chunk in chunks]
-        return [
-            self._item(f"{self.id}-{chunk['index']:05d}", start, min(stop, self.num_samples), [chunk], chunk["seed"])
-            for chunk, (start, stop) in zip(chunks, spans, strict=True)
-            if min(stop, self.num_samples) > start
-        ]
+        items = []
+        for chunk in chunks:
+            start, stop = (round(chunk[end] * self.sample_rate_hz) for end in ("start_s", "end_s"))
+            if start < min(stop, self.num_samples):
+                identity = f"{self.id}-{chunk['index']:05d}"
+                items.append(self._item(identity, start, min(stop, self.num_samples), [chunk], chunk["seed"]))
+        return items
 
     def voice_of(self, speaker: str | None) -> str:
         """Who is heard when a speaker of the script speaks, the same in every script that has this voice.

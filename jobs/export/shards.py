@@ -80,7 +80,7 @@ def _rows(recordings: Recordings, source: Folder, level: Level) -> Iterator[tupl
             if level == "script":
                 audio = {"bytes": content, "path": recording.name.rpartition("/")[2]}
             else:
-                audio = {"bytes": _cut(content, item), "path": f"{item.id}.flac"}
+                audio = {"bytes": _cut(recording, content, item), "path": f"{item.id}.flac"}
             if len(audio["bytes"]) > _MOST_BYTES:
                 raise BadInput(
                     f"{recording.location} is larger than 2 GiB, more than a row can hold; use --level chunk"
@@ -102,11 +102,14 @@ def _with_content(
             yield first, content.result()
 
 
-def _cut(content: bytes, item: Item) -> bytes:
+def _cut(recording: Recording, content: bytes, item: Item) -> bytes:
     """A part of a recording as FLAC."""
-    with soundfile.SoundFile(io.BytesIO(content)) as file:
-        file.seek(item.start_sample)
-        samples = file.read(item.num_samples, dtype="int16")
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            file.seek(item.start_sample)
+            samples = file.read(item.num_samples, dtype="int16")
+    except soundfile.LibsndfileError as error:
+        raise BadInput(f"{recording.location} is no recording that can be read: {error.error_string}") from error
     made = io.BytesIO()
     soundfile.write(made, samples, item.sample_rate_hz, format="FLAC", subtype="PCM_16")
     return made.getvalue()

@@ -10,8 +10,10 @@ from jobs.results import Results, schema_for
 from jobs.rows import BadRow, RowMaker
 from jobs.settings import JobSettings
 
+_TEXT = (("text", pa.string()),)
 
-def finished_job(output, rows, speaks=None, schema=(), parts=2, **settings):
+
+def finished_job(output, rows, speaks=None, schema=_TEXT, parts=2, **settings):
     """Make rows, and write their results in so many parts; gives them by id.
 
     `schema` holds the manifest's columns as `(name, type)`.

@@ -1,4 +1,4 @@
-"""Subtitles' cues: nothing lost, nothing at the same time, nothing wider than a screen. Other people's readers judge."""
+"""Subtitles' cues: nothing lost, nothing at the same time, no line too wide. Other people's readers judge."""
 
 import re
 

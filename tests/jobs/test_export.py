@@ -22,16 +22,18 @@ from moto.server import ThreadedMotoServer
 from jobs.commands import run_command
 from jobs.export import shards
 from jobs.export.__main__ import export
+from jobs.folders import open_folder
 from tests.jobs.finished import finished_job
 
 ROWS = [
-    {"id": "story", "text": "Once there was a mill.\n\nIt stood by a river, and nobody knew how old it was. [laugh] So.",
-     "chunk_method": "sentence", "chunk_max_words": 9, "voice": "A calm old voice.", "language": "en",
+    {"id": "story", "voice": "A calm old voice.", "language": "en",
+     "text": "Once there was a mill.\n\nIt stood by a river, and nobody knew how old it was. [laugh] So.",
+     "chunk_method": "sentence", "chunk_max_words": 9,
      "collection": "tales", "weight": 0.5},
     {"id": "talk", "turns": [{"speaker": "Ann", "text": "Good morning & hello."}, {"speaker": "Bob", "text": "Hi."}],
-     "voices": {"Ann": "A low voice.", "Bob": "A high voice."}, "seed": 4},
+     "voices": {"Ann": "A low voice.", "Bob": "A high voice."}, "seed": 4, "language": "en"},
     {"id": "bad", "text": None},
-    {"id": "plain", "text": "[SPEAKER0] One. [SPEAKER1] Two.", "collection": "tests"},
+    {"id": "plain", "text": "[SPEAKER0] One. [SPEAKER1] Two.", "language": "en", "collection": "tests"},
 ]  # fmt: skip
 SCHEMA = [("turns", pa.string()), ("voices", pa.string()), ("text", pa.string()), ("voice", pa.string()),
           ("language", pa.string()), ("collection", pa.string()), ("weight", pa.float64())]  # fmt: skip
@@ -118,7 +120,7 @@ def test_exports_are_the_same_whenever_they_are_written(tmp_path, capsys):
         run(capsys, "--results", tmp_path / "out", "--to", "lhotse", "--output", tmp_path / name)
     for name in ("recordings.jsonl.gz", "supervisions.jsonl.gz"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert gzip.open(tmp_path / "a/recordings.jsonl.gz").read().count(b"\n") == 3
+    assert gzip.decompress((tmp_path / "a/recordings.jsonl.gz").read_bytes()).count(b"\n") == 3
 
 
 def test_shards_hold_the_files_and_say_that_they_are_audio(tmp_path, capsys, monkeypatch):
@@ -161,12 +163,14 @@ def test_shards_of_chunks_hold_their_samples(tmp_path, capsys):
 
 def test_long_recordings_share_a_shard_only_as_far_as_it_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_SHARD_BYTES", 300_000)
-    finished_job(tmp_path, [{"id": f"r{n}", "text": "Some words for a few seconds. " * 2} for n in range(5)])
-    recordings = shards.Recordings(shards_folder := __import__("jobs.folders").folders.open_folder(str(tmp_path)))
+    finished_job(
+        tmp_path, [{"id": f"r{n}", "text": "Some words for a few seconds. " * 2, "language": "en"} for n in range(5)]
+    )
+    recordings = shards.Recordings(open_folder(str(tmp_path)))
     numbers = [number for _, _, number in shards._numbered(recordings, "script")]
     assert numbers == sorted(numbers)
     assert numbers[-1] >= 1
-    assert shards.write_shards(recordings, shards_folder, shards_folder, "script") == 5
+    assert shards.write_shards(recordings, open_folder(str(tmp_path)), open_folder(str(tmp_path)), "script") == 5
 
 
 @pytest.mark.parametrize(("kind", "reader"), [("srt", srt), ("vtt", webvtt)])
@@ -223,6 +227,8 @@ def test_maps_and_lists_of_parquet_manifests_are_read_as_they_are(tmp_path, caps
     assert [row["speaker"] for row in rows] == ["A low voice.", "A high voice."]
 
 
+# A folder's scratch space is cleaned up with it, and Python would rather be told.
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
 def test_a_bucket_is_a_folder(tmp_path, capsys, monkeypatch):
     server = ThreadedMotoServer(port=0)
     server.start()
