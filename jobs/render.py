@@ -29,7 +29,7 @@ from higgs_model.errors import BadInput
 from higgs_model.synthesizer.loading import load_codec
 from jobs.commands import Arguments, run_command, say
 from jobs.folders import Folder, LocalFolder, open_folder
-from jobs.renderer import THREADS, RenderBatch, RenderSettings
+from jobs.renderer import RenderBatch, RenderSettings
 from jobs.results import Results, read_results
 
 BROKEN, ROWS_FAILED = 1, 3
@@ -175,12 +175,14 @@ def _rendered(settings: RenderSettings, todo: pa.Table, workers: int | None) -> 
     """Result rows, a few together, as they are made."""
     import ray
 
+    from jobs.pipeline import THREADS_A_CPU_WORKER
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     # An hours-long recording is one row.
     context.execution_no_progress_timeout_s = -1
     cpus = ray.cluster_resources().get("CPU", 1.0)
-    count = workers or max(int(cpus // THREADS), 1)
+    count = workers or max(int(cpus // THREADS_A_CPU_WORKER), 1)
     blocks = [todo.slice(at, _ROWS_A_BATCH) for at in range(0, len(todo), _ROWS_A_BATCH)]
     made = ray.data.from_arrow(blocks).map_batches(
         RenderBatch,

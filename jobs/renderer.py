@@ -26,13 +26,11 @@ from higgs_model.synthesizer.replay import replay
 from higgs_model.synthesizer.settings import SynthesisSettings
 from jobs.folders import open_folder
 from jobs.kept import KeptRecording, unpack_recording
+from jobs.pipeline import THREADS_A_CPU_WORKER
 from jobs.results import table_of
 from jobs.rows import BadRow, MasteredRecording, Recording, audio_name, codes_name
 
 logger = logging.getLogger(__name__)
-
-THREADS = 2
-"""As a worker of the job has on a CPU: sums are rounded as threads share them."""
 
 Row = Mapping[str, Any]
 
@@ -155,7 +153,7 @@ class RenderBatch:
     """What Ray Data calls, in processes of its own: a few rows in, as many out."""
 
     def __init__(self, settings: RenderSettings) -> None:
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(THREADS_A_CPU_WORKER)
         self._renderer = Renderer(settings)
 
     def __call__(self, table: pa.Table) -> pa.Table:
