@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from higgs_model.synthesizer.records import Attempt, SpokenChunk, Take
+from higgs_model.synthesizer.records import Attempt, Codes, SpokenChunk, Take
 from jobs.folders import Folder
 
 
@@ -56,9 +56,34 @@ def pack_takes(chunks: Sequence[SpokenChunk]) -> bytes:
 
 def unpack_takes(content: bytes) -> list[Take]:
     """The takes of a file; ValueError or KeyError if it is none."""
+    return _unpack(*_open(content))
+
+
+def unpack_recording(content: bytes) -> KeptRecording:
+    """What `pack_takes` has kept of a script; ValueError or KeyError if it is none."""
+    facts, codes_KT = _open(content)
+    takes = _unpack(facts, codes_KT)
+    places = [(int(start), int(stop)) for start, stop in facts["places"]]
+    if len(places) != len(takes):
+        raise ValueError(f"{len(takes)} takes at {len(places)} places")
+    return KeptRecording(tuple(takes), tuple(places), int(facts["sample_rate_hz"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptRecording:
+    """The takes of a script, and the samples [start, stop) of the recording that each filled."""
+
+    takes: tuple[Take, ...]
+    places: tuple[tuple[int, int], ...]
+    sample_rate_hz: int
+
+
+def _open(content: bytes) -> tuple[dict[str, Any], Codes]:
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        facts = json.loads(file["facts"].tobytes())
-        codes_KT = file["codes"]
+        return json.loads(file["facts"].tobytes()), file["codes"]
+
+
+def _unpack(facts: dict[str, Any], codes_KT: Codes) -> list[Take]:
     takes, start = [], 0
     for fact in facts["takes"]:
         attempts = tuple(_attempt(one) for one in fact["attempts"])

@@ -48,8 +48,9 @@ class FakeSynthesizer:
             tone = 0.2 * np.sin(np.arange(samples) * (0.03 + digest[0] / 2000))
             attempt = Attempt(int.from_bytes(digest[:7], "big"), frames, "stop")
             take = Take(chunk.index, np.full((_CODEBOOKS, frames), digest[1], np.int16), (attempt,), 0)
+            speakers = tuple(plan.script.speaker_name(tag) for tag in chunk.speakers)
             spoken = SpokenChunk(
-                chunk.index, chunk.text, chunk.speakers, position, position + samples, self.sample_rate, take
+                chunk.index, chunk.text, speakers, position, position + samples, self.sample_rate, take
             )
             position += samples
             self._made_s += samples / self.sample_rate

@@ -74,8 +74,7 @@ def load(model: str | Path, codec: str | Path | None, device: torch.device, dtyp
         return Parts(network.to(device, dtype), coder.to(device).cast(dtype), tokenizer, demo.NAME)
     network = HiggsAudioModel.from_pretrained(model, dtype=dtype, device=device)
     folder = locate(model).directory
-    inside = folder / "codec"
-    source = codec or (inside if inside.is_dir() else PUBLISHED_CODEC)
+    source = _codec_of(folder, codec)
     coder = HiggsAudioCodec.from_pretrained(source, device=device, dtype=dtype)
     if coder.num_codebooks != network.config.audio_num_codebooks:
         raise BadCheckpoint(
@@ -83,6 +82,33 @@ def load(model: str | Path, codec: str | Path | None, device: torch.device, dtyp
             f"{network.config.audio_num_codebooks}: they do not belong together"
         )
     return Parts(network, coder, _tokenizer(folder), f"{coder.revision or _content_id(Path(source))}/{dtype}")
+
+
+def load_codec(
+    model: str | Path, codec: str | Path | None, device: torch.device, dtype: torch.dtype = torch.float32
+) -> HiggsAudioCodec:
+    """The codec that `load` would load, without the model.
+
+    Of a model on the hub nothing is fetched: its codec is the published one, if no other is named.
+
+    Raises:
+        BadCheckpoint: it is not there or cannot be read.
+    """
+    if str(model) == DEMO:
+        from higgs_model import demo
+
+        return demo.build()[1].to(device).cast(dtype)
+    folder = Path(model).expanduser()
+    if codec is None and not folder.is_dir() and str(model).startswith(("/", ".", "~")):
+        raise BadCheckpoint(f"{model} is not a folder: a checkpoint is a folder with config.json and its weights")
+    source = _codec_of(folder, codec)
+    return HiggsAudioCodec.from_pretrained(source, device=device, dtype=dtype)
+
+
+def _codec_of(folder: Path, codec: str | Path | None) -> str | Path:
+    """Where the codec of a model is, whose folder is given."""
+    inside = folder / "codec"
+    return codec or (inside if inside.is_dir() else PUBLISHED_CODEC)
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -77,6 +77,17 @@ def wanted(text: str) -> Wanted:
     return Wanted(len(spoken) if rated else None, budget.least / FRAMES_PER_S, budget.most / FRAMES_PER_S)
 
 
+async def decode_take(take: Take, worker: CodecWorker, settings: SynthesisSettings) -> Samples:
+    """The trimmed samples of a take: the codec alone, no engine."""
+    clip, trimmer = worker.clip(), EdgeTrimmer(worker.codec.sample_rate, settings.silence)
+    parts = [
+        trimmer.push(await clip.push(take.codes_KT.astype(np.int64))),
+        trimmer.push(await clip.finish()),
+        trimmer.finish(),
+    ]
+    return np.concatenate(parts)
+
+
 class TakeMaker:
     """Makes takes with one engine and one codec."""
 
@@ -112,13 +123,7 @@ class TakeMaker:
 
     async def decode(self, take: Take) -> Samples:
         """The samples of a take that was made before, bit by bit those that it had then on the same CPU."""
-        clip, trimmer = self._worker.clip(), self._trimmer()
-        parts = [
-            trimmer.push(await clip.push(take.codes_KT.astype(np.int64))),
-            trimmer.push(await clip.finish()),
-            trimmer.finish(),
-        ]
-        return np.concatenate(parts)
+        return await decode_take(take, self._worker, self._settings)
 
     def _trimmer(self) -> EdgeTrimmer:
         return EdgeTrimmer(self._sample_rate_hz, self._settings.silence)

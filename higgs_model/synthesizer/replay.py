@@ -1,0 +1,42 @@
+"""A recording once more, from the codes of its takes: the codec alone, no network.
+
+In: the chunks of a recording with their takes, and how long it was. Out: the pieces that `Synthesizer.speak` gave, with
+the same settings and on the same CPU bit by bit. Pauses are what lay between the chunks; where another machine trims a
+take a little differently, what follows moves with it, and the pieces say where everything is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncGenerator, Sequence
+
+from higgs_model.audio.timeline import Timeline
+from higgs_model.engine.codec_worker import CodecWorker
+from higgs_model.synthesizer.records import Piece, SpokenChunk
+from higgs_model.synthesizer.settings import SynthesisSettings
+from higgs_model.synthesizer.takes import decode_take
+
+
+async def replay(
+    chunks: Sequence[SpokenChunk], num_samples: int, worker: CodecWorker, settings: SynthesisSettings
+) -> AsyncGenerator[Piece]:
+    """The recording piece by piece.
+
+    Args:
+        chunks: all of it, in order.
+        num_samples: of the recording, the pause after its last chunk included.
+
+    Raises:
+        BadInput: codes that are none of the codec's.
+    """
+    timeline = Timeline(worker.codec.sample_rate, fade_s=settings.fade_s, room_tone_dbfs=settings.room_tone_dbfs)
+    starts = [chunk.start_sample for chunk in chunks] + [num_samples]
+    if starts[0]:
+        yield Piece(timeline.pause(starts[0]))
+    for chunk, following in zip(chunks, starts[1:], strict=True):
+        start = timeline.position
+        yield Piece(timeline.push(await decode_take(chunk.take, worker, settings)))
+        rest, stop = timeline.end_take(), timeline.position
+        yield Piece(rest, dataclasses.replace(chunk, start_sample=start, stop_sample=stop))
+        if following > chunk.stop_sample:
+            yield Piece(timeline.pause(following - chunk.stop_sample))

@@ -1,0 +1,99 @@
+"""Manifests beside the audio: NeMo's JSON lines, and Lhotse's recordings and supervisions.
+
+Both name the job's own audio files and copy nothing. Durations are samples divided by the sample rate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, cast
+
+from jobs.commands import whole_file
+from jobs.export.recordings import Item, Level, Recording, Recordings
+from jobs.folders import Folder
+
+
+def write_nemo(recordings: Recordings, output: Folder, level: Level) -> int:
+    """`manifest.jsonl`, a line an item; gives their number. Chunks have an `offset` in the recording."""
+    count = 0
+    with whole_file(output, "manifest.jsonl") as path, path.open("wb") as file:
+        for recording in recordings:
+            for item in recording.items(level):
+                file.write(_line(_nemo(recording, item, level)))
+                count += 1
+    return count
+
+
+def write_lhotse(recordings: Recordings, output: Folder, level: Level) -> int:
+    """`recordings.jsonl.gz` and `supervisions.jsonl.gz`; gives the number of supervisions."""
+    count = 0
+    with _packed(output, "recordings.jsonl.gz") as first, _packed(output, "supervisions.jsonl.gz") as second:
+        for recording in recordings:
+            first.write(_line(_lhotse_recording(recording)))
+            for item in recording.items(level):
+                second.write(_line(_lhotse_supervision(recording, item)))
+                count += 1
+    return count
+
+
+def _nemo(recording: Recording, item: Item, level: Level) -> dict[str, Any]:
+    place = {"offset": item.start_s} if level == "chunk" else {}
+    return {
+        **recording.extra,
+        "audio_filepath": recording.location,
+        **place,
+        "duration": item.duration_s,
+        "text": item.text,
+        "speaker": item.speaker,
+        "id": item.id,
+        **_language(recording),
+        **item.facts,
+    }
+
+
+def _lhotse_recording(recording: Recording) -> dict[str, Any]:
+    kind = "url" if "://" in recording.location else "file"
+    return {
+        "id": recording.id,
+        "sources": [{"type": kind, "channels": [0], "source": recording.location}],
+        "sampling_rate": recording.sample_rate_hz,
+        "num_samples": recording.num_samples,
+        "duration": recording.num_samples / recording.sample_rate_hz,
+        "channel_ids": [0],
+    }
+
+
+def _lhotse_supervision(recording: Recording, item: Item) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "recording_id": recording.id,
+        "start": item.start_s,
+        "duration": item.duration_s,
+        "channel": 0,
+        "text": item.text,
+        "speaker": item.speaker,
+        **_language(recording),
+        "custom": {**recording.extra, **item.facts},
+    }
+
+
+def _language(recording: Recording) -> dict[str, str]:
+    return {"language": recording.script.language} if recording.script.language else {}
+
+
+def _line(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def _packed(output: Folder, name: str) -> Iterator[BinaryIO]:
+    """A gzip file that is the same whenever it is written."""
+    with (
+        whole_file(output, name) as path,
+        path.open("wb") as raw,
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file,
+    ):
+        yield cast(BinaryIO, file)
