@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 
+from higgs_model.errors import HiggsError
 from higgs_model.script.budget import FRAMES_PER_S, frame_budget
 from jobs.manifest import Manifest
 from jobs.rows import BadRow, RowMaker
@@ -28,7 +29,7 @@ def dry_run(settings: JobSettings, manifest: Manifest) -> int:
             plan = maker.check(row).plan
             line["chunks"] = plan.dry_run()
             seconds += sum(frame_budget(chunk.prompt_text).expected for chunk in plan.chunks) / FRAMES_PER_S
-        except BadRow as fault:
+        except (BadRow, HiggsError) as fault:
             failed += 1
             line["error"] = str(fault)
         if isinstance(identity, str):

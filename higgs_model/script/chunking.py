@@ -38,8 +38,12 @@ _MOST_WORDS = 1000
 
 SPEAKER_TAG = re.compile(r"\[(SPEAKER\d+)\]")
 _TURN_STARTS = ("[SPEAKER", "<|speaker_id_start|>")
-_PAUSE = re.compile(r"\[pause:[ \t]*(\d{1,9}(?:\.\d{1,9})?)[ \t]*(ms|s)[ \t]*\]", re.IGNORECASE)
-_PAUSE_LIKE = re.compile(r"\[pause\b[^\[\]\n]{0,40}\]?", re.IGNORECASE)
+_GAP = r"[^\S\n]{0,40}"
+_PAUSE = re.compile(
+    rf"[\[【]{_GAP}pause{_GAP}[:：]{_GAP}(\d{{1,9}}(?:\.\d{{1,9}})?){_GAP}(ms|s){_GAP}[\]】]", re.IGNORECASE
+)
+"""Full-width marks too, since normalisation would make the others of them."""
+_PAUSE_LIKE = re.compile(rf"[\[【]{_GAP}pause{_GAP}[:：][^\[\]【】\n]{{0,40}}[\]】]?", re.IGNORECASE)
 _ONLY_TAGS = re.compile(rf"(?:\s*{SPEAKER_TAG.pattern})*\s*")
 
 
@@ -149,9 +153,9 @@ def pause_faults(text: str) -> Iterator[str]:
     """What is wrong with the pauses of a text, in words."""
     for match in _PAUSE_LIKE.finditer(text):
         pause = _PAUSE.fullmatch(match[0])
-        if pause is None and match[0].lower().startswith("[pause:"):
+        if pause is None:
             yield f"{match[0]!r} is no pause; write for example [pause:1.5s] or [pause:300ms]"
-        elif pause is not None and _milliseconds(pause) > MAX_PAUSE_MS:
+        elif _milliseconds(pause) > MAX_PAUSE_MS:
             yield f"{match[0]!r} is longer than {MAX_PAUSE_MS // 1000} s, the longest pause there is"
 
 
@@ -301,9 +305,10 @@ def _cut_turns(part: _Part, budget: _Budget, turns: int, language: str | None) -
 def _cut_sentences(part: _Part, budget: _Budget, language: str | None) -> list[_Piece]:
     pieces: list[_Piece] = []
     for paragraph in part.paragraphs:
-        for turn in _tagged_turns(paragraph):
+        *turns, last = _tagged_turns(paragraph)
+        for turn in turns:
             pieces += _sentence_pieces(turn, budget, language, "turn")
-        pieces[-1] = dataclasses.replace(pieces[-1], boundary="paragraph")
+        pieces += _sentence_pieces(last, budget, language, "paragraph")
     return _join_short(pieces, budget, language, part.speaker)
 
 
@@ -312,15 +317,15 @@ def _tagged_turns(text: str) -> list[str]:
     starts = [match.start() for match in SPEAKER_TAG.finditer(text)]
     edges = sorted({0, *starts, len(text)})
     turns: list[str] = []
-    bare = ""
+    bare: list[str] = []
     for start, end in zip(edges, edges[1:], strict=False):
         turn = text[start:end].strip()
-        if is_only_tags(turn):
-            bare = f"{bare} {turn}".strip()
-        elif turn:
-            turns.append(f"{bare} {turn}".strip())
-            bare = ""
-    return [*turns, bare] if bare else turns
+        if turn:
+            bare.append(turn)
+        if not is_only_tags(turn):
+            turns.append(" ".join(bare))
+            bare = []
+    return [*turns, " ".join(bare)] if bare else turns
 
 
 def _sentence_pieces(text: str, budget: _Budget, language: str | None, last: Boundary) -> list[_Piece]:
@@ -349,21 +354,23 @@ def _join_short(pieces: list[_Piece], budget: _Budget, language: str | None, spe
 def _with_words(pieces: list[_Piece]) -> list[_Piece]:
     """Pieces that only name speakers go with what follows, or, at the end, with what came before."""
     found: list[_Piece] = []
-    bare = ""
+    bare: list[str] = []
     for piece in pieces:
-        text = bare + piece.text
-        if SPEAKER_TAG.search(text) and not _has_words(text):
-            bare = text
-        else:
-            found.append(_Piece.counted(text, piece.boundary) if bare else piece)
-            bare = ""
+        bare.append(piece.text)
+        if SPEAKER_TAG.search(piece.text) is None and len(bare) == 1:
+            found.append(piece)
+            bare = []
+        elif _has_words(piece.text):
+            found.append(piece if len(bare) == 1 else _Piece.counted("".join(bare), piece.boundary))
+            bare = []
     if bare:
+        last = ["".join(bare)]
         while found:
             before = found.pop().text
-            bare = f"{before.rstrip()} {bare}"
+            last.append(before.rstrip() + " ")
             if _has_words(before):
                 break
-        found.append(_Piece.counted(bare, pieces[-1].boundary))
+        found.append(_Piece.counted("".join(reversed(last)), pieces[-1].boundary))
     return found
 
 
@@ -382,8 +389,11 @@ def _only_speaker(text: str, before: str | None) -> str | None:
 
 def _merge(first: _Piece, second: _Piece, budget: _Budget, language: str | None) -> list[_Piece]:
     text = first.text + second.text
-    if first.words + second.words <= budget.max_words:
-        joined = dataclasses.replace(second, text=text, words=first.words + second.words)
-        return [dataclasses.replace(joined, said=first.said + second.said)]
-    head, tail = sentences.split_in_two(text, budget.max_words, budget.min_words, language)
+    words, said = first.words + second.words, first.said + second.said
+    if words <= budget.max_words:
+        return [_Piece(text, second.boundary, renames=True, words=words, said=said)]
+    # Tags take room and say nothing, so where there are some, a piece needs more to be long enough.
+    tags = len(SPEAKER_TAG.findall(text))
+    min_words = max(budget.min_words, min(budget.min_words + tags, budget.max_words // 2))
+    head, tail = sentences.split_in_two(text, budget.max_words, min_words, language)
     return [_Piece.counted(head, "sentence"), _Piece.counted(tail, second.boundary)]

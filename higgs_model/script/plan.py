@@ -20,14 +20,12 @@ from higgs_model.script.prompt import (
     Encoder,
     Message,
     Prompt,
-    SpeakerVoice,
     Tokenizer,
     chunk_message,
-    reference_messages,
     render,
     take_message,
 )
-from higgs_model.script.script import ONE_OFF_VOICE, Script, VoiceChoice
+from higgs_model.script.script import Script
 from higgs_model.script.spoken import Lexicon
 from higgs_model.script.voices import ReferenceCodes, Voice, Voices
 
@@ -76,49 +74,49 @@ class Plan:
         Raises:
             BadInput: a voice is not there, or cannot be used.
         """
+        references = script.references(voices)
         warnings: list[str] = list(script.warnings())
-        shown: list[SpeakerVoice] = []
-        found: dict[str, Voice] = {}
-        for choice in script.voice_choices():
-            shown.append(_resolve(choice, voices, found))
-        in_system = bool(script.voice_in_system)
-        for name, voice in found.items():
+        for name, voice in references.recordings.items():
             warnings += [f"voice {name!r}: {warning}" for warning in voice.warnings()]
-            if voice.transcript is None:
-                in_system = True
         chunks = script.chunks(lexicon)
         if language_warning := unknown_language_warning(script.tagged_text(), script.language):
             warnings.append(language_warning)
         budgets = [frame_budget(chunk.prompt_text, frames_per_s).most for chunk in chunks]
-        messages = reference_messages(
-            script.scene,
-            shown,
-            script.speaker_tags(),
-            in_system=in_system,
-            tag_transcripts=None if script.voices is None else len(script.all_speakers()) > 1,
-        )
         return cls(
             script=script,
             chunks=tuple(chunks),
-            references=tuple(messages),
-            voices=found,
+            references=references.messages,
+            voices=references.recordings,
             context_chunks=script.context_chunks,
             max_frames=tuple(script.max_frames or most for most in budgets),
             warnings=tuple(dict.fromkeys(warnings)),
         )
 
     def dry_run(self, max_length: int = MODEL_LENGTH) -> list[dict[str, object]]:
-        """One record a chunk, as `--dry-run` prints it; takes are given their expected length."""
-        takes = [frame_budget(chunk.prompt_text).expected for chunk in self.chunks]
+        """One record a chunk, as `--dry-run` prints it; takes are given their expected length.
+
+        Raises:
+            BadInput: the references alone are longer than the model's length.
+        """
+        pairs = [(chunk_message(chunk.prompt_text), take_message(chunk.index)) for chunk in self.chunks]
+        takes = [_stream_length(frame_budget(chunk.prompt_text).expected) for chunk in self.chunks]
+        sizes = [_token_guess(said) for said, _ in pairs]
         references = sum(_token_guess(message) for message in self.references)
         for message in self.references:
             references += sum(_stream_length(_reference_frames(self.voices[name])) for name in message.clips)
-        sizes = [_token_guess(chunk_message(chunk.prompt_text)) for chunk in self.chunks]
+        if references > max_length:
+            raise BadInput(
+                f"voices, speakers and scene take about {references} of the model's {max_length} positions; "
+                f"use fewer or shorter ones"
+            )
         lines: list[dict[str, object]] = []
         for chunk in self.chunks:
-            room = max_length - references - sizes[chunk.index] - _stream_length(takes[chunk.index])
-            first = self._first_in_context(chunk.index, room, lambda i: sizes[i] + _stream_length(takes[i]))
-            messages = self._messages(chunk.index, range(first, chunk.index))
+            room = max_length - references - sizes[chunk.index] - takes[chunk.index]
+            first = self._first_in_context(chunk.index, room, lambda i: sizes[i] + takes[i])
+            messages = [*self.references]
+            for pair in pairs[first : chunk.index]:
+                messages += pair
+            messages.append(pairs[chunk.index][0])
             lines.append(
                 {
                     "index": chunk.index,
@@ -256,24 +254,9 @@ def _stream_length(frames: int, num_codebooks: int = NUM_CODEBOOKS) -> int:
 
 
 def _token_guess(message: Message) -> int:
-    return len(render([message]).encode()) // _BYTES_PER_TOKEN
+    return len(message.text.encode()) // _BYTES_PER_TOKEN
 
 
 def _reference_frames(voice: Voice) -> int:
     """Expected frames of a recording that nobody has encoded yet, by its length on disk."""
     return round(voice.duration_s * FRAMES_PER_S)
-
-
-def _resolve(choice: VoiceChoice, voices: Voices, found: dict[str, Voice]) -> SpeakerVoice:
-    if choice.description is not None:
-        return SpeakerVoice(choice.tag, choice.name, description=choice.description)
-    if choice.profile is not None:
-        return SpeakerVoice(choice.tag, choice.name, description=voices.profile(choice.profile))
-    voice = (
-        voices.one_off(choice.ref_audio, choice.ref_text)
-        if choice.ref_audio is not None
-        else voices.recording(choice.name)
-    )
-    name = ONE_OFF_VOICE if choice.ref_audio is not None else choice.name
-    found[name] = voice
-    return SpeakerVoice(choice.tag, name, transcript=voice.transcript)

@@ -10,6 +10,7 @@ Knows nothing of rows, chunk methods or where codes come from.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -40,7 +41,8 @@ UNVOICED_SPEAKERS = ("feminine", "masculine")
 """What speakers without a voice are called, in turn."""
 
 Role = Literal["system", "user", "assistant"]
-_UNWANTED = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
 class Tokenizer(Protocol):
@@ -77,10 +79,15 @@ class Message:
             yield part if isinstance(part, str) else _placeholder(self.role)
         yield END_OF_MESSAGE
 
-    @property
-    def clips(self) -> list[str]:
+    @functools.cached_property
+    def text(self) -> str:
+        """The whole message as ChatML."""
+        return "".join(self.pieces())
+
+    @functools.cached_property
+    def clips(self) -> tuple[str, ...]:
         """Names of the audio in it, in order."""
-        return [part.name for part in self.content if isinstance(part, Clip)]
+        return tuple(part.name for part in self.content if isinstance(part, Clip))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +133,13 @@ class Prompt:
 
 
 def user_text(text: str) -> str:
-    """Text that can be put anywhere in a prompt: `<|` is parted, control characters go, line ends stay."""
-    return _UNWANTED.sub("", text).replace("<|", "< |")
+    """Text that can be put anywhere in a prompt: `<|` is parted; control characters and half characters go."""
+    return _SURROGATES.sub("", without_controls(text)).replace("<|", "< |")
+
+
+def without_controls(text: str) -> str:
+    """The text without control characters that are no blanks."""
+    return _CONTROLS.sub("", text)
 
 
 def reference_messages(
@@ -136,7 +148,6 @@ def reference_messages(
     speaker_tags: Sequence[str],
     *,
     in_system: bool = False,
-    tag_transcripts: bool | None = None,
 ) -> list[Message]:
     """The messages before the script's own.
 
@@ -145,14 +156,14 @@ def reference_messages(
         voices: in the order of the speakers' numbers.
         speaker_tags: the speakers of the script, described where no voice is given at all.
         in_system: recordings go into the system message; forced by any described voice.
-        tag_transcripts: whether a transcript names its speaker; None: when there is more than one voice.
     """
-    scene = user_text(scene).strip() if scene else None
+    scene = user_text(scene or "").strip() or None
     if not voices:
         return [_system_without_voices(scene, speaker_tags)]
     if in_system or any(voice.description is not None for voice in voices):
         return [_system_with_voices(scene, voices)]
-    tagged = len(voices) > 1 if tag_transcripts is None else tag_transcripts
+    # A transcript names its speaker where there is more than one voice, or one that is not the first speaker's.
+    tagged = [voice.tag for voice in voices] != ["SPEAKER0"]
     messages = [Message("system", (f"{INSTRUCTION}\n\n{_scene_block(scene)}",))] if scene else []
     for voice in voices:
         transcript = user_text(voice.transcript or "").strip()
@@ -173,8 +184,7 @@ def take_message(index: int) -> Message:
 
 def render(messages: Sequence[Message]) -> str:
     """The full ChatML text, ending in the assistant's header."""
-    body = "".join(piece for message in messages for piece in message.pieces())
-    return BEGIN + body + header("assistant")
+    return BEGIN + "".join(message.text for message in messages) + header("assistant")
 
 
 def header(role: Role) -> str:
@@ -261,6 +271,8 @@ _AUDIO_TOKENS = (
     tokens.AUDIO_IN,
     tokens.AUDIO_OUT,
 )
+_SOUND_MARKS = tuple(f"<{slash}SE{kind}>" for slash in ("", "/") for kind in ("", "_s", "_e"))
+"""Normalisation makes them of sound tags; a tokenizer may hold them as tokens of their own."""
 _OURS = frozenset(
     (
         BEGIN,
@@ -270,5 +282,6 @@ _OURS = frozenset(
         "<|start_header_id|>",
         "<|end_header_id|>",
         *_AUDIO_TOKENS,
+        *_SOUND_MARKS,
     )
 )

@@ -3,8 +3,7 @@ codes.
 
 A library is a folder, or anything else that lists names and reads bytes (`VoiceStore`), with
 `NAME.wav|flac|mp3`, `NAME.txt` (what NAME says) and `profile.yaml` (`profiles: {NAME: description}`). A
-recording's identity is its content: `Voice.sha256` covers sound and transcript, and codes are computed once
-for a content and a codec.
+recording's identity is its content: codes are computed once for a content and a codec.
 
 Knows nothing of scripts or prompts, and never imports the codec: `ReferenceCodes` is handed one.
 """
@@ -17,6 +16,7 @@ import difflib
 import functools
 import hashlib
 import io
+import logging
 import os
 import tempfile
 import threading
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from higgs_model.script.prompt import Codes
 
+_log = logging.getLogger(__name__)
+
 _SUFFIXES = (".wav", ".flac", ".mp3")
 _PROFILES = "profile.yaml"
 
@@ -42,6 +44,7 @@ _LOWEST_HZ, _WANTED_HZ = 16_000, 24_000
 _CLIPPED_LEVEL, _CLIPPED_SHARE = 0.999, 1e-3
 _SILENT_RMS, _SILENT_SHARE, _EDGE_S = 10 ** (-50 / 20), 0.5, 0.5
 _WINDOW_S = 0.02
+_VOICES_IN_MEMORY = 256
 _WORDS_PER_S = (0.7, 6.0)
 
 
@@ -89,15 +92,8 @@ class Voice:
     transcript: str | None = None
 
     @functools.cached_property
-    def sha256(self) -> str:
-        """Identity of sound and transcript."""
-        digest = hashlib.sha256(self.audio_sha256.encode())
-        digest.update(b"\0" if self.transcript is None else b"\1" + self.transcript.encode())
-        return digest.hexdigest()
-
-    @functools.cached_property
     def audio_sha256(self) -> str:
-        """Identity of the sound alone."""
+        """Identity of the sound; the transcript has no part in it."""
         return hashlib.sha256(self.audio).hexdigest()
 
     def read(self) -> tuple[NDArray[np.float32], int]:
@@ -141,8 +137,9 @@ class Voices:
     def __init__(self, store: VoiceStore | None = None, read_bytes: Callable[[str], bytes] | None = None) -> None:
         self._store = store
         self._read_bytes = read_bytes or _read_local
-        self._one_off = functools.lru_cache(maxsize=64)(self._read_bytes)
-        self._recordings: dict[str, Voice] = {}
+        # A voice that stays here is not read and checked again; libraries can be larger than memory.
+        self._recording = functools.lru_cache(maxsize=_VOICES_IN_MEMORY)(self._load)
+        self._one_off = functools.lru_cache(maxsize=_VOICES_IN_MEMORY)(self._load_one_off)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Voices:
@@ -166,21 +163,15 @@ class Voices:
         Raises:
             BadInput: there is none of that name, or it cannot be read.
         """
-        if name not in self._recordings:
-            if name not in self._files:
-                raise BadInput(_unknown("voice", name, self._files, "a description has spaces in it"))
-            audio = self._read(self._files[name])
-            has_text = f"{name}.txt" in self._all_files
-            text = self._text(f"{name}.txt").strip() if has_text else ""
-            self._recordings[name] = Voice(audio, text or None)
-        return self._recordings[name]
+        return self._recording(name)
 
     def one_off(self, source: str, transcript: str | None) -> Voice:
-        """A recording that a script brings along."""
-        try:
-            return Voice(self._one_off(source), (transcript or "").strip() or None)
-        except (OSError, ValueError) as error:
-            raise BadInput(f"ref_audio {source!r} cannot be read: {error}") from error
+        """A recording that a script brings along.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+        return self._one_off(source, (transcript or "").strip() or None)
 
     def profile(self, name: str) -> str:
         """A description from the library."""
@@ -188,13 +179,18 @@ class Voices:
             raise BadInput(_unknown("profile", name, self._profiles, f"profiles are in the library's {_PROFILES}"))
         return self._profiles[name]
 
-    def fingerprint(self, *, name: str | None = None, profile: str | None = None, ref_audio: str | None = None) -> str:
-        """What changes when the named voice would sound different."""
-        if profile is not None:
-            return hashlib.sha256(self.profile(profile).encode()).hexdigest()
-        if ref_audio is not None:
-            return self.one_off(ref_audio, None).audio_sha256
-        return self.recording(name or "").sha256
+    def _load(self, name: str) -> Voice:
+        if name not in self._files:
+            raise BadInput(_unknown("voice", name, self._files, "a description has spaces in it"))
+        audio = self._read(self._files[name])
+        text = self._text(f"{name}.txt").strip() if f"{name}.txt" in self._all_files else ""
+        return Voice(audio, text or None)
+
+    def _load_one_off(self, source: str, transcript: str | None) -> Voice:
+        try:
+            return Voice(self._read_bytes(source), transcript)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"ref_audio {source!r} cannot be read: {error}") from error
 
     @functools.cached_property
     def _all_files(self) -> frozenset[str]:
@@ -326,7 +322,7 @@ class ReferenceCodes:
                 codes = self._load(key)
             if codes is None:
                 codes = self._encode(voice)
-                self._save(key, codes)
+                self._keep(key, codes)
             codes.setflags(write=False)
             self._memory[key] = codes
             self._memory.move_to_end(key)
@@ -349,22 +345,30 @@ class ReferenceCodes:
         if self._folder is None:
             return None
         try:
-            codes: Codes = np.load(self._folder / f"{key}.npy", allow_pickle=False).astype(np.int64)
-        except (OSError, ValueError, EOFError):
-            # Not there yet, or damaged: it is only a cache.
+            # The format has a checksum of what is in it.
+            with (
+                (self._folder / f"{key}.npz").open("rb") as file,
+                np.load(file, allow_pickle=False) as archive,
+            ):
+                codes: Codes = archive["codes"].astype(np.int64)
+        except Exception:  # noqa: BLE001  (not there yet, or damaged in whatever way: it is only a cache)
             return None
         return codes if codes.ndim == 2 and codes.shape[1] > 0 else None
 
-    def _save(self, key: str, codes: Codes) -> None:
+    def _keep(self, key: str, codes: Codes) -> None:
+        """Leave the codes on disk, where there is room; other workers see a whole file or none."""
         import numpy as np
 
         if self._folder is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as file:
-            np.save(file, codes.astype(np.int32))
-        # Other workers see a whole file or none.
-        os.replace(file.name, self._folder / f"{key}.npy")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._folder) as drafts:
+                draft = Path(drafts) / f"{key}.npz"
+                np.savez(draft, codes=codes.astype(np.int32))
+                draft.replace(self._folder / draft.name)
+        except OSError as error:
+            _log.warning("codes of a voice are not kept in %s: %s", self._folder, error)
 
 
 def _read_audio(source: bytes) -> tuple[NDArray[np.float32], int, int]:

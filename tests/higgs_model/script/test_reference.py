@@ -87,3 +87,15 @@ def test_blank_chunks_join_their_neighbour(voices):
     lines = Plan.of(Script.model_validate(case["row"]), voices).dry_run()
     assert all(line["text"].strip() for line in lines)
     assert "".join(line["text"] for line in lines) == "".join(chunk["text"] for chunk in case["chunks"])
+
+
+def test_a_voice_for_the_first_speaker_is_the_voice_of_the_script(voices):
+    row = dict(CASES["shared"]["row"])
+    assert len(Script.model_validate(row).speaker_tags()) > 1
+    row["voices"] = {"SPEAKER0": row.pop("voice")}
+    lines = Plan.of(Script.model_validate(row), voices).dry_run()
+    assert [line["prompt"] for line in lines] == [chunk["prompt"] for chunk in CASES["shared"]["chunks"]]
+    row["voices"] = {"SPEAKER1": "ada"}
+    assert (
+        "\n\n[SPEAKER1] " in Plan.of(Script.model_validate(row), voices).dry_run()[0]["prompt"].split("<|AUDIO_OUT")[0]
+    )

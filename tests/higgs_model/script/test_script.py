@@ -1,16 +1,22 @@
 """The schema: every fault at once, no other exception ever, and a hash that is the audio's."""
 
+import datetime
+import decimal
 import json
-import time
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from higgs_model import Script
+from higgs_model.errors import BadInput
 from higgs_model.sampling import SamplingParams
+from higgs_model.script.plan import Plan
+from higgs_model.script.prompt import render
 from higgs_model.script.script import faults
 from higgs_model.script.spoken import Lexicon
 from higgs_model.script.voices import Voices
@@ -56,7 +62,7 @@ def _checked(row):
         st.fixed_dictionaries({"id": st.just("a"), "text": st.text()}),
     )
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_a_row_is_a_script_or_a_validation_error(row):
     script, error = _checked(row)
     if error is not None:
@@ -73,14 +79,42 @@ def test_a_number_too_long_to_print_is_a_fault():
         Script.model_validate({"id": "a", "text": "Hello.", "seed": 10**5000})
 
 
-@pytest.mark.parametrize("unit", ["[", "[pause:", "{", "\u202e", "[SPEAKER0] ", "x ", "\n", "<|", "。"])
-def test_checking_a_huge_text_takes_linear_time(unit):
-    begin = time.process_time()
-    try:
-        Script.model_validate({"id": "a", "text": unit * 300_000})
-    except ValidationError as error:
-        faults(error)
-    assert time.process_time() - begin < 10
+@pytest.mark.parametrize("unit", ["[", "[pause:", "{", "\u202e", "[SPEAKER0] ", "x ", "\n", "<|", "。", "a"])
+def test_a_huge_text_is_a_script_or_a_fault(unit):
+    script, error = _checked({"id": "a", "text": unit * 300_000})
+    assert script is not None or faults(error)
+
+
+@pytest.mark.parametrize("column", ["turns", "voices", "text", "scene", "seed", "id"])
+def test_values_of_any_type_and_depth_are_faults(column):
+    deep = "x"
+    for _ in range(5000):
+        deep = {"speaker": "a", "text": "b", "x": [deep]}
+    oddities = [deep, [deep], decimal.Decimal("1.5"), datetime.date(2024, 3, 5), object(), np.datetime64("2024-03-05")]
+    oddities += [np.array([[1, 2]]), {1, 2}, range(3), b"a", 10**5000, {None: None}, lambda: None, pa.scalar("a")]
+    for value in oddities:
+        script, error = _checked({"id": "a", "turns": [{"speaker": "a", "text": "b"}], column: value})
+        assert script is not None or faults(error)
+
+
+def test_any_null_is_a_missing_value():
+    row = {"id": "a", "text": "Hello.", "scene": pd.NA, "voice": pd.NaT, "seed": np.nan, "turns": None, "voices": {}}
+    assert Script.model_validate(row) == Script(id="a", text="Hello.")
+
+
+def test_many_speakers():
+    turns = [{"speaker": f"Speaker {number}", "text": "Hello there, my friends."} for number in range(3_000)]
+    script = Script.model_validate({"id": "a", "turns": turns, "voices": {"Speaker 0": "a low voice"}})
+    assert len(script.warnings()) == 2_999
+    assert script.speaker_name("SPEAKER2999") == "Speaker 2999"
+    with pytest.raises(BadInput, match="of the model's 8192 positions"):
+        Plan.of(Script.model_validate({"id": "a", "turns": turns}), Voices()).dry_run()
+
+
+def test_control_characters_hide_nothing():
+    script = Script(id="a", text="[SPEA\x00KER1] Hi [pau\x07se:1s]there <\x00|eot_id|>, you.\x1b")
+    assert script.speaker_tags() == ["SPEAKER1"]
+    assert [chunk.text for chunk in script.chunks()] == ["[SPEAKER1] Hi", "there <|eot_id|>, you."]
 
 
 def test_every_fault_is_said_at_once():
@@ -114,6 +148,7 @@ def test_every_fault_is_said_at_once():
         ({"turns": [{"speaker": "Al", "text": "[SPEAKER1] b"}]}, "give each speaker a turn"),
         ({"text": "a [pause:9999s] b"}, "longest pause"),
         ({"text": "a\ud800"}, "surrogate"),
+        ({"text": "a", "voices": [("SPEAKER0", "x"), ("SPEAKER0", "y")]}, "in it twice"),
     ],
 )
 def test_faults_in_words(row, word):
@@ -155,56 +190,111 @@ def test_what_tables_make_of_a_row():
     assert Script.model_validate_json(json.dumps({"id": "a", **plain.model_dump(exclude_none=True)})) == plain
 
 
-BASE = {"id": "a", "text": "[SPEAKER0] Hello there.\n[SPEAKER1] And hello to you.", "seed": 1}
+def _either(**columns):
+    return {name: st.one_of(st.none(), st.sampled_from(values)) for name, values in columns.items()}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"id": "b"},
-        {"text": "[SPEAKER0] Hello  there。\n\n [SPEAKER1] And hello to you"},
-        {
-            "text": None,
-            "turns": [
-                {"speaker": "SPEAKER0", "text": "Hello there."},
-                {"speaker": "SPEAKER1", "text": "And hello to you."},
-            ],
-        },
-        {"temperature": 1.0, "top_k": 50, "top_p": 0.95, "ras_win_len": 7},
-        {"chunk_method": "speaker"},
-        {"chunk_max_words": 50},
-        {"context_chunks": 5},
-        {"voice_in_system": True},
-        {"scene": "  "},
-        {"anything": "else"},
-    ],
+TURNS = [{"speaker": "SPEAKER0", "text": "Hello there."}, {"speaker": "SPEAKER1", "text": "And hello to you."}]
+SPOKEN = {
+    "said": st.sampled_from(
+        [
+            {"text": "[SPEAKER0] Hello there.\n[SPEAKER1] And hello to you."},
+            {"text": "[SPEAKER0] Hello  there。\n\n [SPEAKER1] And\x00 hello to you"},
+            {"turns": TURNS},
+            {"text": "[SPEAKER0] Hello there.[pause:1s]\n[SPEAKER1] And hello to you."},
+            {"text": "[SPEAKER0] Hello there.[pause:1000ms]\n[SPEAKER1] And hello to you."},
+            {"text": "[SPEAKER0] Hello there.[pause:2s]\n[SPEAKER1] And hello to you."},
+            {"text": "Hello there, 2 friends."},
+            {"text": "Hello there, two friends."},
+        ]
+    ),
+    "by": st.sampled_from(
+        [
+            {},
+            {"voice": "ada"},
+            {"voice": "same as ada"},
+            {"voices": {"SPEAKER0": "ada"}},
+            {"voices": {"SPEAKER0": "copy"}},
+            {"voices": {"SPEAKER1": "ada"}},
+            {"voices": {"SPEAKER0": "ada", "SPEAKER1": "other"}},
+            {"voices": [{"speaker": "SPEAKER1", "voice": "other"}, {"speaker": "SPEAKER0", "voice": "copy"}]},
+            {"voice": "profile:calm"},
+            {"voice": "A calm voice."},
+            {"voices": {"SPEAKER0": "profile:calm", "SPEAKER1": "ada"}},
+            {"ref_audio": "ada.wav"},
+            {"ref_audio": "ada.wav", "ref_text": "One two."},
+            {"ref_audio": "copy.wav", "ref_text": " One two.\n"},
+            {"voice": "untold"},
+        ]
+    ),
+}
+AROUND = _either(
+    id=["a", "b"],
+    anything=["else"],
+    chunk_method=["auto", "speaker", "none", "sentence"],
+    chunk_max_words=[50, 2],
+    chunk_max_turns=[1, 2],
+    context_chunks=[0, 1, 5],
+    voice_in_system=[True, False],
+    scene=["  ", "A pier.", " A pier.\n"],
+    spoken_forms=[True, False],
+    seed=[1],
+    temperature=[1, 1.0, 0.5, 0],
+    top_k=[50, 10],
+    top_p=[0.95],
+    ras_win_len=[7, 0, -1],
+    max_frames=[100],
 )
-def test_hash_stays_where_the_audio_does(change):
-    assert Script.model_validate({**BASE, **change}).content_hash() == Script.model_validate(BASE).content_hash()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"text": BASE["text"] + " Yes."},
-        {"text": BASE["text"].replace("there.", "there.[pause:1s]")},
-        {"text": BASE["text"].replace("there.", "there.[pause:2s]")},
-        {"seed": 2},
-        {"temperature": 0.5},
-        {"max_frames": 100},
-        {"context_chunks": 0},
-        {"chunk_method": "none"},
-        {"scene": "A pier."},
-        {"voice": "ada"},
-        {"voices": {"SPEAKER1": "ada"}},
-        {"voices": {"SPEAKER0": "ada"}},
-        {"ref_audio": "x.wav"},
-        {"ref_audio": "x.wav", "ref_text": "Hello."},
-    ],
-)
-def test_hash_changes_with_the_audio(change):
-    changed = Script.model_validate({**BASE, **change}).content_hash()
-    assert changed != Script.model_validate(BASE).content_hash()
+class Store:
+    """A library in which two names, and a one-off recording, are the same to the ear."""
+
+    files = {"ada.wav": b"A", "ada.txt": b"One two.", "copy.wav": b"A", "copy.txt": b" One two.\n"}
+    files |= {
+        "other.wav": b"B",
+        "other.txt": b"Three.",
+        "untold.wav": b"A",
+        "profile.yaml": b"profiles: {calm: A calm voice.}",
+    }
+
+    def names(self):
+        return list(self.files)
+
+    def read(self, name):
+        return self.files[name]
+
+
+HASH_VOICES = Voices(Store(), Store().read)
+
+
+def _heard(script):
+    """All that reaches the model and the ear: an oracle that the hash knows nothing of."""
+    references = script.references(HASH_VOICES)
+    sounds = {name: voice.audio for name, voice in references.recordings.items()}
+    chunks = script.chunks()
+    shown = [render([message]) + str([sounds[name] for name in message.clips]) for message in references.messages]
+    said = [(chunk.prompt_text, chunk.boundary, chunk.silence_before_ms, chunk.silence_after_ms) for chunk in chunks]
+    limit = len(chunks) if script.context_chunks is None else script.context_chunks
+    context = [list(range(max(0, at - limit), at)) for at in range(len(chunks))]
+    return shown, said, context, script.seed, script.max_frames, script.sampling()
+
+
+ROWS = st.fixed_dictionaries({"id": st.just("a"), **SPOKEN, **AROUND})
+
+
+@given(first=ROWS, second=ROWS, keep=st.sets(st.sampled_from([*SPOKEN, *AROUND])))
+@settings(max_examples=200, deadline=None)
+def test_the_hash_changes_exactly_when_the_audio_could(first, second, keep):
+    second |= {name: first[name] for name in keep}
+    scripts = []
+    for row in (first, second):
+        columns = {name: value for name, value in row.items() if name not in SPOKEN}
+        scripts.append(
+            Script.model_validate({**columns, "id": row["id"] or "c", "language": "en", **row["said"], **row["by"]})
+        )
+    one, two = scripts
+    assert (one.content_hash(HASH_VOICES) == two.content_hash(HASH_VOICES)) == (_heard(one) == _heard(two))
 
 
 def test_hash_follows_the_contents_of_voices(tmp_path):

@@ -1,7 +1,11 @@
 """Voices: what is checked, what is cached, and what is said when something is missing."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from higgs_model import Script
 from higgs_model.errors import BadInput
@@ -59,12 +63,36 @@ def test_codes_are_computed_once_for_a_content(tmp_path):
     assert codec.calls == 2
 
 
-def test_damaged_codes_are_computed_again(tmp_path):
-    voice = Voice(wav(tone(4)))
-    codes = ReferenceCodes(TinyCodec(), "tiny", tmp_path).get(voice)
-    for file in tmp_path.glob("*.npy"):
-        file.write_bytes(b"half a fi")
-    assert np.array_equal(ReferenceCodes(TinyCodec(), "tiny", tmp_path).get(voice), codes)
+@given(at=st.integers(0, 2000), junk=st.binary(min_size=1, max_size=40), cut=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_damaged_codes_are_computed_again(tmp_path_factory, at, junk, cut):
+    folder = tmp_path_factory.mktemp("codes")
+    voice = Voice(wav(tone(0.5)))
+    codes = ReferenceCodes(TinyCodec(), "tiny", folder).get(voice)
+    (file,) = folder.iterdir()
+    whole = file.read_bytes()
+    at %= len(whole)
+    file.write_bytes(whole[:at] + junk + (b"" if cut else whole[at + len(junk) :]))
+    assert np.array_equal(ReferenceCodes(TinyCodec(), "tiny", folder).get(voice), codes)
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    assert ReferenceCodes(TinyCodec(), "tiny", tmp_path / "file").get(Voice(wav(tone(4)))).shape == (8, 100)
+    assert "not kept" in caplog.text
+
+
+def test_many_workers_share_a_folder(tmp_path):
+    voices = [Voice(wav(tone(1, hz=200 + number))) for number in range(8)]
+    wanted = [ReferenceCodes(TinyCodec(), "tiny").get(voice) for voice in voices]
+
+    def work(_):
+        mine = ReferenceCodes(TinyCodec(), "tiny", tmp_path)
+        return all(np.array_equal(mine.get(voice), codes) for voice, codes in zip(voices, wanted, strict=True))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(16)))
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npz"] * 8
 
 
 def test_a_library_of_another_kind(tokenizer, codes):
