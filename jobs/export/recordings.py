@@ -171,6 +171,9 @@ class Recordings:
                 self.left_out[reason] += 1
             else:
                 kept.append(index)
+        if not kept:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self.left_out.items()))
+            raise BadInput(f"there is nothing to export in {folder.uri}: {reasons}")
         self._table = table.take(pa.array(kept, pa.int64()))
         self.extra = pa.schema([field for field in table.schema if _is_extra(field)])
         """The manifest's own columns that hold single values."""

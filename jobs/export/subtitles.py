@@ -8,6 +8,8 @@ a script has several speakers.
 
 from __future__ import annotations
 
+import concurrent.futures
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -17,14 +19,21 @@ from jobs.folders import Folder
 
 Kind = Literal["srt", "vtt"]
 
+_FILES_AT_ONCE = 16
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def write_subtitles(recordings: Recordings, output: Folder, kind: Kind) -> int:
     """Write a file for each recording; gives their number."""
-    for recording in recordings:
-        name = f"{recording.name.rpartition('.')[0]}.{kind}"
-        output.put(name, subtitles(recording, kind).encode())
+
+    def write(recording: Recording) -> None:
+        output.put(f"{recording.name.rpartition('.')[0]}.{kind}", subtitles(recording, kind).encode())
+
+    waiting = iter(recordings)
+    # Most of a small file's time is waiting for the disk or the bucket.
+    with concurrent.futures.ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        while some := list(itertools.islice(waiting, _FILES_AT_ONCE * 8)):
+            list(pool.map(write, some))
     return len(recordings)
 
 

@@ -208,6 +208,13 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
     assert "1 failed, 1 flagged, 1 without its audio file" in said
     status, said = run(capsys, "--results", tmp_path / "out", "--to", "nemo")
     assert "2 recordings, 2 items" in said
+    for name in ("story", "talk"):
+        os.unlink(made[name]["audio_path"])
+    status, said = run(capsys, "--results", tmp_path / "out", "--to", "nemo")
+    assert status == 2
+    assert "nothing to export" in said
+    # What there was before is still there.
+    assert len(lines(tmp_path / "out/export/nemo/manifest.jsonl")) == 2
 
 
 def test_a_folder_that_was_moved_is_exported_from_where_it_is(tmp_path, capsys):
