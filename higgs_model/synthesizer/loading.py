@@ -94,9 +94,7 @@ def load_codec(
     Raises:
         BadCheckpoint: it is not there or cannot be read.
     """
-    if str(model) == DEMO:
-        from higgs_model import demo
-
+    if str(model) == demo.NAME:
         return demo.build()[1].to(device).cast(dtype)
     folder = Path(model).expanduser()
     if codec is None and not folder.is_dir() and str(model).startswith(("/", ".", "~")):
