@@ -49,6 +49,7 @@ def render(arguments: Sequence[str]) -> int:
         raise BadInput("--output is the job's own folder; give another, whose results will name the new files")
     _claim(output, settings)
     results = Results(output, table.schema, f"render-{uuid.uuid4().hex[:8]}")
+    results.claim()
     results.load()
     load_codec(settings.model, settings.codec, torch.device("cpu"))  # Whatever it cannot open is said now.
     todo = _todo(table, results)
@@ -129,16 +130,15 @@ def _claim(output: Folder, settings: RenderSettings) -> None:
 
 def _todo(table: pa.Table, results: Results) -> pa.Table:
     """Rows that are not there, or of another script than now; these are taken out."""
-    wanted = []
+    wanted, outdated = [], []
     for index, (identity, digest) in enumerate(
         zip(table["id"].to_pylist(), table["script_sha256"].to_pylist(), strict=True)
     ):
         done = results.done.get(identity)
-        if done is not None and done.script_sha256 == digest:
-            continue
-        if done is not None:
-            results.take_out(identity)
-        wanted.append(index)
+        if done is None or done.script_sha256 != digest:
+            wanted.append(index)
+            outdated.append(identity)
+    results.take_out(outdated)
     return table.take(pa.array(wanted, pa.int64())).combine_chunks()
 
 

@@ -35,6 +35,7 @@ def finished_job(output, rows, speaks=None, schema=_TEXT, parts=2, **settings):
 
     asyncio.run(make_all())
     results = Results(open_folder(str(output)), schema_for(pa.schema(schema)), "test")
+    results.claim()
     # As they end, which is in no order.
     for part in range(parts):
         if made[part::parts]:
