@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 Capture = Callable[[Step], Step]
 """From a step to its replay. The step is run before, for real, as often as it likes."""
 

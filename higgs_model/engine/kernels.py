@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from higgs_model.engine.graphs import CudaCapture
 from higgs_model.engine.spans import Span
 from higgs_model.engine.transfer import to_device
 
@@ -203,26 +204,29 @@ def fastest(
     for one in kernels:
         try:
             error = (work(one).float() - wanted).abs().max().item()
+            took_s = seconds(functools.partial(work, one))
         except Exception as fault:  # noqa: BLE001  (a kernel that this device does not run is no choice)
             logger.info("attention by %s does not run here: %s", one.name, fault)
             continue
-        if not error <= tolerance:
+        if error <= tolerance:
+            taken[one] = took_s
+        else:
             logger.warning("attention by %s is wrong by %g here, and not used", one.name, error)
-            continue
-        taken[one] = seconds(functools.partial(work, one))
     logger.info("attention, µs a call: %s", {one.name: round(1e6 * took, 1) for one, took in taken.items()})
     return min(taken, key=lambda one: taken[one], default=GatherKernels())
 
 
-def cuda_seconds(call: Callable[[], object], rounds: int = 20) -> float:
-    """Median seconds that the device needs for a call, after three that do not count."""
-    taken = []
-    for turn in range(rounds + 3):
+def cuda_seconds(call: Callable[[], object], calls: int = 10, rounds: int = 10) -> float:
+    """Median seconds that the device needs for a call, which must be such that a graph can record it.
+
+    In a graph, since that is how decode steps run: launched one by one, short kernels all take the host's time.
+    """
+    replay, taken = CudaCapture(torch.device("cuda"))(lambda: [call() for _ in range(calls)]), []
+    for _ in range(rounds + 1):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        call()
+        replay()
         end.record()
         end.synchronize()
-        if turn >= 3:
-            taken.append(begin.elapsed_time(end) / 1000)
-    return statistics.median(taken)
+        taken.append(begin.elapsed_time(end) / 1000 / calls)
+    return statistics.median(taken[1:])
