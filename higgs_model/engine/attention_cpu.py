@@ -47,9 +47,9 @@ class RowAttention:
         self._pool = torch.empty(pool_shape, dtype=dtype, device=device)
         self._slot_size, self._trash = num_kv_heads * self._room, max_slots
 
-    def set_blocks(self, slot: int, blocks: Sequence[int], num_shared: int) -> None:
-        """Give a slot its blocks; the first `num_shared` hold its start already."""
-        for index in range(num_shared):
+    def set_blocks(self, slot: int, blocks: Sequence[int], shared: range = range(0)) -> None:
+        """Give a slot its blocks; those of the indices `shared` hold their content already."""
+        for index in shared:
             start = index * self._block_size
             self._rows[:, :, slot, :, start : start + self._block_size] = self._pool[blocks[index]]
 
@@ -77,6 +77,10 @@ class RowAttention:
             if length:
                 attended[slot] = self._attend(layer, slot, queries_SHD[slot : slot + 1], length, None)[0]
         return attended
+
+    def prepare(self, spans: Sequence[Span]) -> Sequence[Span]:
+        """What `prefill` needs to know of spans."""
+        return spans
 
     def prefill(self, layer: int, queries_PHD: Tensor, spans: Sequence[Span]) -> Tensor:
         """(P, H, D) → (P, H, D): queries of the spans one after the other attend to all before them, and themselves.

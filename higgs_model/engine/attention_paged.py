@@ -2,28 +2,46 @@
 
 Every slot has a row of a block table; keys and values lie where the table says, so that shared blocks are not copied
 and nothing moves when a slot changes hands. Shapes depend on the number of rows alone, so that a decode step can be
-captured. Where torch's variable-length attention reads block tables, it does the work; else keys and values are
-gathered first, which reads as much memory as the table has room for, however short the sequences are.
+captured. `kernels` has the ways to compute it; unwritten memory may hold anything, none of them lets it through.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from higgs_model.engine import fp8
+from higgs_model.engine.kernels import (
+    GatherKernels,
+    Kernels,
+    LayerPool,
+    PreparedSpans,
+    VarlenKernels,
+    cuda_seconds,
+    fastest,
+)
 from higgs_model.engine.spans import Span
+from higgs_model.engine.transfer import to_device
 
 TRASH_BLOCK = 0
 """Never given out: rows that do not count write there."""
 
+_TYPICAL_POSITIONS = 600
+"""A voice, a sentence and half of its answer: what the choice of kernels is measured with."""
+_TOLERANCE = 0.03
+"""Of attention to normal random numbers in 16 bits."""
+
 
 class PagedAttention:
-    """Keys and values of all slots, in blocks."""
+    """Keys and values of all slots, in blocks.
+
+    Args:
+        fp8_cache: keep keys and values in 8 bits, with a scale for each position and head.
+        kernels: how attention is computed, for decoding and for prompts; None: the fastest ones here.
+    """
 
     def __init__(
         self,
@@ -38,19 +56,24 @@ class PagedAttention:
         max_blocks_per_slot: int,
         device: torch.device | str,
         dtype: torch.dtype,
+        fp8_cache: bool = False,
+        kernels: tuple[Kernels, Kernels] | None = None,
     ) -> None:
-        self._block_size, self._group = block_size, num_query_heads // num_kv_heads
+        self._block_size = block_size
         shape = (num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim)
-        self._pool = torch.zeros(shape, dtype=dtype, device=device)
-        self._flat = self._pool.flatten(2, 3)
+        self._pool = torch.empty(shape, dtype=fp8.DTYPE if fp8_cache else dtype, device=device)
+        self._scales = torch.empty(shape[:-1], device=device) if fp8_cache else None
         self._table = torch.full((max_slots, max_blocks_per_slot), TRASH_BLOCK, dtype=torch.int32, device=device)
-        self._positions = torch.arange(max_blocks_per_slot * block_size, device=device)
-        self._varlen = _varlen_with_tables() if self._pool.is_cuda and dtype != torch.float32 else None
+        self._layers = [self._layer(index) for index in range(num_layers)]
+        self.decode_kernels, self.prefill_kernels = kernels or self._fastest(num_query_heads, dtype)
 
-    def set_blocks(self, slot: int, blocks: Sequence[int], num_shared: int) -> None:
-        """Give a slot its blocks; the first `num_shared` hold its start already."""
-        row = torch.tensor(blocks, dtype=torch.int32)
-        self._table[slot, : len(row)] = row.to(self._table.device, non_blocking=True)
+    def _layer(self, index: int) -> LayerPool:
+        scales = (None, None) if self._scales is None else (self._scales[index, 0], self._scales[index, 1])
+        return LayerPool(self._pool[index, 0], self._pool[index, 1], *scales)
+
+    def set_blocks(self, slot: int, blocks: Sequence[int], shared: range = range(0)) -> None:
+        """Give a slot its blocks; those of the indices `shared` hold their content already."""
+        self._table[slot, : len(blocks)] = to_device(np.array(blocks, np.int32), self._table.device)
 
     def keep_block(self, slot: int, index: int, block: int) -> None:
         """The slot's block number `index` is full and final: it is where others look for it already."""
@@ -65,77 +88,63 @@ class PagedAttention:
 
     def write(self, layer: int, keys_PHD: Tensor, values_PHD: Tensor, places_P: Tensor) -> None:
         """Store keys and values of one layer."""
-        self._flat[layer, 0].index_copy_(0, places_P, keys_PHD)
-        self._flat[layer, 1].index_copy_(0, places_P, values_PHD)
+        pool = self._layers[layer]
+        stores = ((pool.keys, pool.key_scales, keys_PHD), (pool.values, pool.value_scales, values_PHD))
+        for stored, scales, given in stores:
+            if scales is None:
+                stored.flatten(0, 1).index_copy_(0, places_P, given)
+                continue
+            narrow, scale = fp8.quantized(given)
+            # Not every device copies rows of fp8: they are copied as bytes.
+            stored.view(torch.uint8).flatten(0, 1).index_copy_(0, places_P, narrow.view(torch.uint8))
+            scales.flatten(0, 1).index_copy_(0, places_P, scale.squeeze(-1))
 
     def decode(self, layer: int, queries_SHD: Tensor, lengths_S: Tensor) -> Tensor:
         """(S, H, D) → (S, H, D): slot s attends to its first `lengths_S[s]` positions; with none, anything finite."""
-        rows = len(queries_SHD)
-        table = self._table[:rows]
-        # A row without a position looks at one in the trash: attention to nothing is not a number.
-        lengths = lengths_S.clamp(min=1)
-        if self._varlen is not None:
-            starts = torch.arange(rows + 1, dtype=torch.int32, device=table.device)
-            return self._varlen(
-                queries_SHD, self._pool[layer, 0], self._pool[layer, 1], starts, table, lengths, 1, table.shape[1]
-            )
-        keys, values = (self._pool[layer, kind][table].flatten(1, 2).transpose(1, 2) for kind in (0, 1))
-        mask = (self._positions < lengths.unsqueeze(1))[:, None, None]
-        queries = queries_SHD.unflatten(1, (-1, self._group))
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).flatten(1, 2)
+        table = self._table[: len(queries_SHD)]
+        return self.decode_kernels.decode(queries_SHD, self._layers[layer], table, lengths_S)
 
-    def prefill(self, layer: int, queries_PHD: Tensor, spans: Sequence[Span]) -> Tensor:
+    def prepare(self, spans: Sequence[Span]) -> PreparedSpans:
+        """What `prefill` needs to know of spans, once for all layers."""
+        return PreparedSpans.of(spans, self._table.device)
+
+    def prefill(self, layer: int, queries_PHD: Tensor, spans: PreparedSpans) -> Tensor:
         """(P, H, D) → (P, H, D): queries of the spans one after the other attend to all before them, and themselves."""
-        parts = queries_PHD.split([span.length for span in spans])
-        return torch.cat([self._one(layer, part, span) for part, span in zip(parts, spans, strict=True)])
+        return self.prefill_kernels.prefill(queries_PHD, self._layers[layer], self._table, spans)
 
-    def _one(self, layer: int, queries_PHD: Tensor, span: Span) -> Tensor:
-        blocks = self._table[span.slot, : -(-span.stop // self._block_size)]
-        keys, values = (
-            self._pool[layer, kind][blocks].flatten(0, 1)[: span.stop].transpose(0, 1).unsqueeze(0) for kind in (0, 1)
+    # ------------------------------------------------------------------ the choice of kernels
+
+    def _fastest(self, num_query_heads: int, dtype: torch.dtype) -> tuple[Kernels, Kernels]:
+        """Measured on the device, with full slots of a usual length; the table and one layer are used for it."""
+        device = self._table.device
+        if device.type != "cuda" or dtype.itemsize > 2:
+            return GatherKernels(), GatherKernels()
+        from higgs_model.engine import kernels_triton
+
+        pool, size = self._layers[0], self._block_size
+        slots, num_blocks = len(self._table), len(pool.keys)
+        blocks = min(-(-_TYPICAL_POSITIONS // size), self._table.shape[1])
+        length = min(_TYPICAL_POSITIONS, blocks * size)
+        # Slots may share blocks here: more slots than blocks are as fast to read.
+        self._table[:, :blocks] = 1 + torch.arange(slots * blocks, device=device).view(slots, -1) % (num_blocks - 1)
+        used = self._table[:, :blocks].flatten().long()
+        for stored, scales in ((pool.keys, pool.key_scales), (pool.values, pool.value_scales)):
+            numbers = torch.randn((len(used), *stored.shape[1:]), device=device, dtype=dtype)
+            if scales is None:
+                stored[used] = numbers
+            else:
+                narrow, scale = fp8.quantized(numbers)
+                stored.view(torch.uint8)[used], scales[used] = narrow.view(torch.uint8), scale.squeeze(-1)
+        heads, width = num_query_heads, pool.keys.shape[-1]
+        lengths = torch.full((slots,), length, device=device)
+        queries = torch.randn(slots, heads, width, device=device, dtype=dtype)
+        spans = self.prepare([Span(slot, 0, length) for slot in range(min(slots, 4))])
+        prompt = torch.randn(len(spans.spans) * length, heads, width, device=device, dtype=dtype)
+        choices: list[Kernels] = [*VarlenKernels.installed(), *kernels_triton.candidates()]
+        table = self._table
+        chosen = (
+            fastest(choices, lambda one: one.decode(queries, pool, table, lengths), cuda_seconds, _TOLERANCE),
+            fastest(choices, lambda one: one.prefill(prompt, pool, table, spans), cuda_seconds, _TOLERANCE),
         )
-        mask = None
-        if span.start:
-            # Causality as torch knows it begins at the first key; these queries begin later.
-            queries_at = torch.arange(span.start, span.stop, device=queries_PHD.device).unsqueeze(1)
-            mask = self._positions[: span.stop] <= queries_at
-        made = F.scaled_dot_product_attention(
-            queries_PHD.transpose(0, 1).unsqueeze(0),
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=True,
-        )
-        return made[0].transpose(0, 1)
-
-
-def _varlen_with_tables() -> Callable[..., Tensor] | None:
-    """Torch's variable-length attention, if the one installed reads block tables."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    if not {"block_table", "seqused_k", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys():
-        return None
-    attend: Any = varlen_attn
-
-    def call(
-        queries: Tensor, keys: Tensor, values: Tensor, starts: Tensor, table: Tensor, used: Tensor, q: int, blocks: int
-    ) -> Tensor:
-        made: Tensor = attend(
-            queries,
-            keys,
-            values,
-            starts,
-            None,
-            q,
-            blocks * keys.shape[1],
-            window_size=(-1, -1),
-            enable_gqa=True,
-            seqused_k=used.to(torch.int32),
-            block_table=table,
-        )
-        return made
-
-    return call
+        table.fill_(TRASH_BLOCK)
+        return chosen

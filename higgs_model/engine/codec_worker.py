@@ -71,7 +71,11 @@ class CodecWorker:
     def __init__(self, codec: HiggsAudioCodec, *, batched: bool | None = None) -> None:
         self.codec = codec
         self._batched = codec.device.type != "cpu" if batched is None else batched
-        self._stream = torch.cuda.Stream(codec.device) if codec.device.type == "cuda" else None
+        self._stream = None
+        if codec.device.type == "cuda":
+            self._stream = torch.cuda.Stream(codec.device)
+            # The weights may still be on their way there.
+            self._stream.wait_stream(torch.cuda.current_stream(codec.device))
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed, self._door = False, threading.Lock()
         self._thread = threading.Thread(target=self._run, name="codec", daemon=True)

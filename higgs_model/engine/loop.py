@@ -16,9 +16,10 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
 
+import torch
+
 from higgs_model.engine.engine import Engine
 from higgs_model.engine.request import FinishReason, Request, Update
-from higgs_model.errors import HiggsError
 
 
 class EngineStopped(RuntimeError):
@@ -86,10 +87,13 @@ class EngineLoop:
     # ------------------------------------------------------------------ in the engine's thread
 
     def _run(self) -> None:
+        device = self.engine.device
         try:
-            while self._read_letters():
-                for update in self.engine.step():
-                    self._deliver(update)
+            # A thread begins with the first device of all.
+            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+                while self._read_letters():
+                    for update in self.engine.step():
+                        self._deliver(update)
         except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
             self._broken = error
         self._closed.set()
@@ -116,7 +120,7 @@ class EngineLoop:
             return
         try:
             self.engine.add(client.request)
-        except HiggsError as error:
+        except Exception as error:  # noqa: BLE001  (a request that cannot even be looked at is no fault of the engine)
             client.tell(error)
             return
         self._clients[client.request.id] = client

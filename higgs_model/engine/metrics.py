@@ -10,39 +10,52 @@ from higgs_model.engine.request import FinishReason
 
 FRAMES_A_SECOND = 25
 _REMEMBERED = 1000
+_RECENT_S = 30.0
+_MARK_EVERY_S = 1.0
 
 
 class EngineMetrics:
     """Counts since the start; `snapshot` makes rates of them.
 
-    `slot_steps` counts slots that spoke, `possible_slot_steps` all that could have, over all steps in which one did.
+    `frames` are those that were drawn for the first time, `slot_steps` counts slots that spoke, `possible_slot_steps`
+    all that could have, over all steps in which one did.
     """
 
-    def __init__(self, num_codebooks: int) -> None:
-        self.num_codebooks = num_codebooks
-        self.started_s = time.perf_counter()
-        self.requests = self.frames = self.prefill_positions = 0
+    def __init__(self) -> None:
+        self.requests = self.frames = self.text_tokens = 0
+        self.prefill_positions = self.prefill_passes = 0
         self.steps = self.slot_steps = self.possible_slot_steps = 0
         self.finished: collections.Counter[FinishReason] = collections.Counter()
         self.first_frame_s: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
+        self._marks = collections.deque([(time.perf_counter(), 0)])
 
     def count_step(self, speaking: int, slots: int) -> None:
         """A decode step in which so many slots spoke."""
         self.steps += 1
         self.slot_steps += speaking
         self.possible_slot_steps += slots
+        now_s = time.perf_counter()
+        if now_s - self._marks[-1][0] >= _MARK_EVERY_S:
+            self._marks.append((now_s, self.frames))
+            while now_s - self._marks[0][0] > _RECENT_S:
+                self._marks.popleft()
 
     def snapshot(self) -> dict[str, float]:
-        """Totals, and rates since the start."""
-        elapsed_s = time.perf_counter() - self.started_s
+        """Totals, and what the last half minute was like; seconds to the first frame are those of recent requests."""
+        since_s, before = self._marks[0]
+        frames_per_s = (self.frames - before) / max(time.perf_counter() - since_s, 1e-9)
+        waits_s = tuple(self.first_frame_s)
         return {
             "requests": self.requests,
             "decode_steps": self.steps,
             "decode_frames": self.frames,
+            "text_tokens": self.text_tokens,
             "prefill_positions": self.prefill_positions,
-            "frames_per_s": self.frames / elapsed_s,
-            "audio_s_per_s": self.frames / FRAMES_A_SECOND / elapsed_s,
+            "prefill_passes": self.prefill_passes,
+            "frames_per_s": frames_per_s,
+            "audio_s_per_s": frames_per_s / FRAMES_A_SECOND,
             "occupancy": self.slot_steps / max(self.possible_slot_steps, 1),
-            "first_frame_s_median": statistics.median(self.first_frame_s) if self.first_frame_s else 0.0,
+            "first_frame_s_median": statistics.median(waits_s) if waits_s else 0.0,
+            "first_frame_s_p95": sorted(waits_s)[int(0.95 * len(waits_s))] if waits_s else 0.0,
             **{f"finished_{reason.value}": self.finished[reason] for reason in FinishReason},
         }

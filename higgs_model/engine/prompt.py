@@ -32,6 +32,13 @@ class Positions:
     frames_PK: NDArray[np.int64]
     spoken_WK: NDArray[np.int64]
 
+    @classmethod
+    def blank(cls, length: int, num_codebooks: int) -> Positions:
+        """Half text, half audio, of no meaning."""
+        ids, frames = np.zeros(length, np.int64), np.full((length, num_codebooks), -1)
+        ids[length // 2 :], frames[length // 2 :] = -1, 0
+        return cls(ids, frames, np.empty((0, num_codebooks), np.int64))
+
     def __len__(self) -> int:
         return len(self.ids_P)
 

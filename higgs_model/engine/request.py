@@ -30,6 +30,8 @@ class FinishReason(enum.Enum):
     """Nothing but silence came for too long."""
     INVALID = "invalid"
     """The network gave numbers that are none."""
+    STALLED = "stalled"
+    """It held a slot and did not get on: a fault of ours."""
     CANCELLED = "cancelled"
     """Whoever asked for it no longer wants it."""
 

@@ -11,8 +11,10 @@ their state is held by masks.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,22 +22,22 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from higgs_model.delay import NOT_ENDING, DelayState
+from higgs_model.delay import DelayState
+from higgs_model.engine.graphs import Capture, Step
 from higgs_model.engine.prompt import Positions
+from higgs_model.engine.slots import NO_FRAME, SlotRows
 from higgs_model.engine.spans import Span
+from higgs_model.engine.transfer import to_device
 from higgs_model.engine.weights import Layer, Linear, layers_of, linear
 from higgs_model.model.model import HiggsAudioModel
-from higgs_model.sampling import TEXT_LANE, DrawPlan, FrameSampler, RowSampling, SamplingParams, draw, uniform
-
-NO_FRAME = -1
-"""In `SlotState.forced`: the frame is drawn."""
+from higgs_model.sampling import TEXT_LANE, DrawPlan, FrameSampler, SamplingParams, draw, uniform
 
 
 class Attention(Protocol):
     """Keys and values of all slots, and attention to them; see `attention_cpu` and `attention_paged`."""
 
-    def set_blocks(self, slot: int, blocks: Sequence[int], num_shared: int) -> None:
-        """Give a slot its blocks; the first `num_shared` hold its start already."""
+    def set_blocks(self, slot: int, blocks: Sequence[int], shared: range = range(0)) -> None:
+        """Give a slot its blocks; those of the indices `shared` hold their content already."""
 
     def keep_block(self, slot: int, index: int, block: int) -> None:
         """The slot's block number `index` is full and final: let others share it."""
@@ -49,27 +51,25 @@ class Attention(Protocol):
     def decode(self, layer: int, queries_SHD: Tensor, lengths_S: Tensor) -> Tensor:
         """One query a slot."""
 
-    def prefill(self, layer: int, queries_PHD: Tensor, spans: Sequence[Span]) -> Tensor:
+    def prepare(self, spans: Sequence[Span]) -> Any:
+        """What `prefill` needs to know of spans, once for all layers."""
+
+    def prefill(self, layer: int, queries_PHD: Tensor, spans: Any) -> Tensor:
         """Queries of several spans."""
 
 
-class SlotState:
-    """All that a slot carries from step to step, (S, …) on the device.
+@dataclasses.dataclass(frozen=True)
+class Readback:
+    """What a decode step drew, on its way to the host; to be read before `look_ahead` + 1 further steps."""
 
-    `frame` (S, K) goes into the network next, at position `length` (S,); `step` (S,) counts what was drawn, for the
-    random numbers; `forced` (S, K) is what the next frame must be, or `NO_FRAME`.
-    """
+    host: Tensor
+    ready: torch.cuda.Event | None
 
-    def __init__(self, slots: int, num_codebooks: int, window: int, vocabulary: int, device: torch.device) -> None:
-        def whole(*shape: int, fill: int = 0) -> Tensor:
-            return torch.full(shape, fill, dtype=torch.int64, device=device)
-
-        self.active = torch.zeros(slots, dtype=torch.bool, device=device)
-        self.frame, self.forced = whole(slots, num_codebooks), whole(slots, num_codebooks, fill=NO_FRAME)
-        self.length, self.step, self.seed = whole(slots), whole(slots), whole(slots)
-        self.started, self.remaining = whole(slots), whole(slots, fill=NOT_ENDING)
-        self.window = whole(slots, num_codebooks, window, fill=-1)
-        self.sampling = RowSampling.of([SamplingParams()] * slots, vocabulary, device)
+    def numpy(self) -> NDArray[np.int64]:
+        """(rows, K + 2): the frame, whether it is the clip's last, and whether the network's numbers were none."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return self.host.numpy()
 
 
 class Runner:
@@ -77,10 +77,22 @@ class Runner:
 
     Args:
         window: frames that the repetition rule can look back.
+        look_ahead: decode steps that are launched before the oldest one's results are read.
+        fp8_weights: run the layers' products in 8 bits.
+        capture: records decode steps; None: they are run as they are.
     """
 
     def __init__(
-        self, model: HiggsAudioModel, attention: Attention, *, max_slots: int, max_positions: int, window: int
+        self,
+        model: HiggsAudioModel,
+        attention: Attention,
+        *,
+        max_slots: int,
+        max_positions: int,
+        window: int,
+        look_ahead: int = 0,
+        fp8_weights: bool = False,
+        capture: Capture | None = None,
     ) -> None:
         config = model.config
         self.config, self.attention, self.device = config, attention, model.embed_tokens_device
@@ -90,7 +102,7 @@ class Runner:
         if isinstance(heads.audio_lm_head, nn.Linear):
             self._audio_head = linear([heads.audio_lm_head])
         self._text_logits = heads.text_logits
-        self._layers: list[Layer] = layers_of(model)
+        self._layers: list[Layer] = layers_of(model, fp8_weights)
         self._norm, self._eps = model.norm.weight.detach(), config.text_config.rms_norm_eps
         self.dtype = self._norm.dtype
         text = config.text_config
@@ -98,69 +110,61 @@ class Runner:
         positions = torch.arange(max_positions, device=self.device).unsqueeze(0)
         cos, sin = model.rotary_emb(torch.empty(0, dtype=self.dtype, device=self.device), positions)
         self._cos, self._sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)
-        vocabulary = config.num_codebook_rows
-        self.state = SlotState(max_slots, config.audio_num_codebooks, window, vocabulary, self.device)
+        num_codebooks = config.audio_num_codebooks
+        self.state = SlotRows(max_slots, num_codebooks, window, config.num_codebook_rows, self.device)
         self._slots = torch.arange(max_slots, device=self.device)
         self._sampler = FrameSampler(config.audio_codebook_size, config.audio_stream_bos_id)
-        self._graphs: dict[tuple[int, DrawPlan], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._capture, self._replays = capture, dict[tuple[int, DrawPlan], Step]()
+        # A step's results leave through one of several doors: the next step is launched before the host has read them.
+        self._results = torch.zeros(max_slots, num_codebooks + 2, dtype=torch.int64, device=self.device)
+        doors = torch.zeros((look_ahead + 1, *self._results.shape), dtype=torch.int64)
+        self._doors = itertools.cycle(doors.pin_memory() if self.device.type == "cuda" else doors)
 
     # ------------------------------------------------------------------ slots
 
     def start(
         self, slot: int, *, length: int, step: int, seed: int, sampling: SamplingParams, spoken: NDArray[np.int64]
     ) -> None:
-        """Let a slot speak: its first frame is BOS, after a prompt of `length` positions.
-
-        Args:
-            step: of the first frame that is drawn.
-            spoken: (W, K) the last frames of the prompt that the repetition rule sees.
-        """
-        state = self.state
-        state.frame[slot] = self.config.audio_stream_bos_id
-        state.forced[slot] = NO_FRAME
-        state.length[slot], state.step[slot], state.seed[slot] = length, step, seed
-        state.started[slot], state.remaining[slot] = 0, NOT_ENDING
-        width = state.window.shape[2]
-        window = np.full((self.config.audio_num_codebooks, width), -1)
-        if recent := min(len(spoken), width, sampling.ras_win_len or 0):
-            window[:, width - recent :] = spoken[-recent:].T
-        state.window[slot] = torch.from_numpy(window).to(self.device)
-        row = RowSampling.of([sampling], self.config.num_codebook_rows, self.device)
-        for field in dataclasses.fields(RowSampling):
-            getattr(state.sampling, field.name)[slot] = getattr(row, field.name)[0]
-        state.active[slot] = True
+        """Let a slot speak, after a prompt of `length` positions; see `SlotRows.begun`."""
+        bos_id = self.config.audio_stream_bos_id
+        row = self.state.begun(bos_id=bos_id, length=length, step=step, seed=seed, sampling=sampling, spoken_WK=spoken)
+        self.state.rows[slot] = to_device(row, self.device)
 
     def stop(self, slot: int) -> None:
         """A slot no longer takes part."""
-        self.state.active[slot] = False
+        self.state.active[slot] = 0
 
     def force(self, slot: int, frame_K: NDArray[np.int64] | None) -> None:
         """Say what a slot's next frame must be; None: it is drawn."""
-        self.state.forced[slot] = NO_FRAME if frame_K is None else torch.from_numpy(frame_K).to(self.device)
+        self.state.forced[slot] = NO_FRAME if frame_K is None else to_device(frame_K, self.device)
 
     # ------------------------------------------------------------------ prefill
 
     @torch.inference_mode()
     def prefill(self, spans: Sequence[Span], positions: Sequence[Positions]) -> Tensor:
         """Run stretches of prompts; the normed hidden state (spans, D) of each one's last position."""
-        ids = np.concatenate([one.ids_P[span.start : span.stop] for span, one in zip(spans, positions, strict=True)])
+        rows = [(one.ids_P[span.start : span.stop], span) for span, one in zip(spans, positions, strict=True)]
+        ids = np.concatenate([row for row, _ in rows])
         frames = np.concatenate(
             [one.frames_PK[span.start : span.stop] for span, one in zip(spans, positions, strict=True)]
         )
-        text_at, audio_at = (torch.from_numpy(np.flatnonzero(kind)).to(self.device) for kind in (ids >= 0, ids < 0))
-        is_audio_P1 = torch.from_numpy(ids < 0).to(self.device).unsqueeze(1)
-        hidden = torch.empty(len(ids), self._norm.shape[0], dtype=self.dtype, device=self.device)
-        tokens = torch.from_numpy(ids).to(self.device)[text_at]
-        hidden.index_copy_(0, text_at, self._embed_tokens(tokens))
-        hidden.index_copy_(0, audio_at, self._embed_frames(torch.from_numpy(frames).to(self.device)[audio_at]))
-
         at = np.concatenate([np.arange(span.start, span.stop) for span in spans])
         slots = np.repeat([span.slot for span in spans], [span.length for span in spans])
-        at_P = torch.from_numpy(at).to(self.device)
-        places = self.attention.places(torch.from_numpy(slots).to(self.device), at_P)
+        ends = np.cumsum([span.length for span in spans]) - 1
+        is_audio = ids < 0
+        parts = (np.flatnonzero(~is_audio), np.flatnonzero(is_audio), ids[~is_audio], frames[is_audio].ravel())
+        sent = [*parts, is_audio, at, slots, ends]
+        whole = to_device(np.concatenate(sent).astype(np.int64), self.device)
+        text_at, audio_at, tokens, codes, kinds, at_P, slots_P, ends_at = whole.split([len(one) for one in sent])
+        is_audio_P1 = kinds.bool().unsqueeze(1)
+        hidden = torch.empty(len(ids), self._norm.shape[0], dtype=self.dtype, device=self.device)
+        hidden.index_copy_(0, text_at, self._embed_tokens(tokens))
+        hidden.index_copy_(0, audio_at, self._embed_frames(codes.view(-1, frames.shape[1])))
+        places = self.attention.places(slots_P, at_P)
+        prepared = self.attention.prepare(spans)
 
         def attend(layer: int, queries: Tensor) -> Tensor:
-            return self.attention.prefill(layer, queries, spans)
+            return self.attention.prefill(layer, queries, prepared)
 
         def normed(hidden: Tensor, text: Tensor, audio: Tensor) -> Tensor:
             return F.rms_norm(hidden, hidden.shape[1:], None, self._eps) * torch.where(is_audio_P1, audio, text)
@@ -173,8 +177,7 @@ class Runner:
             return made
 
         hidden = self._through_layers(hidden, at_P, places, attend, normed, feed_forward)
-        ends = np.cumsum([span.length for span in spans]) - 1
-        return self._final_norm(hidden[torch.from_numpy(ends).to(self.device)])
+        return self._final_norm(hidden[ends_at])
 
     @torch.inference_mode()
     def draw_token(self, hidden_D: Tensor, step: int, seed: int, sampling: SamplingParams) -> int:
@@ -191,39 +194,39 @@ class Runner:
     # ------------------------------------------------------------------ decode
 
     @torch.inference_mode()
-    def decode(self, rows: int, plan: DrawPlan) -> Tensor:
-        """Draw the next frame of slots 0 … `rows` − 1.
+    def decode(self, rows: int, plan: DrawPlan) -> Readback:
+        """Draw the next frame of slots 0 … `rows` − 1."""
+        self._replay(rows, plan)()
+        host = next(self._doors)[:rows]
+        host.copy_(self._results[:rows], non_blocking=True)
+        ready = None
+        if self.device.type == "cuda":
+            ready = torch.cuda.Event()
+            ready.record()
+        return Readback(host, ready)
 
-        Returns:
-            (rows, K + 2) int64 on the device: the frame, whether it is the clip's last, and whether the network's
-            numbers were none. Valid until the next step.
-        """
-        if self.device.type != "cuda":
-            return self._step(rows, plan)
-        if (rows, plan) not in self._graphs:
-            self._graphs[rows, plan] = self._capture(rows, plan)
-        graph, result = self._graphs[rows, plan]
-        graph.replay()
-        return result
+    @torch.inference_mode()
+    def warm_up(self, rows: Iterable[int], plans: Sequence[DrawPlan]) -> None:
+        """Record the steps of so many rows, so that none has to be when somebody waits for it."""
+        # The largest goes first: the others fit into the memory that it took.
+        for count, plan in itertools.product(sorted(rows, reverse=True), plans):
+            self._replay(count, plan)
 
-    def _capture(self, rows: int, plan: DrawPlan) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """Record a step. It is first run for real, with no slot active: libraries start up, kernels are built."""
-        active = self.state.active.clone()
-        self.state.active.zero_()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._step(rows, plan)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = self._step(rows, plan)
-        self.state.active.copy_(active)
-        return graph, result
+    def _replay(self, rows: int, plan: DrawPlan) -> Step:
+        step = functools.partial(self._step, rows, plan)
+        if self._capture is None:
+            return step
+        if (rows, plan) not in self._replays:
+            # It is run for real before it is recorded: with no slot active, that changes nothing.
+            active = self.state.active.clone()
+            self.state.active.zero_()
+            self._replays[rows, plan] = self._capture(step)
+            self.state.active.copy_(active)
+        return self._replays[rows, plan]
 
-    def _step(self, rows: int, plan: DrawPlan) -> Tensor:
+    def _step(self, rows: int, plan: DrawPlan) -> None:
         state, config = self.state, self.config
-        active, at_S = state.active[:rows], state.length[:rows]
+        active, at_S = state.active[:rows].bool(), state.length[:rows]
         places = self.attention.places(self._slots[:rows], at_S, active)
         lengths = torch.where(active, at_S + 1, 0)
 
@@ -243,10 +246,8 @@ class Runner:
         logits_SKV = logits.unflatten(1, (config.audio_num_codebooks, config.num_codebook_rows))
 
         window = state.window[:rows]
-        rows_sampling = RowSampling(
-            **{field.name: getattr(state.sampling, field.name)[:rows] for field in dataclasses.fields(RowSampling)}
-        )
-        drawn = self._sampler(logits_SKV, state.seed[:rows], state.step[:rows], window, rows_sampling, plan)
+        sampling = state.sampling(rows)
+        drawn = self._sampler(logits_SKV, state.seed[:rows], state.step[:rows], window, sampling, plan)
         forced = state.forced[:rows]
         drawn = torch.where(forced == NO_FRAME, drawn, forced)
         delay = DelayState(state.started[:rows], state.remaining[:rows])
@@ -261,7 +262,7 @@ class Runner:
         state.length[:rows] += active
         state.step[:rows] += active
         state.active[:rows] = active & ~ended & ~invalid
-        return torch.cat([frame, ended.unsqueeze(1), invalid.unsqueeze(1)], dim=1)
+        torch.cat([frame, ended.unsqueeze(1), invalid.unsqueeze(1)], dim=1, out=self._results[:rows])
 
     # ------------------------------------------------------------------ the network
 

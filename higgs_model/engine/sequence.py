@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from higgs_model.engine.blocks import Key
 from higgs_model.engine.prompt import Positions
-from higgs_model.engine.request import Codes, FinishReason, Request
+from higgs_model.engine.request import Codes, Request
 from higgs_model.engine.spans import Span
+
+_FIRST_ROOM = 256
 
 
 class Phase(enum.Enum):
@@ -35,10 +37,14 @@ class Sequence:
     Attributes:
         prompt: its positions; those of text that was said are appended.
         keys: of the full blocks of the prompt as it came.
+        comes_first: it has waited longest, and goes before all others from now on.
         slot, blocks: what it holds while it runs.
         computed: positions that keys and values are there for.
         launched, columns: frames that were asked for and that were read, since it began to speak this time.
         replayed: frames that were read before it lost its slot.
+        last_column: frames in delayed form after which the request's limit is reached.
+        turn: how often it has lost its slot.
+        moved_at_step: the engine's step at which it last got on.
         tokens, hidden_D: text that was said, and the network's state after it.
     """
 
@@ -46,26 +52,23 @@ class Sequence:
         self.request, self.prompt, self.keys, self.arrival = request, prompt, keys, arrival
         self.prompt_length = len(prompt)
         self.phase = Phase.WAITING
-        self.finish_reason: FinishReason | None = None
+        self.comes_first = False
         self.slot, self.blocks, self.computed = -1, list[int](), 0
-        self.launched, self.columns = 0, 0
+        self.launched, self.columns, self.replayed = 0, 0, 0
+        self.last_column = request.max_frames + num_codebooks - 1
         self.tokens: list[int] = []
         self.hidden_D = torch.empty(0)
         self.turn = 0
         self.added_s, self.first_frame_s = 0.0, float("nan")
-        self._drawn = np.empty((request.max_frames + num_codebooks, num_codebooks), np.int64)
-        self.replayed = 0
+        self.moved_at_step = 0
+        self._drawn = np.empty((_FIRST_ROOM, num_codebooks), np.int64)
+        self._delay = num_codebooks - 1
         self._emitted = 0
 
     @property
-    def order(self) -> tuple[int, int]:
+    def order(self) -> tuple[bool, int, int]:
         """Who goes first."""
-        return self.request.priority, self.arrival
-
-    @property
-    def last_column(self) -> int:
-        """Frames in delayed form after which the request's limit is reached."""
-        return self.request.max_frames + self._drawn.shape[1] - 1
+        return not self.comes_first, self.request.priority, self.arrival
 
     @property
     def length(self) -> int:
@@ -94,6 +97,9 @@ class Sequence:
 
     def append(self, frame_K: NDArray[np.int64]) -> None:
         """Take a frame, in delayed form, as it was read from the device."""
+        if self.columns == len(self._drawn):
+            # Few clips come near their limit: room for it from the start would be for nothing.
+            self._drawn = np.concatenate([self._drawn, np.empty_like(self._drawn)])
         self._drawn[self.columns] = frame_K
         self.columns += 1
 
@@ -110,16 +116,20 @@ class Sequence:
         return self._drawn[: max(self.columns, self.replayed)]
 
     @property
+    def _complete(self) -> int:
+        """Frames of which every codebook is there."""
+        return max(self.columns, self.replayed) - self._delay
+
+    @property
     def due(self) -> bool:
         """Whether enough frames are final to be given out."""
-        every, complete = self.request.stream_every, len(self.drawn_TK) - self._drawn.shape[1] + 1
-        return every is not None and complete - self._emitted >= (every if self._emitted else 1)
+        every = self.request.stream_every
+        return every is not None and self._complete - self._emitted >= (every if self._emitted else 1)
 
     def take_frames(self, codebook_size: int) -> Codes:
         """(K, T) the frames that are complete, sound alone, and were not yet given out."""
-        num_codebooks = self._drawn.shape[1]
-        complete = max(len(self.drawn_TK) - num_codebooks + 1, self._emitted)
-        codebooks = np.arange(num_codebooks)[:, None]
+        complete = max(self._complete, self._emitted)
+        codebooks = np.arange(self._delay + 1)[:, None]
         frames_KT = self._drawn[np.arange(self._emitted, complete) + codebooks, codebooks]
         self._emitted = complete
         return frames_KT[:, (frames_KT < codebook_size).all(axis=0)]

@@ -24,6 +24,7 @@ class WatchLimits:
         silence_frames: silence for so long ends a clip; None: not watched.
         silent_codes: codes of the first codebook that the codec gives to silence.
         every: frames between two looks.
+        stalled_steps: steps of the engine in which a request that has a slot must get on.
     """
 
     loop_frames: int | None = 100
@@ -31,6 +32,7 @@ class WatchLimits:
     silence_frames: int | None = 200
     silent_codes: frozenset[int] = frozenset()
     every: int = 25
+    stalled_steps: int = 1000
 
 
 def verdict(limits: WatchLimits, frames_TK: NDArray[np.int64]) -> FinishReason | None:

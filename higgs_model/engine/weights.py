@@ -1,6 +1,7 @@
 """The network's weights as the engine multiplies with them: q, k, v in one product, gate and up in one.
 
-On a CUDA device the model's own parameters become views of the fused ones, so that nothing is there twice. On a CPU
+On a CUDA device the model's own parameters become views of the fused ones, so that nothing is there twice; narrowed
+weights (`fp8`) lie beside them. On a CPU
 weights are packed once for oneDNN, whose products of few rows run several times as fast as those of plain weights, and
 give a row the same result whichever rows are beside it.
 """
@@ -8,6 +9,7 @@ give a row the same result whichever rows are beside it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from higgs_model.config import HiggsAudioConfig
+from higgs_model.engine.fp8 import Fp8Linear
 from higgs_model.errors import BadConfig
 from higgs_model.model.layers import HiggsAudioDualFFNDecoderLayer
 from higgs_model.model.model import HiggsAudioModel
@@ -71,16 +74,22 @@ def check_supported(config: HiggsAudioConfig) -> None:
             raise BadConfig(f"the engine does not run {part}; HiggsAudioModel.generate does")
 
 
-def layers_of(model: HiggsAudioModel) -> list[Layer]:
-    """The layers of a network that `check_supported` lets through."""
+def layers_of(model: HiggsAudioModel, fp8_weights: bool = False) -> list[Layer]:
+    """The layers of a network that `check_supported` lets through.
+
+    Args:
+        fp8_weights: narrow all that a step of speech multiplies with; what only text needs stays as it is.
+    """
     layers = []
+    narrow = functools.partial(linear, fp8_weights=fp8_weights)
     for layer in model.layers:
-        text = _feed_forward(layer, "")
-        audio = _feed_forward(layer, "audio_") if isinstance(layer, HiggsAudioDualFFNDecoderLayer) else text
+        dual = isinstance(layer, HiggsAudioDualFFNDecoderLayer)
+        text = _feed_forward(layer, "", linear if dual else narrow)
+        audio = _feed_forward(layer, "audio_", narrow) if dual else text
         layers.append(
             Layer(
-                qkv=linear([layer.get_submodule(f"self_attn.{name}_proj") for name in "qkv"]),
-                output=linear([layer.get_submodule("self_attn.o_proj")]),
+                qkv=narrow([layer.get_submodule(f"self_attn.{name}_proj") for name in "qkv"]),
+                output=narrow([layer.get_submodule("self_attn.o_proj")]),
                 text=text,
                 audio=audio,
             )
@@ -88,7 +97,7 @@ def layers_of(model: HiggsAudioModel) -> list[Layer]:
     return layers
 
 
-def _feed_forward(layer: nn.Module, kind: str) -> FeedForward:
+def _feed_forward(layer: nn.Module, kind: str, linear: Callable[[Sequence[nn.Module]], Linear]) -> FeedForward:
     return FeedForward(
         attention_norm=layer.get_parameter(f"{kind}input_layernorm.weight").detach(),
         norm=layer.get_parameter(f"{kind}post_attention_layernorm.weight").detach(),
@@ -97,12 +106,14 @@ def _feed_forward(layer: nn.Module, kind: str) -> FeedForward:
     )
 
 
-def linear(modules: Sequence[nn.Module]) -> Linear:
+def linear(modules: Sequence[nn.Module], fp8_weights: bool = False) -> Linear:
     """One product for several linear modules side by side, (M, D) → (M, sum of their widths)."""
     weights = [module.get_parameter("weight") for module in modules]
     biases = [module.get_parameter("bias") for module in modules if getattr(module, "bias", None) is not None]
     weight = weights[0].detach() if len(weights) == 1 else torch.cat([one.detach() for one in weights])
     bias = torch.cat([one.detach() for one in biases]) if biases else None
+    if fp8_weights:
+        return Fp8Linear.of(weight, bias)
     if weight.device.type == "cpu":
         return PackedLinear(weight, bias)
     first = 0

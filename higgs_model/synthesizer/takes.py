@@ -39,6 +39,7 @@ _FAULT_OF = {
     FinishReason.LOOP: "loop",
     FinishReason.SILENCE: "inner_silence",
     FinishReason.INVALID: "invalid",
+    FinishReason.STALLED: "not_ended",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import sys
 
 NAMES = ("codec", "engine", "job", "model")
 
@@ -12,14 +13,14 @@ NAMES = ("codec", "engine", "job", "model")
 def main() -> None:
     """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m jobs.benchmark", description=__doc__)
-    commands = parser.add_subparsers(dest="name", required=True, metavar="|".join(NAMES))
-    modules = {name: importlib.import_module(f"jobs.benchmark.{name}") for name in NAMES}
-    for name, module in modules.items():
-        summary = (module.__doc__ or name).splitlines()[0]
-        module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__))
-    arguments = parser.parse_args()
-    result = modules[arguments.name].run(arguments)
-    print(json.dumps({"benchmark": arguments.name, **result}))
+    parser.add_argument("name", choices=NAMES, help="which; each has a --help of its own")
+    name = parser.parse_args(sys.argv[1:2]).name
+    # Only that one is imported: what the others need, Ray for one, may not be there.
+    module = importlib.import_module(f"jobs.benchmark.{name}")
+    options = argparse.ArgumentParser(prog=f"{parser.prog} {name}", description=module.__doc__)
+    module.add_arguments(options)
+    result = module.run(options.parse_args(sys.argv[2:]))
+    print(json.dumps({"benchmark": name, **result}))
 
 
 if __name__ == "__main__":

@@ -13,15 +13,16 @@ import dataclasses
 import gc
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from higgs_model import HiggsAudioCodec, HiggsAudioConfig
+from higgs_model import HiggsAudioCodec, HiggsAudioConfig, HiggsAudioModel
 from higgs_model.delay import to_stream
-from higgs_model.engine import Engine, EngineSettings, Request
+from higgs_model.engine import Engine, EngineSettings, FinishReason, Request
 from higgs_model.engine.codec_worker import CodecWorker
 from higgs_model.engine.loop import EngineLoop
 from higgs_model.engine.metrics import FRAMES_A_SECOND
@@ -29,7 +30,7 @@ from higgs_model.engine.watch import WatchLimits
 from higgs_model.sampling import SamplingParams
 from jobs.benchmark import measure
 from jobs.benchmark.codec import SIZES as CODEC_SIZES
-from jobs.benchmark.model import SIZES, contenders, step_bytes, vocabulary_end
+from jobs.benchmark.model import SIZES, contenders, device_missing, step_bytes, vocabulary_end
 
 SAMPLING = SamplingParams(do_sample=True, top_k=50)
 NUM_VOICES = 4
@@ -37,90 +38,177 @@ NUM_VOICES = 4
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Command line of this benchmark."""
-    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="dimensions of the network")
-    parser.add_argument("--slots", type=int, default=16, help="concurrent requests")
-    parser.add_argument("--requests", type=int, default=48, help="requests in all")
+    on_cuda = torch.cuda.is_available()
+    parser.add_argument("--size", choices=sorted(SIZES), help="of the network: v2 on a GPU, else small")
+    parser.add_argument("--slots", type=int, nargs="+", help="concurrent requests: 1 16 64 128 256 on a GPU, else 16")
+    parser.add_argument("--requests", type=int, help="requests in all; three times the slots, at least 12")
     parser.add_argument("--longest", type=int, default=1500, help="frames of the longest answer")
     parser.add_argument("--longest-prompt", type=int, default=800, help="positions of the longest prompt")
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--without-port", action="store_true", help="measure the engine alone")
+    parser.add_argument("--device", default="cuda" if on_cuda else "cpu")
+    parser.add_argument("--block-size", type=int, default=EngineSettings.block_size, help="positions of a KV block")
+    parser.add_argument("--fp8-weights", action="store_true", help="products in 8 bits")
+    parser.add_argument("--fp8-cache", action="store_true", help="keys and values in 8 bits")
+    parser.add_argument("--without-port", action="store_true", help="do not measure the port beside it")
+    parser.add_argument("--without-codec", action="store_true", help="do not measure with the codec beside it")
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="instead: N short requests, memory watched")
     parser.add_argument("--quick", action="store_true", help="one short round, to see that it works")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, print the table, and return it."""
-    if arguments.quick:
-        arguments.slots, arguments.requests, arguments.rounds = 4, 6, 1
-        arguments.longest, arguments.longest_prompt = 60, 120
+    if device_missing(arguments.device):
+        raise SystemExit("--device cuda: this machine has no CUDA device that torch can use")
     device = torch.device(arguments.device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model, port = contenders(SIZES[arguments.size], device, dtype)
-    print(f"{arguments.size}: {model.num_parameters() / 1e6:.0f} M parameters, {dtype}, {measure.machine(device)}")
-    settings = EngineSettings(max_slots=arguments.slots, watch=WatchLimits(loop_frames=None))
+    on_cuda = device.type == "cuda"
+    slots = arguments.slots or ([1, 16, 64, 128, 256] if on_cuda else [16])
+    if arguments.quick:
+        slots, arguments.requests, arguments.rounds = [4], 6, 1
+        arguments.longest, arguments.longest_prompt = 60, 120
+    if min(*slots, arguments.rounds, arguments.longest, arguments.longest_prompt // 30) < 1 or arguments.soak < 0:
+        raise SystemExit(
+            "--slots, --rounds, --longest must be positive, --longest-prompt at least 30, --soak not below 0"
+        )
+    size = arguments.size or ("v2" if on_cuda and not arguments.soak else "tiny" if arguments.soak else "small")
+    dtype = torch.bfloat16 if on_cuda else torch.float32
+    model, port = contenders(SIZES[size], device, dtype)
+    print(f"{size}: {model.num_parameters() / 1e6:.0f} M parameters, {dtype}, {measure.machine(device)}")
+    about = {"size": size, "dtype": str(dtype), "machine": measure.machine(device)}
     if arguments.soak:
-        return soak(Engine(model, settings), model.config, arguments.soak)
-    requests = uneven_requests(model.config, arguments.requests, arguments.longest, arguments.longest_prompt)
-    frames = sum(request.max_frames for request in requests)
-    audio_s = frames / FRAMES_A_SECOND
-    print(
-        f"{len(requests)} requests, answers of 25 to {arguments.longest} frames ({audio_s:.0f} s in all), "
-        f"{arguments.slots} at once, {arguments.rounds} rounds"
+        settings = _settings(arguments, slots[0])
+        return about | soak(Engine(model, settings), model.config, arguments.soak)
+    bench = Bench(arguments, model, None if arguments.without_port else port)
+    if arguments.without_port:
+        del port
+    rows = [bench.row(count) for count in slots]
+    return about | {"read_gb_per_s": round(bench.bandwidth / 1e9, 1), "rows": rows}
+
+
+def _settings(arguments: argparse.Namespace, slots: int) -> EngineSettings:
+    return EngineSettings(
+        max_slots=slots,
+        block_size=arguments.block_size,
+        fp8_weights=arguments.fp8_weights,
+        fp8_cache=arguments.fp8_cache,
+        # A random network may well go round in circles, and is meant to go on.
+        watch=WatchLimits(loop_frames=None),
     )
-    engine = Engine(model, settings)
-    passes: list[Pass] = []
-
-    def run_engine() -> None:
-        engine.pool.forget()
-        passes.append(run_through(engine, requests))
-
-    rivals = {"engine": run_engine}
-    codec = HiggsAudioCodec(CODEC_SIZES["published" if device.type == "cuda" else "demo"]).to(device).cast(dtype).eval()
-    worker = CodecWorker(codec)
-
-    def run_with_codec() -> None:
-        engine.pool.forget()
-        asyncio.run(speak_all(engine, worker, requests))
-
-    rivals["with codec"] = run_with_codec
-    if not arguments.without_port:
-        rivals = {"port": lambda: run_port(model.config, port, requests, arguments.slots)} | rivals
-    timings = measure.in_turn(rivals, arguments.rounds, device)
-    table: dict[str, Any] = {name: timings[name].rate(audio_s) for name in timings}
-    floor_s = step_bytes(model) / measure.read_bandwidth(device)
-    table["ratio"] = None if arguments.without_port else round(timings["port"].median_s / timings["engine"].median_s, 2)
-    table["codec_share"] = round(timings["engine"].median_s / timings["with codec"].median_s, 3)
-    table["occupancy"] = round(float(np.median([one.occupancy for one in passes[1:]])), 3)
-    table["step_of_floor"] = round(floor_s / float(np.median([one.step_s for one in passes[1:]])), 3)
-    table["first_frame_s"] = _alone(engine, requests)
-    table["changed_frames"] = changed_frames(engine, requests[: 2 * arguments.slots], passes[-1].frames)
-    _report(table, list(timings))
-    return {
-        "size": arguments.size,
-        "slots": arguments.slots,
-        "audio_s": audio_s,
-        "machine": measure.machine(device),
-    } | table
 
 
-def _report(table: dict[str, Any], names: list[str]) -> None:
+class Bench:
+    """Contenders on one device, measured at several numbers of slots."""
+
+    def __init__(self, arguments: argparse.Namespace, model: HiggsAudioModel, port: Any) -> None:
+        self._arguments, self._model, self._port = arguments, model, port
+        self._device = model.embed_tokens_device
+        on_cuda = self._device.type == "cuda"
+        self.bandwidth = measure.read_bandwidth(self._device, 4096 if on_cuda else 256)
+        self._codec = None
+        if not arguments.without_codec:
+            codec = HiggsAudioCodec(CODEC_SIZES["published" if on_cuda else "demo"])
+            self._codec = codec.to(self._device).cast(model.dtype).eval()
+
+    def row(self, slots: int) -> dict[str, Any]:
+        """One row of the table, printed and returned."""
+        arguments, config = self._arguments, self._model.config
+        count = arguments.requests or max(3 * slots, 12)
+        requests = uneven_requests(config, count, arguments.longest, arguments.longest_prompt)
+        audio_s = sum(request.max_frames for request in requests) / FRAMES_A_SECOND
+        print(
+            f"{slots} at once of {count} requests, answers of 25 to {arguments.longest} frames "
+            f"({audio_s:.0f} s in all), {arguments.rounds} rounds"
+        )
+        engine = Engine(self._model, _settings(arguments, slots))
+        passes: list[Pass] = []
+
+        def run_engine() -> None:
+            engine.pool.forget()
+            passes.append(run_through(engine, requests))
+
+        rivals: dict[str, Any] = {"engine": run_engine}
+        if self._codec is not None:
+            worker = CodecWorker(self._codec)
+
+            def run_with_codec() -> None:
+                engine.pool.forget()
+                asyncio.run(speak_all(engine, worker, requests))
+
+            rivals["with codec"] = run_with_codec
+        if self._port is not None:
+            rivals = {"port": lambda: run_port(config, self._port, requests, slots)} | rivals
+        timings = measure.in_turn(rivals, arguments.rounds, self._device)
+        if self._codec is not None:
+            worker.close()
+        row: dict[str, Any] = {"slots": slots, "requests": count, "audio_s": audio_s}
+        row |= {name: timings[name].rate(audio_s) for name in timings}
+        row |= self._judged(engine, requests, timings, passes)
+        _report(row, list(timings))
+        return row
+
+    def _judged(
+        self,
+        engine: Engine,
+        requests: Sequence[Request],
+        timings: Mapping[str, measure.Timing],
+        passes: Sequence[Pass],
+    ) -> dict[str, Any]:
+        slots, counted = engine.settings.max_slots, passes[1:]
+        median_s = {name: timing.median_s for name, timing in timings.items()}
+        text = self._model.config.text_config
+        kv_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads
+        kv_bytes *= text.head_dim + 4 if engine.settings.fp8_cache else text.head_dim * self._model.dtype.itemsize
+        weight_bytes = step_bytes(self._model) / (self._model.dtype.itemsize if engine.settings.fp8_weights else 1)
+        positions = float(np.median([one.positions for one in counted]))
+        floor_s = (weight_bytes + positions * kv_bytes) / self.bandwidth
+        step_s = float(np.median([one.step_s for one in counted]))
+        kernels = [getattr(engine.runner.attention, f"{use}_kernels", None) for use in ("decode", "prefill")]
+        return {
+            "ratio": round(median_s["port"] / median_s["engine"], 2) if "port" in median_s else None,
+            "codec_share": round(median_s["engine"] / median_s["with codec"], 3) if "with codec" in median_s else None,
+            "occupancy": round(float(np.median([one.occupancy for one in counted])), 3),
+            "step_ms": round(1000 * step_s, 3),
+            "step_of_floor": round(floor_s / step_s, 3),
+            "first_frame_s": {str(count): first_frames(engine, requests, count) for count in sorted({1, slots})},
+            "changed_frames": changed_frames(engine, requests[: min(2 * slots, 32)], passes[-1].frames),
+            "attention": [one.name for one in kernels if one is not None],
+        }
+
+
+def _report(row: dict[str, Any], names: list[str]) -> None:
     for name in names:
-        print(f"{name:>10} {_shown(table[name]):>24} audio s/s")
-    print(f"   ratio {table['ratio']}, occupancy while requests wait {table['occupancy']:.1%}")
-    print(f"   with the codec beside it, {table['codec_share']:.0%} of the engine's rate")
-    print(f"   a decode step reads its weights in {table['step_of_floor']:.0%} of the time that it takes")
-    print(f"   first frame of a request alone {1000 * table['first_frame_s']:.0f} ms")
-    print(f"   frames that differ between alone and together: {table['changed_frames']:.4%}")
+        print(f"{name:>12} {_shown(row[name]):>24} audio s/s")
+    shares = f"occupancy while requests wait {row['occupancy']:.1%}"
+    if row["ratio"] is not None:
+        shares = f"ratio {row['ratio']}, {shares}"
+    if row["codec_share"] is not None:
+        shares += f", with the codec beside it {row['codec_share']:.0%} of the engine's rate"
+    print(f"   {shares}")
+    print(
+        f"   a full decode step takes {row['step_ms']:.2f} ms; reading what it needs takes {row['step_of_floor']:.0%}"
+    )
+    for count, seconds in row["first_frame_s"].items():
+        shown = f"median {1000 * seconds['median']:.0f} ms, 95 % within {1000 * seconds['p95']:.0f} ms"
+        print(f"   first frame, {count} at once: {shown}")
+    print(f"   frames that differ between alone and together: {row['changed_frames']:.4%}")
+    if row["attention"]:
+        print(f"   attention of steps and of prompts: {', '.join(row['attention'])}")
 
 
 @dataclasses.dataclass
 class Pass:
-    """One run of all requests: their frames, slots in use while requests waited, and seconds of a full step."""
+    """One run of all requests.
+
+    Attributes:
+        frames: what each said.
+        occupancy: share of slots that spoke in decode steps while requests waited.
+        step_s: median seconds of a step in which all slots spoke and no prompt was run.
+        positions: of all slots together, in the median step of that kind.
+    """
 
     frames: dict[str, np.ndarray]
     occupancy: float
     step_s: float
+    positions: float
 
 
 def run_through(engine: Engine, requests: Sequence[Request]) -> Pass:
@@ -129,19 +217,22 @@ def run_through(engine: Engine, requests: Sequence[Request]) -> Pass:
         engine.add(request)
     parts: dict[str, list[np.ndarray]] = {request.id: [] for request in requests}
     speaking = possible = 0
-    full_steps: list[float] = []
+    full_steps: list[tuple[float, int]] = []
+    metrics, slots = engine.metrics, engine.settings.max_slots
     while engine.has_work:
         waiting = engine.scheduler.waiting > 0
-        before, prompts, start = engine.metrics.slot_steps, engine.metrics.prefill_positions, time.perf_counter()
+        before, steps, prompts = metrics.slot_steps, metrics.steps, metrics.prefill_positions
+        start = time.perf_counter()
         for update in engine.step():
             parts[update.request_id].append(update.frames)
-        spoke = engine.metrics.slot_steps - before
-        if waiting:
-            speaking, possible = speaking + spoke, possible + engine.settings.max_slots
-        if spoke == engine.settings.max_slots and engine.metrics.prefill_positions == prompts:
-            full_steps.append(time.perf_counter() - start)
+        taken_s, spoke = time.perf_counter() - start, metrics.slot_steps - before
+        if waiting and metrics.steps > steps:
+            speaking, possible = speaking + spoke, possible + slots
+        if spoke == slots and metrics.prefill_positions == prompts:
+            full_steps.append((taken_s, sum(one.length for one in engine.scheduler.running.values())))
     frames = {name: np.concatenate(part, axis=1) for name, part in parts.items()}
-    return Pass(frames, speaking / max(possible, 1), float(np.median(full_steps)) if full_steps else float("nan"))
+    step_s, positions = np.median(full_steps, axis=0).tolist() if full_steps else (float("nan"),) * 2
+    return Pass(frames, speaking / max(possible, 1), step_s, positions)
 
 
 async def speak_all(engine: Engine, worker: CodecWorker, requests: Sequence[Request]) -> None:
@@ -170,19 +261,22 @@ def changed_frames(engine: Engine, requests: Sequence[Request], together: dict[s
     return changed / total
 
 
-def _alone(engine: Engine, requests: Sequence[Request]) -> float:
-    """Seconds until a request with a shared voice has its first frame, when nobody else is there."""
-    request = dataclasses.replace(requests[0], max_frames=25, stream_every=1)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        engine.add(request)
-        while not any(update.frames.shape[1] for update in engine.step()):
-            pass
-        seconds.append(time.perf_counter() - start)
+def first_frames(engine: Engine, requests: Sequence[Request], count: int, rounds: int = 5) -> dict[str, float]:
+    """Seconds until requests that come at once, of voices that are known, have their first frames: median and 95 %."""
+    asked = [
+        dataclasses.replace(requests[index % len(requests)], id=f"first-{index}", max_frames=25, stream_every=1)
+        for index in range(count)
+    ]
+    waits_s: list[float] = []
+    for turn in range(rounds + 1):
+        engine.metrics.first_frame_s.clear()
+        for request in asked:
+            engine.add(request)
         while engine.has_work:
             engine.step()
-    return float(np.median(seconds))
+        if turn:
+            waits_s += engine.metrics.first_frame_s
+    return {"median": round(float(np.median(waits_s)), 4), "p95": round(float(np.quantile(waits_s, 0.95)), 4)}
 
 
 def uneven_requests(config: HiggsAudioConfig, count: int, longest: int, longest_prompt: int) -> list[Request]:
@@ -190,7 +284,7 @@ def uneven_requests(config: HiggsAudioConfig, count: int, longest: int, longest_
     random = np.random.RandomState(0)
     answers = np.geomspace(min(25, longest), longest, count).round().astype(int)
     random.shuffle(answers)
-    voice_frames = np.linspace(longest_prompt // 8, longest_prompt // 2, NUM_VOICES).round().astype(int)
+    voice_frames = np.linspace(longest_prompt // 50, longest_prompt // 2, NUM_VOICES).round().astype(int)
     codebooks, size = config.audio_num_codebooks, config.audio_codebook_size
     voices = [random.randint(0, size, (codebooks, frames)) for frames in voice_frames]
     transcripts = [random.randint(0, vocabulary_end(config), max(frames // 5, 1)).tolist() for frames in voice_frames]
@@ -198,7 +292,7 @@ def uneven_requests(config: HiggsAudioConfig, count: int, longest: int, longest_
     for index, frames in enumerate(answers.tolist()):
         voice = index % NUM_VOICES
         taken = len(transcripts[voice]) + voice_frames[voice] + codebooks + 3
-        text = random.randint(0, vocabulary_end(config), random.randint(10, max(longest_prompt - taken, 11))).tolist()
+        text = random.randint(0, vocabulary_end(config), random.randint(1, max(longest_prompt - taken, 2))).tolist()
         prompt = [*transcripts[voice], config.audio_out_token_idx, *text, config.audio_out_bos_token_id]
         requests.append(Request(str(index), tuple(prompt), (voices[voice],), SAMPLING, seed=index, max_frames=frames))
     return requests
@@ -242,24 +336,41 @@ def port_inputs(config: HiggsAudioConfig, requests: Sequence[Request], device: t
 
 
 def soak(engine: Engine, config: HiggsAudioConfig, count: int) -> dict[str, Any]:
-    """Many short requests through one engine, with what they leave behind."""
-    requests = uneven_requests(config, 64, 12, 60)
-    marks: list[dict[str, int]] = []
-    for index in range(count):
-        engine.add(dataclasses.replace(requests[index % 64], id=f"soak-{index}", seed=index))
-        while engine.scheduler.waiting > engine.settings.max_slots:
-            engine.step()
-        if (index + 1) % max(count // 10, 1) == 0:
-            gc.collect()
-            marks.append({"requests": index + 1, "peak_rss_mb": _peak_rss_mb(), "blocks_used": engine.pool.used})
-            print(marks[-1])
-    while engine.has_work:
-        engine.step()
-    return {"soak": count, "marks": marks, "blocks_used_at_the_end": engine.pool.used}
+    """Many short requests through one engine, some of them cancelled, with what they leave behind."""
+    requests = uneven_requests(config, 64, 25, 100)
+    marks: list[dict[str, float]] = []
+    every, ended = max(count // 10, 1), 0
+    added = 0
+    while ended < count:
+        while added < count and engine.scheduler.waiting < engine.settings.max_slots:
+            engine.add(dataclasses.replace(requests[added % 64], id=f"soak-{added}", seed=added, priority=added % 2))
+            added += 1
+            if added % 50 == 0:
+                engine.cancel(f"soak-{added - 5}")
+        for update in engine.step():
+            ended += update.finish_reason is not None
+            if update.finish_reason is not None and ended % every == 0:
+                marks.append({"requests": ended, "rss_mb": _rss_mb(), "blocks_held": engine.pool.used})
+                print(marks[-1], flush=True)
+    growth_mb = marks[-1]["rss_mb"] - marks[min(1, len(marks) - 1)]["rss_mb"]
+    print(f"memory of the process grew by {growth_mb:.1f} MB over the last eight tenths")
+    return {
+        "soak": count,
+        "marks": marks,
+        "growth_mb": round(growth_mb, 1),
+        "blocks_held_at_the_end": engine.pool.used,
+        "cancelled": engine.metrics.finished[FinishReason.CANCELLED],
+    }
 
 
-def _peak_rss_mb() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def _rss_mb() -> float:
+    """Of this process, now; where the system does not say, at most so far."""
+    gc.collect()
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return round(pages * resource.getpagesize() / 2**20, 1)
 
 
 def _shown(rate: dict[str, float]) -> str:

@@ -18,6 +18,16 @@ from higgs_model import HiggsAudioConfig, HiggsAudioModel
 from jobs.benchmark import measure
 
 SIZES: dict[str, dict[str, int]] = {
+    # For what does not depend on size, such as whether anything is left behind.
+    "tiny": {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    },
     # About 50 M parameters: small enough for a laptop, large enough to be bound by the weights.
     "small": {
         "vocab_size": 8192,

@@ -1,8 +1,12 @@
 """The engine says what plain generation says, whoever is beside a request and whatever happens to it on the way."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from higgs_model.engine import Engine, EngineSettings, FinishReason
 from higgs_model.engine import engine as engine_room
@@ -92,9 +96,13 @@ def test_a_shared_prompt_is_computed_once_and_changes_nothing():
     together = engine(network, max_slots=3)
     found, _ = asked.run(together, requests)
     same(found, apart)
-    # Of each voice's 90 or so positions in common five blocks are whole.
-    assert together.scheduler.counters.shared_positions >= 4 * 5 * 16
-    assert together.pool.used == 0
+    # Of each voice's 92 positions in common five blocks are whole; each is computed once, also when all begin at once.
+    assert together.scheduler.counters.shared_positions == (10 - 2) * 5 * 16
+    at_once = engine(network, max_slots=10)
+    same(asked.run(at_once, requests)[0], apart)
+    assert at_once.scheduler.counters.shared_positions == (10 - 2) * 5 * 16
+    assert at_once.metrics.prefill_positions == together.metrics.prefill_positions
+    assert together.pool.used == at_once.pool.used == 0
 
 
 def test_prompts_in_stretches_of_any_length_are_the_same():
@@ -106,26 +114,49 @@ def test_prompts_in_stretches_of_any_length_are_the_same():
         same(found, wanted)
 
 
-def test_unwritten_memory_is_never_read():
+def paged(monkeypatch, kernels=None):
+    """What a CUDA device does, here on the CPU."""
+    chosen = None if kernels is None else (kernels, kernels)
+    monkeypatch.setattr(engine_room, "RowAttention", lambda **shape: PagedAttention(**shape, kernels=chosen))
+
+
+@pytest.mark.parametrize("over_blocks", [False, True])
+def test_unwritten_memory_is_never_read(monkeypatch, over_blocks):
     network = asked.model(endless=True)
-    requests = asked.uneven(8)
+    requests = [*asked.uneven(6), *(asked.request(20 + n, voice=1, tokens=40, clip=60) for n in range(2))]
     wanted, _ = asked.run(engine(network), requests)
-    poisoned = engine(network)
-    poisoned.runner.attention._rows.fill_(float("nan"))
-    poisoned.runner.attention._pool.fill_(float("nan"))
+    if over_blocks:
+        paged(monkeypatch)
+    poisoned = engine(network, max_slots=3)
+    for name in ("_pool",) if over_blocks else ("_pool", "_rows"):
+        getattr(poisoned.runner.attention, name).fill_(float("nan"))
     found, _ = asked.run(poisoned, requests)
     same(found, wanted)
 
 
 def test_attention_over_the_blocks_themselves(monkeypatch):
-    """What a CUDA device does, here on the CPU: the same codes, also when slots are lost and prompts are shared."""
+    """The same codes, also when slots are lost and prompts are shared."""
     network = asked.model(endless=True)
     requests = [*asked.uneven(8), *(asked.request(20 + n, voice=1, tokens=40, clip=60) for n in range(4))]
     wanted, _ = asked.run(engine(network), requests)
-    monkeypatch.setattr(engine_room, "RowAttention", PagedAttention)
-    for settings in ({}, {"num_blocks": 24, "look_ahead": 1, "row_buckets": (1, 2, 4, 8)}):
-        found, _ = asked.run(engine(network, **settings), requests)
+    paged(monkeypatch)
+    for chosen in ({}, {"num_blocks": 24, "look_ahead": 1, "row_buckets": (1, 2, 4, 8)}):
+        found, _ = asked.run(engine(network, **chosen), requests)
         same(found, wanted)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles for the device then: see test_gpu")
+def test_attention_by_our_kernels(monkeypatch):
+    """The whole way through Triton's interpreter: prompts in stretches, one that begins like another."""
+    pytest.importorskip("triton", reason="Triton is there on Linux only")
+    from higgs_model.engine.kernels_triton import TritonKernels
+
+    network = asked.model(endless=True)
+    requests = [asked.request(n, voice=n % 2, tokens=20, clip=20, max_frames=3) for n in (1, 3)]
+    wanted, _ = asked.run(engine(network), requests)
+    paged(monkeypatch, TritonKernels(tile=32))
+    found, _ = asked.run(engine(network, max_slots=2, idle_prefill_positions=32), requests)
+    same(found, wanted)
 
 
 def test_an_answer_that_opens_with_text():
@@ -140,6 +171,136 @@ def test_an_answer_that_opens_with_text():
     same(found, {name: wanted[name][:, : found[name].shape[1]] for name in wanted})
     found, _ = asked.run(engine(network, max_slots=2, num_blocks=14), requests)
     same(found, {name: wanted[name][:, : found[name].shape[1]] for name in wanted})
+
+
+def test_text_and_speech_side_by_side():
+    network = asked.model(endless=True)
+    talk = SamplingParams(do_sample=True, temperature=2.0)
+    requests = [
+        asked.request(n, end=7, sampling=talk, max_frames=12) if n % 2 else asked.request(n, max_frames=12)
+        for n in range(10)
+    ]
+    apart = {one.id: asked.run(engine(network), [one])[0][one.id] for one in requests}
+    for chosen in ({}, {"max_slots": 3, "num_blocks": 12}):
+        same(asked.run(engine(network, **chosen), requests)[0], apart)
+
+
+KINDS = [asked.request(n, tokens=8 + 5 * n, clip=4 + 7 * n, voice=n % 2, max_frames=12 + 4 * n) for n in range(6)]
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(0, 5)),
+        st.tuples(st.just("step"), st.integers(1, 12)),
+        st.tuples(st.just("cancel"), st.integers(0, 40)),
+        st.tuples(st.just("lose"), st.integers(0, 7)),
+    ),
+    min_size=5,
+    max_size=30,
+)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    network = asked.model(endless=True)
+    return network, {one.id: asked.run(engine(network), [one])[0][one.id] for one in KINDS}
+
+
+class Life:
+    """An engine to which anything may happen; `KINDS` come to it under new names."""
+
+    def __init__(self, running):
+        self.running, self.parts, self.reasons, self.kinds = running, {}, {}, {}
+
+    def add(self, number):
+        name = str(len(self.kinds))
+        self.kinds[name] = KINDS[number].id
+        every = None if number % 2 else 1 + number
+        request = dataclasses.replace(KINDS[number], id=name, stream_every=every, priority=number % 3)
+        self.running.add(request)
+
+    def step(self, count=1):
+        for _ in range(count):
+            for update in self.running.step():
+                self.parts.setdefault(update.request_id, []).append(update.frames)
+                if update.finish_reason:
+                    assert update.request_id not in self.reasons
+                    self.reasons[update.request_id] = update.finish_reason
+
+    def cancel(self, number):
+        self.running.cancel(str(number))
+
+    def lose(self, slot):
+        if slot in self.running.scheduler.running:
+            self.running.runner.stop(slot)
+            self.running.scheduler.preempt(self.running.scheduler.running[slot])
+
+
+@settings(max_examples=8, deadline=None)
+@given(operations=OPERATIONS, slots=st.integers(1, 4), look_ahead=st.integers(0, 2))
+def test_whatever_happens_each_says_its_own(alone, operations, slots, look_ahead):
+    network, wanted = alone
+    life = Life(engine(network, max_slots=slots, num_blocks=16, look_ahead=look_ahead))
+    for operation, number in operations:
+        getattr(life, operation)(number)
+    for _ in range(10_000):
+        if not life.running.has_work:
+            break
+        life.step()
+    assert life.reasons.keys() == life.kinds.keys()
+    for name, kind in life.kinds.items():
+        found = np.concatenate(life.parts[name], axis=1)
+        cancelled = life.reasons[name] is FinishReason.CANCELLED
+        np.testing.assert_array_equal(found, wanted[kind][:, : found.shape[1]] if cancelled else wanted[kind])
+    assert life.running.pool.used == life.running.scheduler.waiting == 0
+    assert not life.running.scheduler.running
+    assert not life.running.runner.state.active.any()
+
+
+def test_who_speaks_does_not_wait_for_long_prompts():
+    running = engine(asked.model(endless=True), prefill_positions=16)
+    running.add(asked.request(0, stream_every=1, max_frames=40))
+    while not any(update.frames.shape[1] for update in running.step()):
+        pass
+    running.add(asked.request(1, tokens=100, clip=200, max_frames=5))
+    before = running.metrics.prefill_positions
+    for _ in range(15):
+        assert [update.frames.shape[1] for update in running.step() if update.request_id == "0"] == [1]
+    assert 0 < running.metrics.prefill_positions - before <= 15 * 16
+
+
+def test_whoever_does_not_get_on_gives_its_slot_back(monkeypatch):
+    running = engine(asked.model(endless=True), watch=dataclasses.replace(UNWATCHED, stalled_steps=20))
+    wanted, _ = asked.run(running, [asked.request(0)])
+    inner = running.scheduler.plan_prefill
+    monkeypatch.setattr(running.scheduler, "plan_prefill", lambda: [one for one in inner() if one[0].request.id != "1"])
+    found, reasons = asked.run(running, [asked.request(0), asked.request(1)])
+    assert reasons == {"0": FinishReason.LENGTH, "1": FinishReason.STALLED}
+    same({"0": found["0"]}, wanted)
+    assert running.pool.used == 0
+
+
+def test_what_it_has_done_in_plain_numbers():
+    running = engine(asked.model(endless=True), max_slots=3, num_blocks=40)
+    requests = [asked.request(n, voice=1, tokens=30, clip=40, sampling=SamplingParams()) for n in range(7)]
+    for one in requests:
+        running.add(one)
+    seen = []
+    while running.has_work:
+        running.step()
+        seen.append(running.snapshot())
+    assert {type(value) for numbers in seen for value in numbers.values()} <= {int, float}
+    assert seen[0] | {"requests": 7, "queued": 4, "running": 3, "slots": 3, "kv_blocks": 39} == seen[0]
+    assert max(numbers["kv_blocks_shared"] for numbers in seen) >= 3
+    assert max(numbers["kv_blocks_used"] for numbers in seen) <= 39
+    last = seen[-1]
+    assert last["queued"] == last["running"] == last["kv_blocks_used"] == last["text_tokens"] == 0
+    assert last["finished_length"] == 7
+    assert last["decode_frames"] == 7 * (40 + K - 1)
+    assert last["preemptions"] == running.scheduler.counters.preemptions
+    assert last["prefill_positions"] + last["shared_positions"] >= sum(len(one.input_ids) for one in requests)
+    assert 1 <= last["prefill_passes"] < 20
+    assert 0.5 < last["occupancy"] <= 1
+    assert last["audio_s_per_s"] == pytest.approx(last["frames_per_s"] / 25)
+    assert 0 < last["first_frame_s_median"] <= last["first_frame_s_p95"]
 
 
 def test_frames_come_as_soon_as_they_are_final():
@@ -214,14 +375,13 @@ def test_a_clip_that_goes_round_in_circles_is_ended():
             "clip 1 has codes from 24 to 24; wanted 0 to 23",
         ),
         ({"clips": (np.zeros((K, 3)), np.zeros((K, 3), np.int64))}, "clip 0 is float64"),
+        ({"seed": 2**63}, "seed=9223372036854775808 does not fit into 64 bits"),
         ({"max_frames": 0}, "max_frames=0 is not positive"),
         ({"max_frames": 900}, "do not fit into the engine's 512; shorten the prompt or lower max_frames=900"),
         ({"sampling": SamplingParams(ras_win_len=99)}, "ras_win_len=99 is more than the engine's 32"),
     ],
 )
 def test_requests_that_can_never_run_are_refused_in_a_sentence(change, message):
-    import dataclasses
-
     running = engine(asked.model(endless=True))
     running.add(asked.request(1))
     with pytest.raises(BadInput, match=f"request '2': .*{message}"):

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import threading
 
 import numpy as np
 import pytest
+import torch
 
-from higgs_model.engine import Engine, EngineSettings
+from higgs_model.engine import Engine, EngineSettings, FinishReason
 from higgs_model.engine.loop import EngineLoop, EngineStopped
 from higgs_model.engine.watch import WatchLimits
 from higgs_model.errors import BadInput
@@ -73,3 +76,76 @@ def test_a_broken_engine_says_so_to_all(running):
             await listen(running, asked.request(2))
 
     asyncio.run(ask())
+
+
+def test_closing_tells_those_who_wait(running):
+    async def ask():
+        waiting = [asyncio.create_task(listen(running, asked.request(n, max_frames=400))) for n in (0, 4)]
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(running.close)
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in found] == [EngineStopped, EngineStopped]
+        with pytest.raises(EngineStopped):
+            await listen(running, asked.request(2))
+
+    asyncio.run(ask())
+    running.close()
+
+
+def test_out_of_memory_is_the_cause_that_is_told(running):
+    """Whoever holds the engine can tell it from other faults, and go on with fewer slots."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    running.engine.runner.prefill = full
+
+    async def ask():
+        with pytest.raises(EngineStopped, match="out of memory") as stopped:
+            await listen(running, asked.request(4))
+        assert isinstance(stopped.value.__cause__, torch.OutOfMemoryError)
+        with pytest.raises(EngineStopped) as later:
+            await listen(running, asked.request(5))
+        assert isinstance(later.value.__cause__, torch.OutOfMemoryError)
+
+    asyncio.run(ask())
+
+
+def test_a_request_that_cannot_even_be_looked_at_breaks_nothing(running):
+    strange = dataclasses.replace(asked.request(1), clips=(None, object()))
+
+    async def ask():
+        with pytest.raises(BadInput):
+            await listen(running, strange)
+        with pytest.raises(TypeError):
+            await listen(running, dataclasses.replace(asked.request(1), max_frames="many"))
+        return await listen(running, asked.request(4, max_frames=5))
+
+    assert asyncio.run(ask()).shape[1] == 5
+
+
+def test_clients_of_several_event_loops(running):
+    """One leaves and closes its iterator from another event loop than its own; the others hear what they asked for."""
+    found, updates = {}, running.generate(asked.request(0, stream_every=1, max_frames=300))
+
+    async def first():
+        return (await anext(updates)).frames.shape[1]
+
+    def client(number):
+        found[number] = asyncio.run(listen(running, asked.request(number, max_frames=30)))
+
+    with asyncio.Runner() as own:
+        assert own.run(first()) >= 1
+        threads = [threading.Thread(target=client, args=(number,)) for number in (4, 5, 8)]
+        for one in threads:
+            one.start()
+        asyncio.run(updates.aclose())
+        for one in threads:
+            one.join()
+    wanted, _ = asked.run(
+        Engine(asked.model(endless=True), running.engine.settings), [asked.request(n, max_frames=30) for n in found]
+    )
+    for number, frames in found.items():
+        np.testing.assert_array_equal(frames, wanted[str(number)])
+    assert asyncio.run(listen(running, asked.request(0, max_frames=3))).shape[1] == 3
+    assert running.engine.metrics.finished[FinishReason.CANCELLED] == 1

@@ -14,10 +14,14 @@ def test_a_quick_round():
     )
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["benchmark"] == "engine"
-    assert result["changed_frames"] == 0
-    assert result["ratio"] > 0
-    assert 0 < result["occupancy"] <= 1
-    assert result["first_frame_s"] > 0
+    (row,) = result["rows"]
+    assert row["slots"] == 4
+    assert row["changed_frames"] == 0
+    assert row["ratio"] > 0
+    assert 0 < row["occupancy"] <= 1
+    assert 0 < row["step_of_floor"] < 1
+    assert row["first_frame_s"].keys() == {"1", "4"}
+    assert all(0 < one["median"] <= one["p95"] for one in row["first_frame_s"].values())
 
 
 def test_a_soak_leaves_nothing_behind():
@@ -28,5 +32,5 @@ def test_a_soak_leaves_nothing_behind():
         check=True,
     )
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["blocks_used_at_the_end"] == 0
+    assert result["blocks_held_at_the_end"] == 0
     assert [mark["requests"] for mark in result["marks"]] == list(range(4, 41, 4))

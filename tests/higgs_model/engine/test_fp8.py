@@ -1,0 +1,94 @@
+"""Eight bits: numbers, products and keys within what the format can hold; refused where the chip has no such units."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from higgs_model.engine import Engine, EngineSettings, fp8
+from higgs_model.engine import engine as engine_room
+from higgs_model.engine.attention_paged import PagedAttention
+from higgs_model.engine.spans import Span
+from higgs_model.engine.watch import WatchLimits
+from higgs_model.errors import BadConfig
+from tests.builders import K
+from tests.higgs_model.engine import requests as asked
+
+
+@given(rows=st.integers(1, 5), width=st.integers(1, 40), seed=st.integers(0, 99), power=st.integers(-20, 30))
+def test_numbers_come_back_within_half_a_step(rows, width, seed, power):
+    numbers = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 2.0**power
+    codes, scale = fp8.quantized(numbers)
+    assert scale.shape == (rows, 1)
+    largest = numbers.abs().amax(dim=1, keepdim=True)
+    # Three bits behind the point; below 2⁻⁶ of the scale's unit, steps of 2⁻⁹.
+    allowed = torch.maximum(numbers.abs() * 2.0**-4, largest / 448 * 2.0**-10) * 1.001
+    assert ((codes.float() * scale - numbers).abs() <= allowed).all()
+    doubled, _ = fp8.quantized(2 * numbers)
+    assert torch.equal(doubled.float(), codes.float())
+
+
+def test_rows_of_zeros_and_of_no_numbers():
+    codes, scale = fp8.quantized(torch.tensor([[0.0, 0.0], [1.0, float("nan")], [float("inf"), 1.0]]))
+    assert torch.equal(codes[0].float(), torch.zeros(2))
+    assert scale.isfinite().tolist() == [[True], [False], [False]]
+    # What is no number stays none: the watch must see it.
+    assert (codes.float() * scale)[1:].isfinite().sum() == 0
+
+
+@pytest.mark.parametrize("bias", [None, torch.ones(48)])
+def test_products_are_near_those_of_whole_numbers(bias):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 256, generator=generator) * torch.logspace(-3, 3, 48).unsqueeze(1)
+    hidden = torch.randn(5, 256, generator=generator) * torch.tensor([[1e-4], [1.0], [1e4], [3.0], [0.1]])
+    wanted = torch.nn.functional.linear(hidden, weight, bias)
+    found = fp8.Fp8Linear.of(weight, bias)(hidden)
+    # Each factor is off by a sixteenth at most, on whatever scale its row and its channel are.
+    most = torch.nn.functional.linear(hidden.abs(), weight.abs())
+    off = (found - wanted).abs() / most
+    assert off.max() < (1 + 1 / 16) ** 2 - 1
+    assert (off.mean(dim=0) < 0.01).all()
+    assert (off.mean(dim=1) < 0.01).all()
+
+
+def test_an_engine_in_eight_bits_is_near_one_in_whole_numbers(monkeypatch):
+    monkeypatch.setattr(fp8, "check_supported", lambda *_: None)
+    monkeypatch.setattr(engine_room, "RowAttention", lambda **shape: PagedAttention(**shape, fp8_cache=True))
+    settings = EngineSettings(max_slots=2, max_positions=256, block_size=16, watch=WatchLimits(loop_frames=None))
+    network, request = asked.model(endless=True), asked.request(0)
+    narrow = Engine(network, EngineSettings(**{**vars(settings), "fp8_weights": True, "fp8_cache": True}))
+    monkeypatch.undo()
+    exact = Engine(network, settings)
+    hidden = []
+    for engine in (exact, narrow):
+        engine.add(request)
+        (sequence,) = engine._sequences.values()
+        engine._admit()
+        length = len(sequence.prompt)
+        # In two stretches, so that the second one reads narrow keys.
+        engine.runner.prefill([Span(0, 0, 32)], [sequence.prompt])
+        hidden.append(engine.runner.prefill([Span(0, 32, length)], [sequence.prompt])[0])
+    similarity = torch.nn.functional.cosine_similarity(*hidden, dim=0)
+    assert 0.97 < similarity < 0.999999
+    found, _ = asked.run(narrow, [asked.request(1)])
+    assert found["1"].shape[0] == K
+    assert np.isin(found["1"], range(24)).all()
+
+
+@pytest.mark.parametrize("what", ["fp8_weights", "fp8_cache"])
+def test_where_there_are_no_such_units_it_is_refused(what):
+    with pytest.raises(BadConfig, match=f"{what}=True needs a CUDA device of capability 8.9 or newer; this is cpu"):
+        Engine(asked.model(), EngineSettings(**{what: True}))
+
+
+@pytest.mark.parametrize(("capability", "fine"), [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])
+def test_chips(monkeypatch, capability, fine):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some Chip")
+    device = torch.device("cuda")
+    if fine:
+        fp8.check_supported(device, "fp8_cache")
+        return
+    with pytest.raises(BadConfig, match=rf"newer; Some Chip has {capability[0]}\.{capability[1]}"):
+        fp8.check_supported(device, "fp8_cache")

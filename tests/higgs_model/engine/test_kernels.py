@@ -1,0 +1,227 @@
+"""Attention over block tables, by every kernel, against torch's attention to each row's own keys in a row."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from higgs_model.engine import fp8
+from higgs_model.engine.kernels import GatherKernels, LayerPool, PreparedSpans, VarlenKernels, fastest
+from higgs_model.engine.spans import Span
+
+triton = pytest.importorskip("triton", reason="Triton is there on Linux only")
+on_gpu = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if on_gpu else "cpu")
+KERNELS = ["gather", "triton"]
+
+
+def kernels(name, tile=32):
+    if name == "gather":
+        return GatherKernels()
+    from higgs_model.engine.kernels_triton import TritonKernels
+
+    return TritonKernels(tile)
+
+
+class Case:
+    """A pool in which only the positions of its rows were ever written, and everything else is NaN."""
+
+    def __init__(self, lengths, *, size, kv_heads, group, width, dtype, seed, narrow=False):
+        generator = torch.Generator().manual_seed(seed)
+        blocks = [-(-length // size) for length in lengths]
+        order = (torch.randperm(sum(blocks), generator=generator) + 1).tolist()
+        nothing = torch.full((2, sum(blocks) + 1, size, kv_heads, width), float("nan"))
+        self.table = torch.zeros(len(lengths), max(*blocks, 1), dtype=torch.int32)
+        self.rows, self.lengths = [], torch.tensor(lengths)
+        for row, length in enumerate(lengths):
+            mine = torch.tensor([order.pop() for _ in range(blocks[row])], dtype=torch.int64)
+            self.table[row, : len(mine)] = mine
+            # Some rows' scores are far from others': sums must not overflow.
+            numbers = torch.randn(2, length, kv_heads, width, generator=generator) * (1 + 20 * (row % 2))
+            at = torch.arange(length)
+            nothing[:, mine[at // size], at % size] = numbers
+            self.rows.append(numbers)
+        self.queries = torch.randn(len(lengths), kv_heads * group, width, generator=generator)
+        self.generator, self.dtype, self.group = generator, dtype, group
+        if narrow:
+            codes, scales = fp8.quantized(nothing)
+            self.rows = [(lambda c, s: c.float() * s)(*fp8.quantized(numbers)) for numbers in self.rows]
+            self.pool = LayerPool(*codes.to(DEVICE), *scales.squeeze(-1).contiguous().to(DEVICE))
+        else:
+            self.pool = LayerPool(*nothing.to(DEVICE, dtype))
+            self.rows = [numbers.to(dtype).float() for numbers in self.rows]
+
+    def wanted(self, queries_QHD, row, upto):
+        """In double precision: query q sees the first `upto[q]` positions."""
+        keys, values = self.rows[row].double().transpose(1, 2)
+        mask = torch.arange(keys.shape[1]) < upto.unsqueeze(1)
+        asked = queries_QHD.to(self.dtype).double().transpose(0, 1).unsqueeze(0)
+        answer = F.scaled_dot_product_attention(asked, keys[None], values[None], attn_mask=mask, enable_gqa=True)
+        return answer[0].transpose(0, 1)
+
+    def close(self, found, wanted):
+        scale = max(float(wanted.abs().max()), 1.0)
+        atol = scale * {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[self.dtype]
+        torch.testing.assert_close(found.cpu().double(), wanted, atol=atol, rtol=0)
+
+
+shapes = {
+    "size": st.sampled_from([16, 64]),
+    "kv_heads": st.integers(1, 2),
+    "group": st.sampled_from([1, 2, 3]),
+    "width": st.sampled_from([8, 40]),
+    "seed": st.integers(0, 99),
+    "narrow": st.booleans(),
+    "dtype": st.sampled_from([torch.float32, torch.bfloat16 if on_gpu else torch.float16]),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@settings(max_examples=8, deadline=None)
+@given(lengths=st.lists(st.integers(0, 150), min_size=1, max_size=3), splits=st.sampled_from([1, 2, 4]), **shapes)
+def test_one_query_a_row(name, lengths, splits, **shape):
+    case = Case(lengths, **shape)
+    with pytest.MonkeyPatch.context() as patched:
+        if name == "triton":
+            patched.setattr("higgs_model.engine.kernels_triton._num_splits", lambda *_: splits)
+        queries = case.queries.to(DEVICE, case.dtype)
+        found = kernels(name).decode(queries, case.pool, case.table.to(DEVICE), case.lengths.to(DEVICE))
+    assert found.isfinite().all()
+    for row, length in enumerate(lengths):
+        if length:
+            case.close(found[row : row + 1], case.wanted(case.queries[row : row + 1], row, torch.tensor([length])))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@settings(max_examples=6, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=3), cut=st.floats(0, 0.99), stop=st.booleans(), **shapes
+)
+def test_stretches_of_prompts(name, lengths, cut, stop, **shape):
+    case = Case(lengths, **shape)
+    spans = [Span(row, int(cut * length), length) for row, length in enumerate(lengths)][::-1]
+    if stop:
+        # In the middle of what the slot has: later positions are not its own yet.
+        spans = [Span(one.slot, one.start, max(one.start + 1, one.stop - 3)) for one in spans]
+    queries = torch.randn(sum(one.length for one in spans), *case.queries.shape[1:], generator=case.generator)
+    prepared = PreparedSpans.of(spans, DEVICE)
+    found = kernels(name).prefill(queries.to(DEVICE, case.dtype), case.pool, case.table.to(DEVICE), prepared)
+    first = 0
+    for span in spans:
+        mine = slice(first, first + span.length)
+        case.close(found[mine], case.wanted(queries[mine], span.slot, torch.arange(span.start, span.stop) + 1))
+        first += span.length
+
+
+def test_splits_fill_the_device_and_no_part_is_long(monkeypatch):
+    from higgs_model.engine import kernels_triton
+
+    class Properties:
+        multi_processor_count = 132
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    cuda = torch.device("cuda")
+    assert kernels_triton._num_splits(8, 8192, cuda) == 64
+    assert kernels_triton._num_splits(16 * 8, 8192, cuda) == 8
+    assert kernels_triton._num_splits(256 * 8, 8192, cuda) == 4
+    assert kernels_triton._num_splits(256 * 8, 1024, cuda) == 1
+
+
+class Stand:
+    """A kernel for `fastest` to judge."""
+
+    def __init__(self, name, made, seconds):
+        self.name, self.made, self.seconds = name, made, seconds
+
+    def decode(self, *_):
+        if isinstance(self.made, Exception):
+            raise self.made
+        return self.made
+
+
+def test_the_fastest_that_is_right_is_taken(monkeypatch):
+    right, last = torch.ones(3), []
+    monkeypatch.setattr(GatherKernels, "decode", lambda *_: right)
+
+    def work(one):
+        last.append(one)
+        return one.decode()
+
+    def seconds(call):
+        call()
+        return last[-1].seconds
+
+    slow, quick = Stand("slow", right + 0.01, 3.0), Stand("quick", right - 0.01, 2.0)
+    wrong = [
+        Stand("wrong", right + 0.5, 1.0),
+        Stand("nothing", right * float("nan"), 0.5),
+        Stand("broken", RuntimeError("page size must be a multiple of 256"), 0.1),
+    ]
+    assert fastest([slow, *wrong, quick], work, seconds, 0.03) is quick
+    assert isinstance(fastest(wrong, work, seconds, 0.03), GatherKernels)
+    assert isinstance(fastest([], work, seconds, 0.03), GatherKernels)
+
+
+def test_torchs_own_attention_is_asked_for_what_it_knows():
+    """Its arguments, from a stand-in with its signature; the numbers are a matter for a GPU."""
+    calls = []
+
+    def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **options):
+        calls.append((cu_seq_q.tolist(), max_q, max_k, options))
+        return query
+
+    case = Case([37, 0, 70], size=16, kv_heads=2, group=3, width=8, dtype=torch.float32, seed=0)
+    varlen = VarlenKernels(varlen_attn)
+    varlen.decode(case.queries, LayerPool(case.pool.keys, case.pool.values), case.table, case.lengths)
+    starts, longest, most, options = calls.pop()
+    assert (starts, longest, most) == ([0, 1, 2, 3], 1, 80)
+    # Attention to nothing is not a number: an empty row looks at one position of the trash.
+    assert options["seqused_k"].tolist() == [37, 1, 70]
+    assert options["seqused_k"].dtype == options["block_table"].dtype == torch.int32
+    assert options["window_size"] == (-1, -1)
+    prepared = PreparedSpans.of([Span(2, 10, 70), Span(0, 0, 37)], torch.device("cpu"))
+    varlen.prefill(torch.zeros(97, 6, 8), LayerPool(case.pool.keys, case.pool.values), case.table, prepared)
+    starts, longest, most, options = calls.pop()
+    assert (starts, longest, most) == ([0, 60, 97], 60, 80)
+    assert options["seqused_k"].tolist() == [70, 37]
+    assert torch.equal(options["block_table"], case.table[[2, 0]])
+    assert options["window_size"] == (-1, 0)
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from higgs_model.engine import kernels_triton as kernels
+
+tensors = {"queries": "bf16", "made": "bf16", "table": "i32", "lengths": "i64", "tiles": "i32",
+           "parts": "fp32", "marks": "fp32"}
+own = {"ROWS": 16, "ALONE": False, "QUERIES": 64, "SPLITS": 8}
+for capability, stored, kernel in (
+    (90, "fp8e4nv", kernels._decode_part), (80, "bf16", kernels._prefill_tile), (80, "bf16", kernels._decode_join),
+):
+    pool = {name: stored for name in ("keys", "values")}
+    pool |= {f"{name}_scales": "fp32" if stored != "bf16" else stored for name in ("key", "value")}
+    constants = {"BLOCK_SIZE": 64, "GROUP": 3, "WIDTH": 128, "TILE": 64, "SCALED": stored != "bf16", "IEEE": False}
+    constants = {name: value for name, value in (constants | own).items() if name in kernel.arg_names}
+    kinds = {name: f"*{kind}" for name, kind in (tensors | pool).items()} | {"scale": "fp32"}
+    signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in kernel.arg_names}
+    made = compile(ASTSource(kernel, signature, constexprs=constants), target=GPUTarget("cuda", capability, 32),
+                   options={"num_warps": 4, "num_stages": 2})
+    # What the smallest of these chips gives a block.
+    assert made.metadata.shared <= 99 * 1024, (capability, kernel)
+    print(capability, kernel.__name__, len(made.asm["cubin"]))
+"""
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path, monkeypatch):
+    """Ampere in 16 bits, and Hopper with keys of 8: types, shapes and shared memory are right, whatever the speed."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    command = [sys.executable, "-W", "ignore", "-c", COMPILE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 3
