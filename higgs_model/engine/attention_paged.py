@@ -7,7 +7,7 @@ captured. `kernels` has the ways to compute it; unwritten memory may hold anythi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -115,19 +115,32 @@ class PagedAttention:
     # ------------------------------------------------------------------ the choice of kernels
 
     def _fastest(self, num_query_heads: int, dtype: torch.dtype) -> tuple[Kernels, Kernels]:
-        """Measured on the device, with full slots of a usual length; the table and one layer are used for it."""
-        device = self._table.device
-        if device.type != "cuda" or dtype.itemsize > 2:
+        """For decoding and for prompts; numbers of 32 bits, which only tests have on a GPU, go the plain way."""
+        if self._table.device.type != "cuda" or dtype.itemsize > 2:
             return GatherKernels(), GatherKernels()
         from higgs_model.engine import kernels_triton
 
+        choices: list[Kernels] = [*VarlenKernels.installed(), *kernels_triton.candidates()]
+        return self.measured(num_query_heads, dtype, choices, cuda_seconds)
+
+    def measured(
+        self,
+        num_query_heads: int,
+        dtype: torch.dtype,
+        choices: Sequence[Kernels],
+        seconds: Callable[[Callable[[], object]], float],
+    ) -> tuple[Kernels, Kernels]:
+        """The best of `choices` by `seconds`, with slots of a usual length; the table and one layer are used for it."""
+        device = self._table.device
         pool, size = self._layers[0], self._block_size
         slots, num_blocks = len(self._table), len(pool.keys)
         blocks = min(-(-_TYPICAL_POSITIONS // size), self._table.shape[1])
         length = min(_TYPICAL_POSITIONS, blocks * size)
+        # Of as many columns as are used: plain attention would gather whatever the table has room for.
+        table = self._table[:, :blocks]
         # Slots may share blocks here: more slots than blocks are as fast to read.
-        self._table[:, :blocks] = 1 + torch.arange(slots * blocks, device=device).view(slots, -1) % (num_blocks - 1)
-        used = self._table[:, :blocks].flatten().long()
+        table.copy_(1 + torch.arange(slots * blocks, device=device).view(slots, -1) % (num_blocks - 1))
+        used = table.flatten().long()
         for stored, scales in ((pool.keys, pool.key_scales), (pool.values, pool.value_scales)):
             numbers = torch.randn((len(used), *stored.shape[1:]), device=device, dtype=dtype)
             if scales is None:
@@ -135,16 +148,17 @@ class PagedAttention:
             else:
                 narrow, scale = fp8.quantized(numbers)
                 stored.view(torch.uint8)[used], scales[used] = narrow.view(torch.uint8), scale.squeeze(-1)
+            if length % size and slots * blocks < num_blocks:
+                # Unwritten memory may hold anything: a kernel that lets it through is none.
+                (stored if scales is None else scales)[table[:, -1].long(), length % size :] = float("nan")
         heads, width = num_query_heads, pool.keys.shape[-1]
         lengths = torch.full((slots,), length, device=device)
         queries = torch.randn(slots, heads, width, device=device, dtype=dtype)
         spans = self.prepare([Span(slot, 0, length) for slot in range(min(slots, 4))])
         prompt = torch.randn(len(spans.spans) * length, heads, width, device=device, dtype=dtype)
-        choices: list[Kernels] = [*VarlenKernels.installed(), *kernels_triton.candidates()]
-        table = self._table
         chosen = (
-            fastest(choices, lambda one: one.decode(queries, pool, table, lengths), cuda_seconds, _TOLERANCE),
-            fastest(choices, lambda one: one.prefill(prompt, pool, table, spans), cuda_seconds, _TOLERANCE),
+            fastest(choices, lambda one: one.decode(queries, pool, table, lengths), seconds, _TOLERANCE),
+            fastest(choices, lambda one: one.prefill(prompt, pool, table, spans), seconds, _TOLERANCE),
         )
-        table.fill_(TRASH_BLOCK)
+        self._table.fill_(TRASH_BLOCK)
         return chosen

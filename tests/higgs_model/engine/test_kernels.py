@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from higgs_model.engine import fp8
+from higgs_model.engine.attention_paged import PagedAttention
 from higgs_model.engine.kernels import GatherKernels, LayerPool, PreparedSpans, VarlenKernels, fastest
 from higgs_model.engine.spans import Span
 
@@ -164,6 +165,40 @@ def test_the_fastest_that_is_right_is_taken(monkeypatch):
     assert fastest([slow, *wrong, quick], work, seconds, 0.03) is quick
     assert isinstance(fastest(wrong, work, seconds, 0.03), GatherKernels)
     assert isinstance(fastest([], work, seconds, 0.03), GatherKernels)
+
+
+class Leaky(GatherKernels):
+    """Lets unwritten memory through, though only a little of it."""
+
+    name = "leaky"
+
+    def decode(self, queries_SHD, pool, table_SB, lengths_S):
+        return super().decode(queries_SHD, pool, table_SB, lengths_S + 1)
+
+
+class Timed(GatherKernels):
+    def __init__(self, name):
+        self.name = name
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_choices_are_judged_by_the_attention_that_will_use_them(monkeypatch, narrow):
+    monkeypatch.setattr("higgs_model.engine.attention_paged._TYPICAL_POSITIONS", 40)
+    shape = {"num_layers": 2, "num_blocks": 20, "block_size": 16, "num_kv_heads": 2, "head_dim": 8}
+    shape |= {"num_query_heads": 6, "max_slots": 4, "max_blocks_per_slot": 5, "device": DEVICE}
+    attention = PagedAttention(**shape, dtype=torch.float32, fp8_cache=narrow)
+    assert attention.decode_kernels.name == attention.prefill_kernels.name == "gather"
+    leaky, slow, quick = Leaky(), Timed("slow"), kernels("triton")
+    times = iter([0.1, 3.0, 2.0, 2.0, 3.0, 4.0])
+
+    def seconds(call):
+        assert call().isfinite().all() or call.args[0] is leaky
+        return next(times)
+
+    chosen = attention.measured(6, torch.float32, [leaky, slow, quick], seconds)
+    # For decoding the leaky one would be fastest; prompts it computes like the plain one.
+    assert chosen == (quick, leaky)
+    assert not attention._table.any()
 
 
 def test_torchs_own_attention_is_asked_for_what_it_knows():
