@@ -65,9 +65,10 @@ class Sound:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """It cannot be spoken: what was asked for is wrong (`input`), the engine broke (`engine`), or we did (`internal`)."""
+    """It cannot be spoken: what was asked for is wrong (`input`), something is not there now (`away`), or we are at fault
+    (`internal`)."""
 
-    kind: Literal["input", "engine", "internal"]
+    kind: Literal["input", "away", "internal"]
     message: str
 
 

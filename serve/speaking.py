@@ -79,7 +79,10 @@ class Speaker:
         except (EngineStopped, WorkerStopped) as error:
             self.broken = error
             logger.error("request %s: the engine broke", job.request_id, exc_info=error)
-            yield Failed("engine", "the synthesizer broke while it spoke; it is being replaced")
+            yield Failed("away", "the synthesizer broke while it spoke; it is being replaced")
+        except OSError as error:
+            logger.error("request %s: %s", job.request_id, error)
+            yield Failed("away", "the voices cannot be read now")
         except Exception as error:  # noqa: BLE001  (one request's fault; the others go on)
             logger.error("request %s", job.request_id, exc_info=error)
             yield Failed("internal", "something went wrong here; it is in the log under this request's id")

@@ -28,7 +28,7 @@ from serve.errors import ApiError, BadRequest, Internal, NotReady, TooSlow
 from serve.events import Backend, ChunkFacts, Event, Failed, Sound, SpeakJob, Started
 from serve.facts import RequestFacts
 
-_RETRY_BROKEN_S = 10
+_RETRY_AWAY_S = 10
 
 
 class Answer:
@@ -83,10 +83,14 @@ class Answer:
 
     async def plain(self) -> AsyncIterator[bytes]:
         """The sound alone."""
-        async with contextlib.aclosing(self.audio()) as parts:
-            async for content, _ in parts:
-                if content:
-                    yield content
+        try:
+            async with contextlib.aclosing(self.audio()) as parts:
+                async for content, _ in parts:
+                    if content:
+                        yield content
+        except ApiError as error:
+            self._note(error)
+            raise
 
     async def server_sent(self, *, with_chunks: bool) -> AsyncIterator[bytes]:
         """Events as OpenAI's speech has them, and ours of chunks."""
@@ -100,7 +104,7 @@ class Answer:
                     if chunk is not None and with_chunks:
                         yield _event({"type": "speech.chunk.done", "chunk": self.chunk_row(chunk)})
         except ApiError as error:
-            self.facts.outcome, self.facts.error = error.code or "error", error.message
+            self._note(error)
             yield _event({"type": "error"} | error.body())
             return
         yield _event({"type": "speech.audio.done", "usage": self.usage})
@@ -116,6 +120,10 @@ class Answer:
             "usage": self.usage,
             "audio": base64.b64encode(sound).decode(),
         }
+
+    def _note(self, error: ApiError) -> None:
+        """The status was sent before it was known: the log and the metrics hear of it all the same."""
+        self.facts.outcome, self.facts.error = error.code or "error", error.message
 
     def about(self) -> dict[str, Any]:
         """What is known before the first sample."""
@@ -204,8 +212,8 @@ def _checked(event: Event | None) -> Event | None:
         return event
     if event.kind == "input":
         raise BadRequest(event.message)
-    if event.kind == "engine":
-        raise NotReady(event.message, retry_after_s=_RETRY_BROKEN_S)
+    if event.kind == "away":
+        raise NotReady(event.message, retry_after_s=_RETRY_AWAY_S)
     raise Internal(event.message)
 
 

@@ -45,9 +45,8 @@ class FakeSynthesizer:
             tone = 0.2 * np.sin(np.arange(samples) * (0.03 + digest[0] / 2000))
             attempt = Attempt(int.from_bytes(digest[:7], "big"), frames, "stop")
             take = Take(chunk.index, np.full((_CODEBOOKS, frames), digest[1], np.int16), (attempt,), 0)
-            spoken = SpokenChunk(
-                chunk.index, chunk.text, chunk.speakers, position, position + samples, self.sample_rate, take
-            )
+            speakers = tuple(plan.script.speaker_name(tag) for tag in chunk.speakers)
+            spoken = SpokenChunk(chunk.index, chunk.text, speakers, position, position + samples, self.sample_rate, take)
             position += samples
             parts = np.split(tone.astype(np.float32), range(self.sample_rate, samples, self.sample_rate) if live else [])
             for number, part in enumerate(parts):
