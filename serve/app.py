@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -11,6 +12,8 @@ from ray.serve import Application
 
 from serve import ingress, replica
 from serve.config import EndpointConfig, key_digests, parse
+
+_CPU_THREADS = 2
 
 
 def app(arguments: dict[str, Any]) -> Application:
@@ -31,8 +34,9 @@ def build(config: EndpointConfig, factory: replica.Factory) -> Application:
     gpus = config.gpus_per_replica
     if gpus is None:
         gpus = 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU") else 0.0
-    # Ray gives an actor one thread a CPU that it asks for; without a GPU a synthesizer wants the machine's.
-    threads = None if gpus else max(2, (os.cpu_count() or 1) // config.max_replicas)
+    # On a CPU the number of threads is heard in the last bit, so it is that of a batch job's worker where nobody asks
+    # for more.
+    threads = None if gpus else max(_CPU_THREADS, math.ceil(config.cpus_per_replica))
     synthesizers = serve.deployment(replica.Replica).options(**replica.options(config, gpus))
     workers = serve.deployment(ingress.Ingress).options(**ingress.options(config))
     digests = key_digests(config, os.environ)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from higgs_model.script.script import ONE_OFF_VOICE, Script
@@ -97,7 +97,7 @@ class Endpoint:
         if reference is not None:
             plain["ref_audio"] = ONE_OFF_VOICE
         job = SpeakJob(facts.request_id, plain, reference, delivery.live)
-        async with self._place(facts):
+        async with self._place():
             return await open_answer(self.backend, job, delivery, facts, warnings, until_s)
 
     def _script(self, row: dict[str, Any]) -> Script:
@@ -144,29 +144,37 @@ class Endpoint:
     # ------------------------------------------------------------------ load
 
     @contextlib.asynccontextmanager
-    async def _place(self, facts: RequestFacts) -> AsyncIterator[None]:
-        """A request waits, until its first samples are here."""
+    async def _place(self) -> AsyncIterator[None]:
+        """A request waits, until its first samples are here.
+
+        Raises:
+            Busy: all slots speak, and as many wait as may.
+        """
+        slots = -(-self.backend.slots() // self.config.ingress_replicas)
+        if self._waiting + self._speaking >= slots + self.config.max_queued:
+            raise Busy("all slots speak and the queue is full; ask again", retry_after_s=self.retry_after_s())
         self._waiting += 1
+        self._count()
         try:
             yield
-        except (Busy, NotReady) as error:
-            error.retry_after_s = error.retry_after_s or self.retry_after_s()
-            raise
         finally:
             self._waiting -= 1
-            self.metrics.under_way(self._waiting, self._speaking)
+            self._count()
 
     @contextlib.contextmanager
-    def speaking(self, facts: RequestFacts) -> Any:
+    def speaking(self, facts: RequestFacts) -> Iterator[None]:
         """A request is being spoken."""
         self._speaking += 1
-        self.metrics.under_way(self._waiting, self._speaking)
+        self._count()
         try:
             yield
         finally:
             self._speaking -= 1
             self._usual_s += 0.1 * (facts.elapsed_s() - self._usual_s)
-            self.metrics.under_way(self._waiting, self._speaking)
+            self._count()
+
+    def _count(self) -> None:
+        self.metrics.under_way(self._waiting, self._speaking)
 
     def retry_after_s(self) -> int:
         """When somebody who was turned away should come again: a request usually takes as long."""

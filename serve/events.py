@@ -82,8 +82,11 @@ class Backend(Protocol):
         """The events of a job; closing the generator frees its slot.
 
         Raises:
-            Busy: all slots speak and the queue is full. NotReady: the synthesizer was lost.
+            NotReady: the synthesizer was lost.
         """
+
+    def slots(self) -> int:
+        """How many jobs can be spoken at the same time, as far as is known."""
 
     async def condition(self) -> Condition:
         """Whether anybody can speak."""

@@ -76,7 +76,7 @@ class RequestMetrics:
             boundaries=list(_SECONDS),
             tag_keys=("route",),
         )
-        self._waiting = Gauge("higgs_requests_waiting", description="requests that no synthesizer has begun with")
+        self._waiting = Gauge("higgs_requests_waiting", description="requests whose first samples are not here yet")
         self._speaking = Gauge("higgs_requests_speaking", description="requests that are being spoken")
 
     def ended(self, facts: RequestFacts) -> None:

@@ -9,14 +9,14 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve import replica
 from serve.config import EndpointConfig
 from serve.endpoint import Endpoint
-from serve.errors import Busy, NotReady
+from serve.errors import NotReady
 from serve.events import Condition, Event, SpeakJob
 from serve.facts import log_to_stderr
 from serve.http import create_app
@@ -39,7 +39,7 @@ class Ingress:
     def __init__(self, config: EndpointConfig, digests: frozenset[bytes], replicas: DeploymentHandle) -> None:
         log_to_stderr()
         library = None if config.voices is None else VoiceLibrary(open_store(config.voices))
-        self._endpoint = Endpoint(config, HandleBackend(replicas), library)
+        self._endpoint = Endpoint(config, HandleBackend(replicas, config.max_batch), library)
         self._keys = KeyRing(digests)
 
     def __serve_build_asgi_app__(self) -> App:
@@ -49,48 +49,52 @@ class Ingress:
 class HandleBackend:
     """The replicas, through Serve's handle."""
 
-    def __init__(self, replicas: DeploymentHandle) -> None:
+    def __init__(self, replicas: DeploymentHandle, slots_a_replica: int) -> None:
         self._speak = replicas.options(stream=True).speak
         self._app = serve.get_replica_context().app_name
+        self._slots_a_replica, self._running = slots_a_replica, 1
         self._condition: Condition = "loading"
         self._asked_s = float("-inf")
+        self._asking: asyncio.Task[None] | None = None
 
     async def speak(self, job: SpeakJob) -> AsyncGenerator[Event]:
         """See `Backend.speak`."""
         events = self._speak.remote(job)
-        ended = False
         try:
             async for event in events:
                 yield event
-            ended = True
-        except BackPressureError as error:
-            raise Busy("all slots speak and the queue is full") from error
-        except (RayActorError, DeploymentUnavailableError) as error:
-            logger.error("request %s lost its synthesizer: %s", job.request_id, error)
+        except (GeneratorExit, asyncio.CancelledError):
+            events.cancel()
+            raise
+        except (RayError, RayServeException) as error:
+            logger.error("request %s lost its synthesizer", job.request_id, exc_info=error)
             raise NotReady("the synthesizer was lost; ask again", retry_after_s=_RETRY_LOST_S) from error
-        except (RayTaskError, RayServeException) as error:
-            logger.error("request %s", job.request_id, exc_info=error)
-            raise NotReady("the synthesizer gave no answer; ask again", retry_after_s=_RETRY_LOST_S) from error
-        finally:
-            if not ended:
-                events.cancel()
+
+    def slots(self) -> int:
+        """Of the replicas that ran a moment ago."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return self._slots_a_replica * max(self._running, 1)
 
     async def condition(self) -> Condition:
         """What Serve's controller says of the replicas, not older than a second."""
-        if time.monotonic() - self._asked_s > _CONDITION_FRESH_S:
-            self._condition = await asyncio.to_thread(self._asked)
-            self._asked_s = time.monotonic()
+        await self._ask()
         return self._condition
 
-    def _asked(self) -> Condition:
+    async def _ask(self) -> None:
+        if time.monotonic() - self._asked_s > _CONDITION_FRESH_S:
+            self._condition, self._running = await asyncio.to_thread(self._asked)
+            self._asked_s = time.monotonic()
+
+    def _asked(self) -> tuple[Condition, int]:
         application = serve.status().applications.get(self._app)
         deployment = application.deployments.get(replica.NAME) if application is not None else None
         if deployment is None:
-            return "loading"
+            return "loading", 0
         states: dict[str, int] = {str(state): count for state, count in deployment.replica_states.items()}
-        if states.get("RUNNING"):
-            return "ready"
-        return "broken" if deployment.status in ("UNHEALTHY", "DEPLOY_FAILED") else "loading"
+        if running := states.get("RUNNING", 0):
+            return "ready", running
+        return ("broken" if deployment.status in ("UNHEALTHY", "DEPLOY_FAILED") else "loading"), 0
 
 
 def options(config: EndpointConfig) -> dict[str, Any]:

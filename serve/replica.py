@@ -85,7 +85,8 @@ def options(config: EndpointConfig, gpus: float) -> dict[str, Any]:
     return scaling | {
         "name": NAME,
         "max_ongoing_requests": config.max_batch,
-        "max_queued_requests": config.max_queued,
+        # HTTP workers bound the queue: Serve would also count those that are just being handed to a free slot.
+        "max_queued_requests": -1,
         "graceful_shutdown_timeout_s": config.request_timeout_s + _DRAIN_S,
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,

@@ -15,7 +15,6 @@ import uvicorn
 from higgs_model.synthesizer.fake import FakeSynthesizer
 from serve.config import EndpointConfig
 from serve.endpoint import Endpoint
-from serve.errors import Busy
 from serve.http import create_app
 from serve.library import VoiceLibrary
 from serve.security import KeyRing
@@ -33,20 +32,21 @@ def recording(seconds=4.0, rate=24_000, channels=1, file_format="WAV", subtype="
 
 
 class LocalBackend:
-    """One synthesizer in this process, with Serve's rules: so many speak, so many wait, the rest is turned away."""
+    """One synthesizer in this process; as many jobs as it has slots are spoken at the same time, the others wait."""
 
-    def __init__(self, speaker, slots, queued):
-        self.speaker, self.queued = speaker, queued
-        self.slots, self.waiting, self.speaking = slots, 0, 0
+    def __init__(self, speaker, slots):
+        self.speaker, self._slots = speaker, slots
+        self.waiting = self.speaking = 0
         self.state = "ready"
         self.jobs = []
         self._free = None
 
+    def slots(self):
+        return self._slots
+
     async def speak(self, job):
-        self._free = self._free or asyncio.Semaphore(self.slots)
+        self._free = self._free or asyncio.Semaphore(self._slots)
         self.jobs.append(job)
-        if self._free.locked() and self.waiting >= self.queued:
-            raise Busy("all slots speak and the queue is full")
         self.waiting += 1
         try:
             await self._free.acquire()
@@ -101,10 +101,10 @@ def serve_local():
     """`serve_local(speaks=…, keys=…, **settings)`: a server; all are closed at the end."""
     servers = []
 
-    def start(speaks=None, keys=(), fetcher=None, slots=4, queued=4, **settings):
+    def start(speaks=None, keys=(), fetcher=None, slots=4, **settings):
         config = EndpointConfig(**settings)
         library = None if config.voices is None else VoiceLibrary(open_store(config.voices))
-        backend = LocalBackend(Speaker(speaks or FakeSynthesizer(), library, config.seed), slots, queued)
+        backend = LocalBackend(Speaker(speaks or FakeSynthesizer(), library, config.seed), slots)
         server = Server(backend, Endpoint(config, backend, library, fetcher=fetcher), keys)
         servers.append(server)
         return server

@@ -36,7 +36,7 @@ def read_all(answer):
 
 
 def test_a_full_queue_says_when_to_come_again(serve_local):
-    server = serve_local(FakeSynthesizer(pace=0.5), slots=1, queued=1)
+    server = serve_local(FakeSynthesizer(pace=0.5), slots=1, max_queued=1)
     waiting = threading.Thread(target=ask, args=(server.url, "/v1/audio/speech", {"input": "Hello."}))
     with open_stream(server.url, LONG):
         waiting.start()
@@ -130,7 +130,7 @@ def test_health_tells_loading_from_broken(serve_local, state, status):
 
 def test_many_clients_of_whom_half_go_away(serve_local):
     """Everybody is spoken to or told to come again, and nothing is left over."""
-    server = serve_local(FakeSynthesizer(pace=0.02), slots=8, queued=8)
+    server = serve_local(FakeSynthesizer(pace=0.02), slots=8, max_queued=8)
     host, port = server.url.removeprefix("http://").split(":")
     outcomes = []
 
