@@ -52,7 +52,9 @@ class SpeechRequest(Delivery):
     voice: Annotated[str | None, BeforeValidator(_voice_name)] = Field(
         default=None, description="a voice's name, profile:NAME, a description with spaces in it, or {id}"
     )
-    instructions: str | None = Field(default=None, description="taken, and not used: describe a voice or a scene instead")
+    instructions: str | None = Field(
+        default=None, description="taken, and not used: describe a voice or a scene instead"
+    )
     ref_audio: str | None = Field(default=None, description="a recording to speak like: base64, or a data URI")
     ref_text: str | None = Field(default=None, description="what that recording says")
     scene: str | None = None

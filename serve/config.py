@@ -44,7 +44,9 @@ class EndpointConfig(BaseModel):
     gpus_per_replica: float | None = Field(None, ge=0, description="share of a GPU; by default 1 where there are any")
     cpus_per_replica: float = Field(1.0, ge=0, description="of a synthesizer, as Ray counts them")
     max_batch: int = Field(16, ge=1, le=1024, description="requests that a synthesizer speaks at the same time")
-    max_queued: int = Field(32, ge=0, le=100_000, description="requests that may wait; further ones are told to come again")
+    max_queued: int = Field(
+        32, ge=0, le=100_000, description="requests that may wait; further ones are told to come again"
+    )
     ingress_replicas: int = Field(1, ge=1, description="HTTP workers; each has a queue of its own")
 
     max_input_chars: int = Field(4096, ge=1, description="text of /v1/audio/speech")
@@ -56,7 +58,9 @@ class EndpointConfig(BaseModel):
     reference_urls: tuple[str, ...] = Field(
         (), description="https:// prefixes under which ref_audio may be a URL, with commas; none by default"
     )
-    api_keys_file: str | None = Field(None, description="file with an API key a line; HIGGS_API_KEYS has them with commas")
+    api_keys_file: str | None = Field(
+        None, description="file with an API key a line; HIGGS_API_KEYS has them with commas"
+    )
 
     @field_validator("voice_aliases", mode="before")
     @classmethod

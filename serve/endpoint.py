@@ -75,7 +75,9 @@ class Endpoint:
             row["voice"] = row["voice"].get("id")
         brought = row.pop("ref_audio", None)
         if brought is not None and not isinstance(brought, str):
-            raise BadRequest("ref_audio: send the recording as base64, a data URI or a multipart file", param="ref_audio")
+            raise BadRequest(
+                "ref_audio: send the recording as base64, a data URI or a multipart file", param="ref_audio"
+            )
         return await self._answer(row, brought, recording, delivery, facts, ())
 
     async def _answer(
@@ -89,7 +91,9 @@ class Endpoint:
     ) -> Answer:
         until_s = asyncio.get_running_loop().time() + self.config.request_timeout_s - facts.elapsed_s()
         has_recording = brought is not None or recording is not None
-        script = await asyncio.to_thread(self._script, dict(row) | ({"ref_audio": ONE_OFF_VOICE} if has_recording else {}))
+        script = await asyncio.to_thread(
+            self._script, dict(row) | ({"ref_audio": ONE_OFF_VOICE} if has_recording else {})
+        )
         facts.characters, facts.format = len(script.tagged_text()), delivery.response_format
         facts.voice = ONE_OFF_VOICE if has_recording else script.voice
         reference = await self._reference(brought, recording)
@@ -211,9 +215,7 @@ class Endpoint:
         library = self._voices()
         check_name(name)
         if not consent.strip():
-            raise BadRequest(
-                "consent: say who speaks and that they agreed to the use of their voice", param="consent"
-            )
+            raise BadRequest("consent: say who speaks and that they agreed to the use of their voice", param="consent")
         for param, text, most in (
             ("consent", consent, _CONSENT_CHARS),
             ("transcript", transcript or "", _TRANSCRIPT_CHARS),

@@ -65,8 +65,11 @@ class Sound:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """It cannot be spoken: what was asked for is wrong (`input`), something is not there now (`away`), or we are at fault
-    (`internal`)."""
+    """It cannot be spoken.
+
+    Attributes:
+        kind: what was asked for is wrong, something is not there now, or the fault is ours.
+    """
 
     kind: Literal["input", "away", "internal"]
     message: str

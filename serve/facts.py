@@ -1,4 +1,4 @@
-"""What is remembered of a request: written by whoever knows it, told once at the end as a line of JSON and as metrics."""
+"""What is remembered of a request: written by whoever knows it, told once at the end as a JSON line and as metrics."""
 
 from __future__ import annotations
 
@@ -100,7 +100,16 @@ class RequestMetrics:
 class EngineMetrics:
     """What a synthesizer's engine says of itself, as `ray_higgs_engine_…`."""
 
-    _NAMES = ("running", "queued", "occupancy", "kv_blocks_used", "kv_blocks", "frames_per_s", "decode_frames", "audio_s")
+    _NAMES = (
+        "running",
+        "queued",
+        "occupancy",
+        "kv_blocks_used",
+        "kv_blocks",
+        "frames_per_s",
+        "decode_frames",
+        "audio_s",
+    )
 
     def __init__(self) -> None:
         self._gauges = {

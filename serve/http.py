@@ -243,7 +243,13 @@ def _add_voices(app: FastAPI, endpoint: Endpoint, keys: KeyRing) -> None:
                 fields["name"], await file.read(), fields["transcript"] or None, fields["consent"]
             )
         name = fields["name"]
-        row = {"id": name, "object": "audio.voice", "name": name, "type": "audio_sample", "created_at": int(time.time())}
+        row = {
+            "id": name,
+            "object": "audio.voice",
+            "name": name,
+            "type": "audio_sample",
+            "created_at": int(time.time()),
+        }
         return Json(row | {"warnings": warnings}, 201)
 
     @app.delete("/v1/audio/voices/{voice_id}", **openapi.REMOVE_VOICE)

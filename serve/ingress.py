@@ -1,4 +1,7 @@
-"""The deployment that answers HTTP: it checks, encodes and sends, and holds no model, so that it answers while one loads."""
+"""The deployment that answers HTTP: it checks, encodes and sends.
+
+It holds no model, so that it answers while one loads.
+"""
 
 from __future__ import annotations
 

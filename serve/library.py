@@ -135,4 +135,3 @@ def check_name(name: str) -> None:
 def _lower_suffix(file: str) -> str:
     stem, dot, suffix = file.rpartition(".")
     return f"{stem}{dot}{suffix.lower()}"
-

@@ -35,7 +35,7 @@ _MEANINGS = {
 }
 
 
-def _answers(*errors: int, **ok: Any) -> dict[int | str, dict[str, Any]]:
+def _answers(*errors: int, **ok: Any) -> dict[int | str, Any]:
     described = {"content": {"application/json": {"schema": _ERROR}}}
     return {int(name[1:]): value for name, value in ok.items()} | {
         status: {"description": _MEANINGS[status]} | described for status in errors
@@ -102,7 +102,9 @@ SCRIPTS = _operation(
     responses=_answers(
         *_FAULTS,
         _200=_SPOKEN
-        | {"content": _SPOKEN["content"] | {"application/json": {"schema": {"type": "object", "required": ["chunks"]}}}},
+        | {
+            "content": _SPOKEN["content"] | {"application/json": {"schema": {"type": "object", "required": ["chunks"]}}}
+        },
     ),
     openapi_extra=_body(_SCRIPT_SCHEMA),
 )

@@ -22,7 +22,9 @@ from higgs_model.errors import BadInput
 from higgs_model.script.voices import check_recording
 from serve.errors import BadRequest, TooLarge
 
-_DATA_URI = re.compile(r"data:[A-Za-z0-9.+-]{1,50}/[A-Za-z0-9.+-]{1,50}(?:;[A-Za-z0-9.=+\"-]{1,100})*;base64,", re.ASCII)
+_DATA_URI = re.compile(
+    r"data:[A-Za-z0-9.+-]{1,50}/[A-Za-z0-9.+-]{1,50}(?:;[A-Za-z0-9.=+\"-]{1,100})*;base64,", re.ASCII
+)
 _SHORTEST_S = 0.2
 _LOWEST_HZ, _HIGHEST_HZ = 4_000, 192_000
 _BLOCK = 1 << 16
@@ -115,7 +117,9 @@ def check(content: bytes, limits: Limits, param: str = "ref_audio") -> CheckedRe
     except (soundfile.LibsndfileError, ValueError, MemoryError):
         raise BadRequest(f"{param}: the recording cannot be read; is it whole?", param=param) from None
     if len(samples_N) < _SHORTEST_S * rate_hz:
-        raise BadRequest(f"{param}: {len(samples_N) / rate_hz:.2f} s are too short; give 5 to 20 s of speech", param=param)
+        raise BadRequest(
+            f"{param}: {len(samples_N) / rate_hz:.2f} s are too short; give 5 to 20 s of speech", param=param
+        )
     try:
         return CheckedRecording(content, to_mono(samples_N), rate_hz, channels, subtype)
     except BadInput as error:

@@ -83,7 +83,7 @@ class Speaker:
         except OSError as error:
             logger.error("request %s: %s", job.request_id, error)
             yield Failed("away", "the voices cannot be read now")
-        except Exception as error:  # noqa: BLE001  (one request's fault; the others go on)
+        except Exception as error:
             logger.error("request %s", job.request_id, exc_info=error)
             yield Failed("internal", "something went wrong here; it is in the log under this request's id")
 

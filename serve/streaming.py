@@ -233,7 +233,7 @@ class _Encoded:
             return 0, b""
         samples_N = np.frombuffer(pcm, np.int16)
         if self._speed is not None:
-            samples_N = to_pcm16(self._speed.push(samples_N.astype(np.float32) / 32768))
+            samples_N = to_pcm16(self._speed.push(samples_N.astype(np.float32) / np.float32(32768)))
         return len(samples_N), self._encoder.write(samples_N)
 
     def finish(self) -> tuple[int, bytes]:

@@ -46,9 +46,13 @@ class FakeSynthesizer:
             attempt = Attempt(int.from_bytes(digest[:7], "big"), frames, "stop")
             take = Take(chunk.index, np.full((_CODEBOOKS, frames), digest[1], np.int16), (attempt,), 0)
             speakers = tuple(plan.script.speaker_name(tag) for tag in chunk.speakers)
-            spoken = SpokenChunk(chunk.index, chunk.text, speakers, position, position + samples, self.sample_rate, take)
+            spoken = SpokenChunk(
+                chunk.index, chunk.text, speakers, position, position + samples, self.sample_rate, take
+            )
             position += samples
-            parts = np.split(tone.astype(np.float32), range(self.sample_rate, samples, self.sample_rate) if live else [])
+            parts = np.split(
+                tone.astype(np.float32), range(self.sample_rate, samples, self.sample_rate) if live else []
+            )
             for number, part in enumerate(parts):
                 if self._pace:
                     await asyncio.sleep(self._pace * len(part) / self.sample_rate)

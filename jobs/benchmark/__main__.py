@@ -6,7 +6,7 @@ import argparse
 import importlib
 import json
 
-NAMES = ("codec", "engine", "model")
+NAMES = ("codec", "engine", "model", "serve")
 
 
 def main() -> None:

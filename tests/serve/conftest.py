@@ -1,4 +1,4 @@
-"""The endpoint's application over real HTTP on the loopback, without Ray, and with a synthesizer that needs no model."""
+"""The endpoint's application over real HTTP on the loopback, without Ray, with a synthesizer that needs no model."""
 
 import asyncio
 import contextlib

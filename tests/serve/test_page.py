@@ -14,7 +14,9 @@ from tests.serve.test_speech import fake_pcm
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here; `make browser` installs them"),
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here; `make browser` installs them"
+    ),
     # selenium and chromedriver close their sockets when they are collected.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
@@ -88,7 +90,9 @@ def test_the_page_speaks_and_is_heard(browser, pages, tmp_path):
         return count / (pixels.length / 4);
     """)
     assert 0.01 < drawn < 0.9
-    complaints = [line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "favicon" not in line["message"]]
+    complaints = [
+        line for line in browser.get_log("browser") if line["level"] == "SEVERE" and "favicon" not in line["message"]
+    ]
     assert complaints == []
 
 

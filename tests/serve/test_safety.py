@@ -134,7 +134,14 @@ def test_every_error_has_a_status_of_its_own_and_is_in_the_tree():
 
 @pytest.mark.parametrize(
     ("file_format", "subtype"),
-    [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_24"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")],
+    [
+        ("WAV", "PCM_16"),
+        ("WAV", "FLOAT"),
+        ("FLAC", "PCM_24"),
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("MP3", "MPEG_LAYER_III"),
+    ],
 )
 def test_recordings_of_many_kinds_are_taken(file_format, subtype):
     checked = check(recording(2.0, 48_000, 2, file_format, subtype), LIMITS)
@@ -146,8 +153,22 @@ def test_recordings_of_many_kinds_are_taken(file_format, subtype):
 
 def wav(channels=1, rate=24_000, declared=None, content=bytes(48_000)):
     declared = len(content) if declared is None else declared
-    head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + declared, b"WAVE", b"fmt ", 16, 1, channels, rate,
-                       rate * channels * 2 & 0xFFFFFFFF, channels * 2 & 0xFFFF, 16, b"data", declared)
+    head = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        36 + declared,
+        b"WAVE",
+        b"fmt ",
+        16,
+        1,
+        channels,
+        rate,
+        rate * channels * 2 & 0xFFFFFFFF,
+        channels * 2 & 0xFFFF,
+        16,
+        b"data",
+        declared,
+    )
     return head + content
 
 
@@ -265,7 +286,16 @@ def test_urls_outside_the_allowed_places_are_not_looked_at(url):
 @pytest.mark.parametrize(
     "address",
     [
-        *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "224.0.0.1"),
+        *(
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "100.64.0.1",
+            "224.0.0.1",
+        ),
         *("::1", "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "ff02::1"),
     ],
 )

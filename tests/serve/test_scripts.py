@@ -35,7 +35,9 @@ def test_a_row_sounds_as_in_a_batch_job(server):
 
 
 def test_json_has_the_sound_and_when_each_chunk_is_heard(server):
-    status, _, answer = ask(server.url, "/v1/audio/scripts", ROW | {"response_format": "wav"}, {"accept": "application/json"})
+    status, _, answer = ask(
+        server.url, "/v1/audio/scripts", ROW | {"response_format": "wav"}, {"accept": "application/json"}
+    )
     assert status == 200
     told = json.loads(answer)
     assert [chunk["speakers"] for chunk in told["chunks"]] == [["Ann"], ["Bob"], ["Ann"]]
@@ -57,7 +59,9 @@ def test_events_tell_of_chunks_as_they_end(server):
     assert kinds[0] == "speech.started"
     assert kinds[-1] == "speech.audio.done"
     assert kinds.count("speech.chunk.done") == 3
-    samples = sum(len(base64.b64decode(event["audio"])) // 2 for event in events if event["type"] == "speech.audio.delta")
+    samples = sum(
+        len(base64.b64decode(event["audio"])) // 2 for event in events if event["type"] == "speech.audio.delta"
+    )
     last = [event["chunk"] for event in events if event["type"] == "speech.chunk.done"][-1]
     assert last["end_s"] == pytest.approx(samples / 24_000, abs=0.001)
 

@@ -123,9 +123,7 @@ def test_speed_changes_the_length_and_not_the_pitch(client, speed):
         return np.abs(np.fft.rfft(samples * np.hanning(len(samples)))).argmax() * 24_000 / len(samples)
 
     normal, changed = (
-        client.audio.speech.create(
-            model="m", voice="nova", input=TEXT * 3, response_format="pcm", speed=chosen
-        ).read()
+        client.audio.speech.create(model="m", voice="nova", input=TEXT * 3, response_format="pcm", speed=chosen).read()
         for chosen in (1.0, speed)
     )
     assert len(changed) == pytest.approx(len(normal) / speed, rel=1e-3)

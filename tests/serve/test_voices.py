@@ -137,7 +137,11 @@ def test_without_a_library_nothing_is_kept(serve_local):
 
 def test_the_list_has_the_shape_that_chat_clients_read(server):
     voices = json.loads(ask(server.url, "/v1/audio/voices")[2])["voices"]
-    assert {(voice["id"], voice["name"]) for voice in voices} == {("ann", "ann"), ("profile:deep", "deep"), ("nova", "nova")}
+    assert {(voice["id"], voice["name"]) for voice in voices} == {
+        ("ann", "ann"),
+        ("profile:deep", "deep"),
+        ("nova", "nova"),
+    }
 
 
 def test_a_store_that_is_away_says_nothing_of_where_it_is(serve_local, tmp_path):
