@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo browser test lint format clean
 
 setup: $(READY)
 
@@ -19,7 +19,12 @@ demo: $(READY)
 	@echo 'Above: a small random Higgs Audio model making audio codes, against the transformers port.'
 	@echo 'Still missing: the batch job (jobs.synthesize) and the demo voice; until they exist nothing is spoken.'
 
-test: $(READY)
+# The page is tested in Debian's Chromium; without it, and without the right to install it, those tests are skipped.
+browser:
+	@command -v chromedriver > /dev/null || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null || \
+	  (apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium chromium-driver > /dev/null)
+
+test: $(READY) browser
 	$(BIN)/python -m pytest
 
 lint: $(READY)
