@@ -30,7 +30,8 @@ from serve.stores import open_store
 
 logger = logging.getLogger(__name__)
 
-_CONDITION_FRESH_S = 1.0
+_CONDITION_FRESH_S, _SLOTS_FRESH_S = 1.0, 5.0
+"""To ask the controller costs more than to pass a stream on."""
 _RETRY_LOST_S = 5
 _DRAIN_S = 10
 
@@ -76,16 +77,16 @@ class HandleBackend:
     def slots(self) -> int:
         """Of the replicas that ran a moment ago."""
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
+            self._asking = asyncio.create_task(self._ask(_SLOTS_FRESH_S))
         return self._slots_a_replica * max(self._running, 1)
 
     async def condition(self) -> Condition:
         """What Serve's controller says of the replicas, not older than a second."""
-        await self._ask()
+        await self._ask(_CONDITION_FRESH_S)
         return self._condition
 
-    async def _ask(self) -> None:
-        if time.monotonic() - self._asked_s > _CONDITION_FRESH_S:
+    async def _ask(self, fresh_s: float) -> None:
+        if time.monotonic() - self._asked_s > fresh_s:
             self._condition, self._running = await asyncio.to_thread(self._asked)
             self._asked_s = time.monotonic()
 

@@ -173,6 +173,8 @@ def compare(place: Place, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     table: dict[str, Any] = {"model": arguments.model, "slots": arguments.slots, "by_clients": {}}
     try:
+        table["overhead"] = asyncio.run(_overhead(place, alone, 5 if arguments.quick else 100))
+        print(f"overhead of a short request: {table['overhead']}")
         for clients in arguments.clients:
             asked = bodies(min(arguments.requests, 16 * clients), arguments.frames)
             table["by_clients"][clients] = _compared(place, alone, asked, clients, arguments.rounds)
@@ -213,33 +215,52 @@ def _compared(
     return row
 
 
-async def _in_process(alone: Synthesizer, asked: Sequence[dict[str, Any]], clients: int) -> list[Spoken]:
-    async def speak(body: dict[str, Any]) -> Spoken:
-        start, first, samples = time.perf_counter(), 0.0, 0
-        row = {"id": "x", "text": body["input"], "seed": body["seed"], "max_frames": body["max_frames"]}
-        plan = await asyncio.to_thread(alone.plan, Script.model_validate(row))
-        async for piece in alone.speak(plan, live=True):
-            samples += len(piece.samples_N)
-            first = first or (time.perf_counter() - start if samples else 0.0)
-        return Spoken(first, time.perf_counter() - start, samples / alone.sample_rate)
+async def _overhead(place: Place, alone: Synthesizer, rounds: int) -> dict[str, float]:
+    """Milliseconds that a short request takes longer over HTTP; the lowest tenth of each, so that whatever else the
+    machine does counts little."""
+    body = {"input": "Well.", "seed": 1, "max_frames": 10, "response_format": "pcm"}
+    alone_s, endpoint_s = [], []
+    async with _session() as session:
+        for _ in range(rounds):
+            alone_s.append((await _spoken_alone(alone, body)).total_s)
+            endpoint_s.append((await _spoken_over_http(session, place, body)).total_s)
+    low_alone_s, low_endpoint_s = (sorted(one)[len(one) // 10] for one in (alone_s, endpoint_s))
+    return {
+        "ms": round(1000 * (low_endpoint_s - low_alone_s), 2),
+        "alone_ms": round(1000 * low_alone_s, 2),
+        "endpoint_ms": round(1000 * low_endpoint_s, 2),
+        "median_ms": round(1000 * (statistics.median(endpoint_s) - statistics.median(alone_s)), 2),
+    }
 
-    return await _by_clients(speak, asked, clients)
+
+async def _in_process(alone: Synthesizer, asked: Sequence[dict[str, Any]], clients: int) -> list[Spoken]:
+    return await _by_clients(lambda body: _spoken_alone(alone, body), asked, clients)
 
 
 async def _over_http(place: Place, asked: Sequence[dict[str, Any]], clients: int) -> list[Spoken]:
     async with _session() as session:
+        return await _by_clients(lambda body: _spoken_over_http(session, place, body), asked, clients)
 
-        async def speak(body: dict[str, Any]) -> Spoken:
-            start, first, size = time.perf_counter(), 0.0, 0
-            async with session.post(f"{place.url}/v1/audio/speech", json=body) as answer:
-                answer.raise_for_status()
-                async for part in answer.content.iter_any():
-                    size += len(part)
-                    first = first or time.perf_counter() - start
-                rate = int(answer.headers["x-sample-rate"])
-            return Spoken(first, time.perf_counter() - start, size / 2 / rate)
 
-        return await _by_clients(speak, asked, clients)
+async def _spoken_alone(alone: Synthesizer, body: dict[str, Any]) -> Spoken:
+    start, first, samples = time.perf_counter(), 0.0, 0
+    row = {"id": "x", "text": body["input"], "seed": body["seed"], "max_frames": body["max_frames"]}
+    plan = await asyncio.to_thread(alone.plan, Script.model_validate(row))
+    async for piece in alone.speak(plan, live=True):
+        samples += len(piece.samples_N)
+        first = first or (time.perf_counter() - start if samples else 0.0)
+    return Spoken(first, time.perf_counter() - start, samples / alone.sample_rate)
+
+
+async def _spoken_over_http(session: aiohttp.ClientSession, place: Place, body: dict[str, Any]) -> Spoken:
+    start, first, size = time.perf_counter(), 0.0, 0
+    async with session.post(f"{place.url}/v1/audio/speech", json=body) as answer:
+        answer.raise_for_status()
+        async for part in answer.content.iter_any():
+            size += len(part)
+            first = first or time.perf_counter() - start
+        rate = int(answer.headers["x-sample-rate"])
+    return Spoken(first, time.perf_counter() - start, size / 2 / rate)
 
 
 async def _by_clients(speak: Speak, asked: Sequence[dict[str, Any]], clients: int) -> list[Spoken]:
@@ -273,7 +294,7 @@ def _report(clients: int, row: dict[str, Any]) -> None:
             f"{rate['median']:.1f} ({rate['lowest']:.1f}–{rate['highest']:.1f}) audio s/s"
         )
     print(
-        f"            overhead {row['overhead_ms']} ms a request, {row['first_audio_overhead_ms']} ms to the first audio, "
+        f"            {row['overhead_ms']} ms more a request, {row['first_audio_overhead_ms']} ms more to the first audio, "
         f"{row['share_of_alone']:.1%} of the rate alone"
     )
 
