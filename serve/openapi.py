@@ -37,9 +37,8 @@ _MEANINGS = {
 
 def _answers(*errors: int, **ok: Any) -> dict[int | str, Any]:
     described = {"content": {"application/json": {"schema": _ERROR}}}
-    return {int(name[1:]): value for name, value in ok.items()} | {
-        status: {"description": _MEANINGS[status]} | described for status in errors
-    }
+    answers: dict[int | str, Any] = {int(name[1:]): value for name, value in ok.items()}
+    return answers | {status: {"description": _MEANINGS[status]} | described for status in errors}
 
 
 def _json(description: str, **properties: Any) -> dict[str, Any]:

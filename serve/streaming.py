@@ -184,7 +184,10 @@ async def open_answer(
         while not any(sound.pcm for sound in held):
             event = _checked(await anext(events, None))
             if not isinstance(event, Sound):
-                raise BadRequest("nothing of this text gave any sound; is there something to say in it?", param="input")
+                raise BadRequest(
+                    "nothing of this text gave any sound; is there something to say in it? Another seed may help",
+                    param="input",
+                )
             held.append(event)
         facts.first_audio_s = facts.elapsed_s()
         known = dataclasses.replace(started, warnings=(*warnings, *started.warnings))

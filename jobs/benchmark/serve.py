@@ -294,7 +294,7 @@ def _report(clients: int, row: dict[str, Any]) -> None:
             f"{rate['median']:.1f} ({rate['lowest']:.1f}–{rate['highest']:.1f}) audio s/s"
         )
     print(
-        f"            {row['overhead_ms']} ms more a request, {row['first_audio_overhead_ms']} ms more to the first audio, "
+        f"            {row['overhead_ms']} ms more a request, {row['first_audio_overhead_ms']} ms more to the first, "
         f"{row['share_of_alone']:.1%} of the rate alone"
     )
 
@@ -322,14 +322,15 @@ async def _asking(
 ) -> None:
     drawn = random.Random(number)
     while time.monotonic() < until:
-        body = {"input": _SENTENCE, "seed": drawn.randrange(1000), "max_frames": drawn.randint(10, 150)}
+        body = {"input": _SENTENCE, "seed": drawn.randrange(1000), "max_frames": drawn.randint(40, 150)}
         body |= {"response_format": drawn.choice(["pcm", "mp3", "opus", "wav"])}
         leaves_after_s = drawn.uniform(0, 3) if drawn.random() < 0.5 else None
         try:
             async with asyncio.timeout(leaves_after_s):
                 async with session.post(f"{place.url}/v1/audio/speech", json=body) as answer:
-                    outcome = str(answer.status)
-                    await answer.read()
+                    content = await answer.read()
+                    known = answer.status in (200, 429, 503)
+                    outcome = str(answer.status) if known else content.decode(errors="replace")[:200]
                     after = float(answer.headers.get("retry-after", 0))
         except TimeoutError:
             outcome, after = "left", 0.0
@@ -363,13 +364,22 @@ def _memory_mb(place: Place) -> dict[str, float]:
     return found
 
 
+def _ray_address(place: Place) -> str:
+    """Of the Ray that the endpoint has started, as its node was told."""
+    for pid in _children(place.pid):
+        with contextlib.suppress(OSError):
+            for word in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0"):
+                if word.startswith("--gcs-address="):
+                    return word.removeprefix("--gcs-address=")
+    raise RuntimeError("the endpoint runs no Ray")
+
+
 def _what_is_left(place: Place) -> dict[str, float]:
     """What the engine holds when everybody has gone, asked through Ray."""
     import ray
     from ray import serve
 
-    address = next(place.folder.rglob("ray_current_cluster")).read_text().strip()
-    ray.init(address=address, namespace="serve", log_to_driver=False, configure_logging=False)
+    ray.init(address=_ray_address(place), namespace="serve", log_to_driver=False, configure_logging=False)
     try:
         numbers = serve.get_deployment_handle("Synthesizer", "default").numbers
         end = time.monotonic() + _SOAK_PATIENCE_S

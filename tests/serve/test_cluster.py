@@ -26,6 +26,8 @@ from tests.serve.test_speech import ask
 
 # Ray's own: an old pydantic style, sockets and processes that end with the cluster.
 pytestmark = [
+    # One cluster is enough.
+    pytest.mark.xdist_group("cluster"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -14,6 +14,7 @@ from tests.serve.test_speech import fake_pcm
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
+    pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(
         not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here; `make browser` installs them"
     ),
