@@ -169,9 +169,11 @@ def test_sound_comes_while_it_is_made(cluster):
 
 def test_whoever_goes_away_frees_slot_and_blocks_within_a_second(cluster):
     for body in (LONG, LONG | {"stream_format": "sse", "response_format": "mp3"}):
+        before = cluster.numbers()["finished_cancelled"]
         with open_stream(cluster.url, body):
             assert cluster.numbers()["running"] == 1
         wait_for(lambda: idle(cluster), 5)
+        assert cluster.numbers()["finished_cancelled"] == before + 1
 
 
 def test_a_full_queue_says_so_and_the_queue_empties(cluster):
