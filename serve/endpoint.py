@@ -11,7 +11,7 @@ import math
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
-from higgs_model.script.script import ONE_OFF_VOICE, Script
+from higgs_model.script.script import Script
 from serve.api import OPENAI_VOICES, Delivery, SpeechRequest, read_script
 from serve.config import EndpointConfig
 from serve.errors import ApiError, BadRequest, Busy, NotReady
@@ -23,6 +23,8 @@ from serve.recordings import Limits, check, decode_text
 from serve.streaming import Answer, open_answer
 
 _URL = ("http://", "https://", "ftp://", "file://", "s3://")
+_BROUGHT = "ref_audio"
+"""In a row, for the recording that travels beside it."""
 _CONSENT_CHARS = 4000
 _TRANSCRIPT_CHARS = 4000
 _RETRY_FIRST_S, _RETRY_MOST_S = 2, 60
@@ -92,14 +94,14 @@ class Endpoint:
         until_s = asyncio.get_running_loop().time() + self.config.request_timeout_s - facts.elapsed_s()
         has_recording = brought is not None or recording is not None
         script = await asyncio.to_thread(
-            self._script, dict(row) | ({"ref_audio": ONE_OFF_VOICE} if has_recording else {})
+            self._script, dict(row) | ({"ref_audio": _BROUGHT} if has_recording else {})
         )
         facts.characters, facts.format = len(script.tagged_text()), delivery.response_format
-        facts.voice = ONE_OFF_VOICE if has_recording else script.voice
+        facts.voice = _BROUGHT if has_recording else script.voice
         reference = await self._reference(brought, recording)
         plain = script.model_dump(exclude_none=True, exclude={"ref_audio"})
         if reference is not None:
-            plain["ref_audio"] = ONE_OFF_VOICE
+            plain["ref_audio"] = _BROUGHT
         job = SpeakJob(facts.request_id, plain, reference, delivery.live)
         async with self._place():
             return await open_answer(self.backend, job, delivery, facts, warnings, until_s)
