@@ -93,9 +93,7 @@ class Endpoint:
     ) -> Answer:
         until_s = asyncio.get_running_loop().time() + self.config.request_timeout_s - facts.elapsed_s()
         has_recording = brought is not None or recording is not None
-        script = await asyncio.to_thread(
-            self._script, dict(row) | ({"ref_audio": _BROUGHT} if has_recording else {})
-        )
+        script = await asyncio.to_thread(self._script, dict(row) | ({"ref_audio": _BROUGHT} if has_recording else {}))
         facts.characters, facts.format = len(script.tagged_text()), delivery.response_format
         facts.voice = _BROUGHT if has_recording else script.voice
         reference = await self._reference(brought, recording)

@@ -324,16 +324,23 @@ async def _asking(
     while time.monotonic() < until:
         body = {"input": _SENTENCE, "seed": drawn.randrange(1000), "max_frames": drawn.randint(40, 150)}
         body |= {"response_format": drawn.choice(["pcm", "mp3", "opus", "wav"])}
-        leaves_after_s = drawn.uniform(0, 3) if drawn.random() < 0.5 else None
+        # Half go away: some while they wait, some when they have heard the beginning.
+        leaves = drawn.choice([None, None, "queue", "stream"])
         try:
-            async with asyncio.timeout(leaves_after_s):
+            async with asyncio.timeout(drawn.uniform(0, 3) if leaves == "queue" else None):
                 async with session.post(f"{place.url}/v1/audio/speech", json=body) as answer:
-                    content = await answer.read()
-                    known = answer.status in (200, 429, 503)
-                    outcome = str(answer.status) if known else content.decode(errors="replace")[:200]
                     after = float(answer.headers.get("retry-after", 0))
+                    known = answer.status in (200, 429, 503)
+                    outcome = str(answer.status) if known else (await answer.text())[:200]
+                    if answer.status == 200 and leaves == "stream":
+                        await answer.content.readany()
+                        await asyncio.sleep(drawn.uniform(0, 0.3))
+                        answer.close()
+                        outcome = "left the stream"
+                    else:
+                        await answer.read()
         except TimeoutError:
-            outcome, after = "left", 0.0
+            outcome, after = "left the queue", 0.0
         except (aiohttp.ClientError, OSError) as error:
             outcome, after = type(error).__name__, 0.0
         outcomes[outcome] += 1
