@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo browser test lint format clean
 
 setup: $(READY)
 
@@ -18,7 +18,12 @@ demo: $(READY)
 		--output out/demo --attempts 1
 	@echo 'Listen to out/demo/audio/*/*.wav; every script, chunk and file is a row of out/demo/results/*.parquet.'
 
-test: $(READY)
+# The page is tested in Debian's Chromium; without it, and without the right to install it, those tests are skipped.
+browser:
+	@command -v chromedriver > /dev/null || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null || \
+	  (apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium chromium-driver > /dev/null)
+
+test: $(READY) browser
 	$(BIN)/python -m pytest
 
 lint: $(READY)

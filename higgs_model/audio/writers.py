@@ -77,7 +77,7 @@ class AudioWriter:
         handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name[:100]}.", suffix=".part")
         os.close(handle)
         self._part = Path(name)
-        self._file = soundfile.SoundFile(name, "w", self._rate_hz, 1, **_encoding(file_format, self._rate_hz))
+        self._file = soundfile.SoundFile(name, "w", self._rate_hz, 1, **encoding(file_format, self._rate_hz))
 
     def write(self, samples_N: Samples) -> None:
         """Append samples; what is beyond full scale is clipped.
@@ -142,7 +142,8 @@ def to_pcm16(samples_N: Samples) -> NDArray[np.int16]:
     return np.clip(np.rint(samples_N * np.float32(32768)), -32768, 32767).astype(np.int16)
 
 
-def _encoding(file_format: AudioFormat, rate_hz: int) -> dict[str, Any]:
+def encoding(file_format: AudioFormat, rate_hz: int) -> dict[str, Any]:
+    """What libsndfile is told of a format."""
     if file_format == "mp3":
         # libsndfile maps 0 … 1 to the highest … lowest rate: 192 of 320 kbit/s, or 128 of 160 at the lower rates.
         level = 0.4 if rate_hz >= _MPEG_1_FROM_HZ else 0.2

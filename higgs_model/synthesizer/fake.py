@@ -36,15 +36,15 @@ class FakeSynthesizer:
         self._chars_per_s, self._pace = chars_per_s, pace
         self._made_s = 0.0
 
-    async def speak(self, plan: Plan, *, kept: SegmentStore | None = None) -> AsyncGenerator[Piece]:
-        """A piece a chunk."""
+    async def speak(
+        self, plan: Plan, *, live: bool = False, priority: int = 0, kept: SegmentStore | None = None
+    ) -> AsyncGenerator[Piece]:
+        """A piece a chunk; live, a piece for each second of it."""
         position = 0
         for chunk in plan.chunks:
             digest = hashlib.sha256(f"{plan.script.seed}/{chunk.prompt_text}".encode()).digest()
             frames = max(round(25 * len(chunk.text) / self._chars_per_s), 1)
             samples = frames * self.sample_rate // 25
-            if self._pace:
-                await asyncio.sleep(self._pace * frames / 25)
             tone = 0.2 * np.sin(np.arange(samples) * (0.03 + digest[0] / 2000))
             attempt = Attempt(int.from_bytes(digest[:7], "big"), frames, "stop")
             take = Take(chunk.index, np.full((_CODEBOOKS, frames), digest[1], np.int16), (attempt,), 0)
@@ -53,8 +53,18 @@ class FakeSynthesizer:
                 chunk.index, chunk.text, speakers, position, position + samples, self.sample_rate, take
             )
             position += samples
-            self._made_s += samples / self.sample_rate
-            yield Piece(tone.astype(np.float32), spoken)
+            parts = np.split(
+                tone.astype(np.float32), range(self.sample_rate, samples, self.sample_rate) if live else []
+            )
+            for number, part in enumerate(parts):
+                if self._pace:
+                    await asyncio.sleep(self._pace * len(part) / self.sample_rate)
+                self._made_s += len(part) / self.sample_rate
+                yield Piece(part, spoken if number == len(parts) - 1 else None)
+
+    def count_tokens(self, text: str) -> int:
+        """Words."""
+        return len(text.split())
 
     def numbers(self) -> dict[str, float]:
         """Seconds of audio so far."""

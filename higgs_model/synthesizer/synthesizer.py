@@ -182,6 +182,10 @@ class Synthesizer:
                     yield Piece(timeline.pause(self._samples(pause_ms)))
                 start = timeline.position
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, whatever stands in it."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
     def numbers(self) -> dict[str, float]:
         """What the engine has done so far; nothing of an engine that does not say."""
         return self.engine.engine.snapshot() if isinstance(self.engine, EngineLoop) else {}

@@ -29,7 +29,8 @@ from higgs_model.script.prompt import Prompt
 from higgs_model.synthesizer.records import Attempt, Samples, Take
 from higgs_model.synthesizer.settings import SynthesisSettings
 
-_FRAMES_AN_UPDATE = 25
+_FRAMES_AN_UPDATE, _LIVE_FRAMES_AN_UPDATE = 25, 8
+"""Where somebody listens, frames come as soon as the codec can do anything with them."""
 _TAGS = re.compile(r"<SE(?:_[se])?>[^<]{0,80}</SE(?:_[se])?>|\[SPEAKER\d+\]|\s+")
 _ALPHABETIC = re.compile(r"[^\W\d_\u0590-\u08ff\u0900-\u1fff\u2e80-\uffff]")
 """Letters of writing in which a letter is about a sound: Latin, Greek, Cyrillic and their like."""
@@ -103,7 +104,7 @@ class TakeMaker:
         attempts: list[Attempt] = []
         for number in range(self._settings.attempts):
             parts: list[Samples] = []
-            async for event in self._attempt(job, number):
+            async for event in self._attempt(job, number, _FRAMES_AN_UPDATE):
                 if not isinstance(event, Take):
                     parts.append(event)
                     continue
@@ -120,7 +121,7 @@ class TakeMaker:
 
     def live(self, job: ChunkJob) -> AsyncGenerator[Samples | Take]:
         """Samples of the first take as they come, and then the take itself."""
-        return self._attempt(job, 0)
+        return self._attempt(job, 0, _LIVE_FRAMES_AN_UPDATE)
 
     async def decode(self, take: Take) -> Samples:
         """The samples of a take that was made before, bit by bit those that it had then on the same CPU."""
@@ -129,7 +130,7 @@ class TakeMaker:
     def _trimmer(self) -> EdgeTrimmer:
         return EdgeTrimmer(self._sample_rate_hz, self._settings.silence)
 
-    async def _attempt(self, job: ChunkJob, number: int) -> AsyncGenerator[Samples | Take]:
+    async def _attempt(self, job: ChunkJob, number: int, stream_every: int) -> AsyncGenerator[Samples | Take]:
         seed = derived_seed(job.seed, job.index, number)
         request = Request(
             id=next(self._ids),
@@ -139,7 +140,7 @@ class TakeMaker:
             seed=seed,
             max_frames=job.prompt.max_frames,
             priority=job.priority,
-            stream_every=_FRAMES_AN_UPDATE,
+            stream_every=stream_every,
         )
         clip, trimmer = self._worker.clip(), self._trimmer()
         frames, kept, reason = [], [], FinishReason.INVALID

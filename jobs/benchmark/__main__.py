@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 
-NAMES = ("codec", "engine", "job", "model")
+NAMES = ("codec", "engine", "job", "model", "serve")
 
 
 def main() -> None:

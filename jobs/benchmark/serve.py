@@ -1,0 +1,400 @@
+"""The endpoint over real HTTP on the loopback, next to the same synthesizer called in this process.
+
+`serve run serve.app:app` runs as a process of its own; both speak the same texts with the same seeds, in turn, by 1, 4,
+16 and 64 clients at the same time. With `--soak`: many clients for a while, half of whom go away in the middle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import torch
+
+from higgs_model import Script
+from higgs_model.engine.settings import EngineSettings
+from higgs_model.synthesizer import SynthesisSettings, Synthesizer
+from jobs.benchmark import measure
+
+_SENTENCE = "The miller's daughter went down to the river before the sun was up. "
+_SOAK_PATIENCE_S = 30
+_START_S = 300.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Command line of this benchmark."""
+    parser.add_argument("--model", default="demo", help="as for the endpoint")
+    parser.add_argument("--slots", type=int, default=16, help="requests that are spoken at the same time")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--requests", type=int, default=64, help="requests in a round; fewer for few clients")
+    parser.add_argument("--frames", type=int, default=250, help="of the longest answer; the shortest has a fifth")
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds")
+    parser.add_argument(
+        "--soak", type=float, default=0, metavar="SECONDS", help="instead: clients of whom half go away"
+    )
+    parser.add_argument("--soak-clients", type=int, default=200)
+    parser.add_argument("--quick", action="store_true", help="one short round, to see that it works")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print the table, and return it."""
+    if arguments.quick:
+        arguments.clients, arguments.requests, arguments.frames, arguments.rounds = [1, 4], 8, 50, 1
+    print(f"{arguments.model}, {arguments.slots} slots, {measure.machine(torch.device('cpu'))}")
+    with endpoint(arguments.model, arguments.slots, max(arguments.clients) if not arguments.soak else 32) as place:
+        if arguments.soak:
+            return asyncio.run(soak(place, arguments.soak, arguments.soak_clients))
+        return compare(place, arguments)
+
+
+# ---------------------------------------------------------------------- the endpoint as a process
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A running endpoint."""
+
+    url: str
+    pid: int
+    folder: Path
+
+
+@contextlib.contextmanager
+def endpoint(model: str, slots: int, queued: int) -> Iterator[Place]:
+    """`serve run` with a Ray of its own, from its start to its end."""
+    with tempfile.TemporaryDirectory(prefix="higgs-") as name:
+        folder = Path(name)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        settings = {"model": model, "max_batch": slots, "max_queued": queued, "cpus_per_replica": 0.5}
+        application = {"name": "default", "import_path": "serve.app:app", "route_prefix": "/", "args": settings}
+        config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}
+        (folder / "serve.yaml").write_text(json.dumps(config))
+        environment = {"RAY_ADDRESS": "local", "RAY_TMPDIR": name, "RAY_USAGE_STATS_ENABLED": "0"}
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "ray.serve.scripts", "run", str(folder / "serve.yaml")],
+                env=os.environ | environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        place = Place(f"http://127.0.0.1:{port}", process.pid, folder)
+        try:
+            asyncio.run(_until_ready(place, process))
+            yield place
+        finally:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            for pid in [*_children(process.pid), process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait(10)
+
+
+async def _until_ready(place: Place, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + _START_S
+    async with aiohttp.ClientSession() as session:
+        while time.monotonic() < end and process.poll() is None:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with session.get(f"{place.url}/healthz", timeout=aiohttp.ClientTimeout(10)) as answer:
+                    if answer.status == 200:
+                        return
+            await asyncio.sleep(0.5)
+    raise RuntimeError(f"the endpoint did not start:\n{(place.folder / 'log').read_text()[-3000:]}")
+
+
+def _children(pid: int) -> list[int]:
+    """All processes under one, deepest first."""
+    parents = collections.defaultdict(list)
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.read_text().rpartition(")")[2].split()[1])].append(int(path.parent.name))
+
+    def under(parent: int) -> Iterator[int]:
+        for child in parents[parent]:
+            yield from under(child)
+            yield child
+
+    return list(under(pid))
+
+
+# ---------------------------------------------------------------------- speed
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """One request, as somebody who waits for it sees it."""
+
+    first_audio_s: float
+    total_s: float
+    audio_s: float
+
+
+Speak = Callable[[dict[str, Any]], Awaitable[Spoken]]
+
+
+def bodies(count: int, longest: int) -> list[dict[str, Any]]:
+    """Texts of uneven lengths, each with a seed of its own."""
+    drawn = random.Random(0)
+    return [
+        {
+            "input": _SENTENCE * drawn.randint(1, 4),
+            "seed": number,
+            "max_frames": round(longest * 5 ** -drawn.random()),
+            "response_format": "pcm",
+        }
+        for number in range(count)
+    ]
+
+
+def compare(place: Place, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The endpoint and the synthesizer alone, in turn, for each number of clients."""
+    alone = Synthesizer.from_pretrained(
+        arguments.model, engine=EngineSettings(max_slots=arguments.slots), settings=SynthesisSettings()
+    )
+    table: dict[str, Any] = {"model": arguments.model, "slots": arguments.slots, "by_clients": {}}
+    try:
+        table["overhead"] = asyncio.run(_overhead(place, alone, 5 if arguments.quick else 100))
+        print(f"overhead of a short request: {table['overhead']}")
+        for clients in arguments.clients:
+            asked = bodies(min(arguments.requests, 16 * clients), arguments.frames)
+            table["by_clients"][clients] = _compared(place, alone, asked, clients, arguments.rounds)
+            _report(clients, table["by_clients"][clients])
+    finally:
+        alone.close()
+    return table | {"machine": measure.machine(torch.device("cpu"))}
+
+
+def _compared(
+    place: Place, alone: Synthesizer, asked: list[dict[str, Any]], clients: int, rounds: int
+) -> dict[str, Any]:
+    seen: dict[str, list[list[Spoken]]] = {"endpoint": [], "alone": []}
+    rivals = {
+        "alone": lambda: seen["alone"].append(asyncio.run(_in_process(alone, asked, clients))),
+        "endpoint": lambda: seen["endpoint"].append(asyncio.run(_over_http(place, asked, clients))),
+    }
+    timings = measure.in_turn(rivals, rounds, torch.device("cpu"))
+    row: dict[str, Any] = {"audio_s": round(sum(one.audio_s for one in seen["endpoint"][0]), 2)}
+    for name, passes in seen.items():
+        # The first pass is the one that does not count.
+        counted = [one for spoken in passes[1:] for one in spoken]
+        firsts = sorted(one.first_audio_s for one in counted)
+        row[name] = {
+            "first_audio_ms": round(1000 * statistics.median(firsts), 1),
+            "first_audio_ms_p95": round(1000 * firsts[int(0.95 * (len(firsts) - 1))], 1),
+            "real_time_factor": round(statistics.median(one.total_s / one.audio_s for one in counted), 3),
+            "audio_s_per_s": timings[name].rate(row["audio_s"]),
+        }
+    pairs = [
+        (theirs.total_s - ours.total_s, theirs.first_audio_s - ours.first_audio_s)
+        for over, inside in zip(seen["endpoint"][1:], seen["alone"][1:], strict=True)
+        for theirs, ours in zip(over, inside, strict=True)
+    ]
+    row["overhead_ms"] = round(1000 * statistics.median(total for total, _ in pairs), 1)
+    row["first_audio_overhead_ms"] = round(1000 * statistics.median(first for _, first in pairs), 1)
+    row["share_of_alone"] = round(timings["alone"].median_s / timings["endpoint"].median_s, 3)
+    return row
+
+
+async def _overhead(place: Place, alone: Synthesizer, rounds: int) -> dict[str, float]:
+    """Milliseconds that a short request takes longer over HTTP; the lowest tenth of each, so that whatever else the
+    machine does counts little."""
+    body = {"input": "Well.", "seed": 1, "max_frames": 10, "response_format": "pcm"}
+    alone_s, endpoint_s = [], []
+    async with _session() as session:
+        for _ in range(rounds):
+            alone_s.append((await _spoken_alone(alone, body)).total_s)
+            endpoint_s.append((await _spoken_over_http(session, place, body)).total_s)
+    low_alone_s, low_endpoint_s = (sorted(one)[len(one) // 10] for one in (alone_s, endpoint_s))
+    return {
+        "ms": round(1000 * (low_endpoint_s - low_alone_s), 2),
+        "alone_ms": round(1000 * low_alone_s, 2),
+        "endpoint_ms": round(1000 * low_endpoint_s, 2),
+        "median_ms": round(1000 * (statistics.median(endpoint_s) - statistics.median(alone_s)), 2),
+    }
+
+
+async def _in_process(alone: Synthesizer, asked: Sequence[dict[str, Any]], clients: int) -> list[Spoken]:
+    return await _by_clients(lambda body: _spoken_alone(alone, body), asked, clients)
+
+
+async def _over_http(place: Place, asked: Sequence[dict[str, Any]], clients: int) -> list[Spoken]:
+    async with _session() as session:
+        return await _by_clients(lambda body: _spoken_over_http(session, place, body), asked, clients)
+
+
+async def _spoken_alone(alone: Synthesizer, body: dict[str, Any]) -> Spoken:
+    start, first, samples = time.perf_counter(), 0.0, 0
+    row = {"id": "x", "text": body["input"], "seed": body["seed"], "max_frames": body["max_frames"]}
+    plan = await asyncio.to_thread(alone.plan, Script.model_validate(row))
+    async for piece in alone.speak(plan, live=True):
+        samples += len(piece.samples_N)
+        first = first or (time.perf_counter() - start if samples else 0.0)
+    return Spoken(first, time.perf_counter() - start, samples / alone.sample_rate)
+
+
+async def _spoken_over_http(session: aiohttp.ClientSession, place: Place, body: dict[str, Any]) -> Spoken:
+    start, first, size = time.perf_counter(), 0.0, 0
+    async with session.post(f"{place.url}/v1/audio/speech", json=body) as answer:
+        answer.raise_for_status()
+        async for part in answer.content.iter_any():
+            size += len(part)
+            first = first or time.perf_counter() - start
+        rate = int(answer.headers["x-sample-rate"])
+    return Spoken(first, time.perf_counter() - start, size / 2 / rate)
+
+
+async def _by_clients(speak: Speak, asked: Sequence[dict[str, Any]], clients: int) -> list[Spoken]:
+    """All requests, by so many clients of whom each asks for the next when it has its answer."""
+    found: dict[int, Spoken] = {}
+    waiting = iter(enumerate(asked))
+
+    async def client() -> None:
+        for number, body in waiting:
+            found[number] = await speak(body)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return [found[number] for number in range(len(asked))]
+
+
+@contextlib.asynccontextmanager
+async def _session() -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=600)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        yield session
+
+
+def _report(clients: int, row: dict[str, Any]) -> None:
+    for name in ("alone", "endpoint"):
+        one = row[name]
+        rate = one["audio_s_per_s"]
+        print(
+            f"{clients:3d} clients {name:>9}: first audio {one['first_audio_ms']:7.1f} ms "
+            f"(p95 {one['first_audio_ms_p95']:7.1f}), real-time factor {one['real_time_factor']:.3f}, "
+            f"{rate['median']:.1f} ({rate['lowest']:.1f}–{rate['highest']:.1f}) audio s/s"
+        )
+    print(
+        f"            {row['overhead_ms']} ms more a request, {row['first_audio_overhead_ms']} ms more to the first, "
+        f"{row['share_of_alone']:.1%} of the rate alone"
+    )
+
+
+# ---------------------------------------------------------------------- soak
+
+
+async def soak(place: Place, seconds: float, clients: int) -> dict[str, Any]:
+    """Clients that ask again and again; half of their requests are left in the middle."""
+    until = time.monotonic() + seconds
+    outcomes: collections.Counter[str] = collections.Counter()
+    memory: list[dict[str, float]] = []
+    async with _session() as session:
+        watch = asyncio.create_task(_watched(place, seconds, outcomes, memory))
+        asking = [_asking(session, place, number, until, outcomes) for number in range(clients)]
+        await asyncio.gather(*asking)
+        await watch
+    left = await asyncio.to_thread(_what_is_left, place)
+    print(f"{clients} clients for {seconds:.0f} s: {dict(outcomes)}; afterwards {left}")
+    return {"soak_s": seconds, "clients": clients, "outcomes": dict(outcomes), "memory_mb": memory, "afterwards": left}
+
+
+async def _asking(
+    session: aiohttp.ClientSession, place: Place, number: int, until: float, outcomes: collections.Counter[str]
+) -> None:
+    drawn = random.Random(number)
+    while time.monotonic() < until:
+        body = {"input": _SENTENCE, "seed": drawn.randrange(1000), "max_frames": drawn.randint(40, 150)}
+        body |= {"response_format": drawn.choice(["pcm", "mp3", "opus", "wav"])}
+        # Half go away: some while they wait, some when they have heard the beginning.
+        leaves = drawn.choice([None, None, "queue", "stream"])
+        try:
+            async with asyncio.timeout(drawn.uniform(0, 3) if leaves == "queue" else None):
+                async with session.post(f"{place.url}/v1/audio/speech", json=body) as answer:
+                    after = float(answer.headers.get("retry-after", 0))
+                    known = answer.status in (200, 429, 503)
+                    outcome = str(answer.status) if known else (await answer.text())[:200]
+                    if answer.status == 200 and leaves == "stream":
+                        await answer.content.readany()
+                        await asyncio.sleep(drawn.uniform(0, 0.3))
+                        answer.close()
+                        outcome = "left the stream"
+                    else:
+                        await answer.read()
+        except TimeoutError:
+            outcome, after = "left the queue", 0.0
+        except (aiohttp.ClientError, OSError) as error:
+            outcome, after = type(error).__name__, 0.0
+        outcomes[outcome] += 1
+        await asyncio.sleep(min(after, 5.0) * drawn.uniform(0.5, 1.0))
+
+
+async def _watched(
+    place: Place, seconds: float, outcomes: collections.Counter[str], memory: list[dict[str, float]]
+) -> None:
+    """Memory of the endpoint's processes, ten times."""
+    for mark in range(1, 11):
+        await asyncio.sleep(seconds / 10)
+        used = await asyncio.to_thread(_memory_mb, place)
+        memory.append({"at_s": round(mark * seconds / 10), **used})
+        print(memory[-1], dict(outcomes), flush=True)
+
+
+def _memory_mb(place: Place) -> dict[str, float]:
+    """Resident megabytes of the processes that a request passes, by what Ray calls them."""
+    found: dict[str, float] = {}
+    for pid in _children(place.pid):
+        with contextlib.suppress(OSError):
+            title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            for name in ("Ingress", "Synthesizer", "ProxyActor"):
+                if title.startswith("ray::") and name in title:
+                    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                    found[name] = round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+    return found
+
+
+def _ray_address(place: Place) -> str:
+    """Of the Ray that the endpoint has started, as its node was told."""
+    for pid in _children(place.pid):
+        with contextlib.suppress(OSError):
+            for word in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0"):
+                if word.startswith("--gcs-address="):
+                    return word.removeprefix("--gcs-address=")
+    raise RuntimeError("the endpoint runs no Ray")
+
+
+def _what_is_left(place: Place) -> dict[str, float]:
+    """What the engine holds when everybody has gone, asked through Ray."""
+    import ray
+    from ray import serve
+
+    ray.init(address=_ray_address(place), namespace="serve", log_to_driver=False, configure_logging=False)
+    try:
+        numbers = serve.get_deployment_handle("Synthesizer", "default").numbers
+        end = time.monotonic() + _SOAK_PATIENCE_S
+        while True:
+            found: dict[str, float] = numbers.remote().result(timeout_s=_SOAK_PATIENCE_S)
+            kept = {name: found[name] for name in ("running", "queued", "kv_blocks_used", "finished_cancelled")}
+            if not (kept["running"] or kept["queued"] or kept["kv_blocks_used"]) or time.monotonic() > end:
+                return kept
+            time.sleep(0.2)
+    finally:
+        ray.shutdown()

@@ -1,0 +1,46 @@
+"""What Serve is told, without a cluster."""
+
+import pytest
+
+from higgs_model.errors import BadConfig
+from serve.config import EndpointConfig
+
+# Ray Serve's own, when it is first imported: an old pydantic style.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def test_arguments_become_an_application(monkeypatch):
+    from serve.app import app
+
+    monkeypatch.setenv("HIGGS_API_KEYS", "secret")
+    built = app({"model": "there", "max_batch": "8", "max_replicas": "3"})
+    config, digests, _ = built._bound_deployment.init_args
+    assert (config.model, config.max_batch) == ("there", 8)
+    assert len(digests) == 1
+    assert "secret" not in repr(built._bound_deployment.init_args)
+    with pytest.raises(BadConfig, match="did you mean 'model'"):
+        app({"modle": "x"})
+
+
+def test_streams_are_given_the_time_to_end():
+    from serve import ingress, replica
+
+    config = EndpointConfig(request_timeout_s=100)
+    for options in (replica.options(config, 0.0), ingress.options(config)):
+        assert options["graceful_shutdown_timeout_s"] > 100
+    # A worker goes on until the last replica has answered it.
+    assert (
+        ingress.options(config)["graceful_shutdown_timeout_s"]
+        > replica.options(config, 0)["graceful_shutdown_timeout_s"]
+    )
+
+
+def test_replicas_are_added_before_all_slots_speak():
+    from serve import replica
+
+    options = replica.options(EndpointConfig(max_batch=16, min_replicas=1, max_replicas=4), 0.5)
+    scaling = options["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (1, 4, 12)
+    assert options["max_ongoing_requests"] == 16
+    assert options["ray_actor_options"]["num_gpus"] == 0.5
+    assert replica.options(EndpointConfig(min_replicas=2, max_replicas=2), 0)["num_replicas"] == 2

@@ -1,0 +1,66 @@
+"""The README's requests, executed; the config file, read; the page's package data, there."""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import soundfile
+import yaml
+
+from serve.config import EndpointConfig, parse
+from tests.serve.conftest import recording
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+SECTION = README[README.index("## Ask the endpoint") : README.index("## Words")]
+
+
+@pytest.fixture(scope="module")
+def place(serve_local, tmp_path_factory):
+    """A server with the README's voice, and a folder with its recording."""
+    folder, voices = tmp_path_factory.mktemp("readme"), tmp_path_factory.mktemp("belindas")
+    (folder / "carl.wav").write_bytes(recording())
+    (voices / "belinda.wav").write_bytes(recording())
+    return serve_local(voices=str(voices), default_voice="belinda"), folder
+
+
+def test_the_readmes_curl_commands_work(place):
+    server, folder = place
+    commands = [line for line in SECTION.splitlines() if line.startswith("curl ")]
+    assert len(commands) == 5
+    for command in commands:
+        words = shlex.split(command.replace("http://127.0.0.1:8000", server.url))
+        subprocess.run([*words, "--fail", "--silent", "--show-error"], cwd=folder, check=True, capture_output=True)
+    assert soundfile.info(folder / "hello.wav").samplerate == 24_000
+    assert [len(chunk["speakers"]) for chunk in json.loads((folder / "told.json").read_text())["chunks"]] == [1, 1]
+    assert soundfile.info(folder / "like-carl.mp3").format == "MP3"
+
+
+def test_the_readmes_python_works(place):
+    server, _ = place
+    (code,) = re.findall(r"```py\n(.*?)```", SECTION, re.DOTALL)
+    exec(compile(code.replace("http://127.0.0.1:8000", server.url), "README", "exec"), {})
+
+
+def test_the_readme_names_settings_that_there_are():
+    (command,) = re.findall(r"^serve run serve\.app:app (.*)$", SECTION, re.MULTILINE)
+    parse(dict(word.split("=", 1) for word in command.split()), {})
+    table = SECTION[SECTION.index("| setting | |") :]
+    named = {
+        name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`([a-z_]+)`", row)
+    }
+    assert named
+    assert named <= set(EndpointConfig.model_fields)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_config_file_is_one_that_serve_and_the_endpoint_read():
+    from ray.serve.schema import ServeDeploySchema
+
+    config = yaml.safe_load((ROOT / "infra/serve_config.yaml").read_text())
+    (application,) = ServeDeploySchema.model_validate(config).applications
+    parse(application.args, {})
+    assert application.import_path == "serve.app:app"
