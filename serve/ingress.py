@@ -111,5 +111,5 @@ def options(config: EndpointConfig) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": config.request_timeout_s + _DRAIN_S,
         # Its line a request would only say less than ours.
         "logging_config": {"enable_access_log": False},
-        "ray_actor_options": {"num_cpus": 0},
+        "ray_actor_options": {"num_cpus": 0, "runtime_env": replica.ONE_LOOP},
     }

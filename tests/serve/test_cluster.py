@@ -230,11 +230,11 @@ def test_metrics_are_where_ray_exports_them(cluster):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             text = answer.read().decode()
         wanted = ("requests_total", "audio_seconds_total", "first_audio_seconds_bucket", "engine_decode_frames")
-        return all(f"ray_higgs_{name}" in text for name in wanted) and text
+        outcomes = ('outcome="ok"', 'outcome="queue_full"', 'outcome="gone"')
+        return all(f"ray_higgs_{name}" in text for name in wanted) and all(one in text for one in outcomes)
 
-    text = wait_for(exported, 30)
-    assert 'outcome="queue_full"' in text
-    assert 'outcome="gone"' in text
+    # Processes hand their numbers on every few seconds.
+    wait_for(exported, 60)
 
 
 def test_a_stream_ends_although_its_replicas_are_replaced(cluster):
