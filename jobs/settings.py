@@ -75,7 +75,7 @@ class JobSettings(BaseModel):
     voice_in_system: bool | None = None
     spoken_forms: bool | None = Field(None, description="write numbers, dates and abbreviations out before speaking")
 
-    max_failed: str = Field("0", pattern=r"^\d+(\.\d+)?%?$", description="failed rows that are no failure: 10, or 0.5%%")
+    max_failed: str = Field("0", pattern=r"^\d+(\.\d+)?%?$", description="failed rows that are allowed: 10, or 0.5%%")
     limit: int | None = Field(None, ge=1, description="only the first rows")
     overwrite: bool = Field(False, description="forget earlier results")
     dry_run: bool = Field(False, description="print what would be sent to the model, one JSON line a script")
