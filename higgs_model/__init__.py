@@ -8,8 +8,9 @@ Importing the package loads nothing heavy; each public name is imported when it 
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from higgs_model.lazy import from_homes
 
 if TYPE_CHECKING:
     from higgs_model.codec import HiggsAudioCodec as HiggsAudioCodec
@@ -31,10 +32,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'higgs_model' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = from_homes(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

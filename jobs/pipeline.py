@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from higgs_model.errors import BadInput
+from jobs.cluster import THREADS_A_CPU_WORKER
 from jobs.ledger import Ledger, Totals
 from jobs.loading import Capacity
 from jobs.manifest import LINE, Manifest, estimated_chars, parse_lines
@@ -39,8 +40,6 @@ _UNITS_A_WORKER = 8
 """Units that there should be for each row under way, before rows are put together."""
 _MOST_UNITS = 20_000
 _CPU_SLOTS, _CUDA_SLOTS = 16, 192
-THREADS_A_CPU_WORKER = 2
-"""Always the same: sums are rounded as threads share them, so that this number is heard in the last bit."""
 _LOST_MACHINES = 10
 _POLL_S, _REASON_S = 0.5, 10.0
 

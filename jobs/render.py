@@ -27,8 +27,9 @@ import torch
 from higgs_model.audio.writers import FORMATS, check_rate
 from higgs_model.errors import BadInput
 from higgs_model.synthesizer.loading import load_codec
+from jobs.cluster import THREADS_A_CPU_WORKER, connect
 from jobs.commands import Arguments, run_command, say
-from jobs.folders import Folder, LocalFolder, open_folder
+from jobs.folders import Folder, open_folder
 from jobs.renderer import RenderBatch, RenderSettings
 from jobs.results import Results, read_results
 
@@ -124,8 +125,7 @@ def _claim(output: Folder, settings: RenderSettings) -> None:
     if found != wanted:
         differ = ", ".join(sorted(name for name in wanted if found.get(name) != wanted[name]))
         raise BadInput(f"{output.uri} was made with other settings ({differ}); give another --output")
-    if isinstance(output, LocalFolder):
-        output.sweep("audio")
+    output.sweep("audio")
 
 
 def _todo(table: pa.Table, results: Results) -> pa.Table:
@@ -145,8 +145,6 @@ def _todo(table: pa.Table, results: Results) -> pa.Table:
 def _run(settings: RenderSettings, todo: pa.Table, results: Results, workers: int | None) -> collections.Counter[str]:
     """Make the rows; their results are written as they come. Gives how many there were of each status."""
     import ray
-
-    from jobs.synthesize import connect
 
     own = not ray.is_initialized()
     if own:
@@ -174,8 +172,6 @@ def _run(settings: RenderSettings, todo: pa.Table, results: Results, workers: in
 def _rendered(settings: RenderSettings, todo: pa.Table, workers: int | None) -> Iterator[list[dict[str, Any]]]:
     """Result rows, a few together, as they are made."""
     import ray
-
-    from jobs.pipeline import THREADS_A_CPU_WORKER
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -11,24 +11,24 @@ import dataclasses
 import logging
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from higgs_model.audio.writers import AudioFormat, AudioWriter, WrittenFile
+from higgs_model.audio.writers import AudioFormat, WrittenFile
 from higgs_model.engine.codec_worker import CodecWorker
 from higgs_model.errors import BadInput
 from higgs_model.synthesizer.loading import load_codec
 from higgs_model.synthesizer.records import SpokenChunk
 from higgs_model.synthesizer.replay import replay
 from higgs_model.synthesizer.settings import SynthesisSettings
+from jobs.cluster import THREADS_A_CPU_WORKER
 from jobs.folders import open_folder
 from jobs.kept import KeptRecording, unpack_recording
-from jobs.pipeline import THREADS_A_CPU_WORKER
+from jobs.recording import open_recording
 from jobs.results import table_of
-from jobs.rows import BadRow, MasteredRecording, Recording, audio_name, codes_name
+from jobs.rows import BadRow, audio_name, codes_name
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Renderer:
         worker = self._worker(kept)
         name = audio_name(row["id"], self._settings.format)
         made: list[SpokenChunk] = []
-        with self._recording(self._output.draft(name), kept.sample_rate_hz) as recording:
+        with open_recording(self._output.draft(name), kept.sample_rate_hz, self._settings) as recording:
             num_samples = whole_length(kept, row["duration_s"])
             async for piece in replay(chunks, num_samples, worker, SynthesisSettings()):
                 if len(piece.samples_N):
@@ -126,13 +126,6 @@ class Renderer:
                 f"for {codec.sample_rate} Hz: name the codec that made them with --codec",
             )
         return self._loaded
-
-    def _recording(self, draft: Path, sample_rate_hz: int) -> Recording:
-        settings = self._settings
-        writer = AudioWriter(draft, settings.format, sample_rate_hz, settings.sample_rate)
-        if settings.loudness_lufs is None and settings.true_peak_dbtp is None:
-            return Recording(writer)
-        return MasteredRecording(writer, sample_rate_hz, settings.loudness_lufs, settings.true_peak_dbtp)
 
     def _result(self, row: Row, name: str, written: WrittenFile, made: list[SpokenChunk]) -> Row:
         chunks = [

@@ -11,24 +11,22 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from pydantic import ValidationError
 
-from higgs_model.audio.loudness import LoudnessMeter, TruePeakMeter, constant_gain_db
-from higgs_model.audio.writers import AudioWriter, WrittenFile
+from higgs_model.audio.writers import WrittenFile
 from higgs_model.errors import BadInput, HiggsError
 from higgs_model.script.plan import Plan
 from higgs_model.script.script import Script, faults
 from higgs_model.script.spoken import Lexicon
-from higgs_model.synthesizer.records import Piece, Samples, SpokenChunk
+from higgs_model.synthesizer.records import Piece, SpokenChunk
 from jobs.folders import open_folder
 from jobs.kept import KeptSegments, pack_takes
 from jobs.manifest import BROKEN, Row
+from jobs.recording import Recording, open_recording
 from jobs.settings import JobSettings
 from jobs.storage import folder_of, open_voices, read_bytes
 
@@ -167,62 +165,7 @@ class RowMaker:
         }
 
     def _recording(self, name: str, sample_rate_hz: int) -> Recording:
-        settings = self._settings
-        writer = AudioWriter(self._folder.draft(name), settings.format, sample_rate_hz, settings.sample_rate)
-        if settings.loudness_lufs is None and settings.true_peak_dbtp is None:
-            return Recording(writer)
-        return MasteredRecording(writer, sample_rate_hz, settings.loudness_lufs, settings.true_peak_dbtp)
-
-
-class Recording:
-    """A file under way, straight from the samples."""
-
-    def __init__(self, writer: AudioWriter) -> None:
-        self._writer = writer
-
-    def __enter__(self) -> Recording:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.discard()
-
-    def write(self, samples_N: Samples) -> None:
-        """Append samples."""
-        self._writer.write(samples_N)
-
-    def finish(self) -> WrittenFile:
-        """Close the file and give it its name."""
-        return self._writer.finish()
-
-
-class MasteredRecording(Recording):
-    """A file whose one gain is known only at the end: until then the samples lie beside it on the disk."""
-
-    def __init__(
-        self, writer: AudioWriter, sample_rate_hz: int, target_lufs: float | None, limit_dbtp: float | None
-    ) -> None:
-        super().__init__(writer)
-        self._target, self._limit = target_lufs, limit_dbtp
-        self._loudness, self._peak = LoudnessMeter(sample_rate_hz), TruePeakMeter()
-        self._spool = tempfile.TemporaryFile(prefix="higgs-")  # noqa: SIM115  (closed on leaving)
-
-    def __exit__(self, *_: object) -> None:
-        self._spool.close()
-        super().__exit__()
-
-    def write(self, samples_N: Samples) -> None:
-        self._loudness.add(samples_N)
-        self._peak.add(samples_N)
-        self._spool.write(samples_N.astype("<f4").tobytes())
-
-    def finish(self) -> WrittenFile:
-        gain_db = constant_gain_db(
-            self._loudness.integrated_lufs, self._peak.dbtp, target_lufs=self._target, limit_dbtp=self._limit
-        )
-        self._spool.seek(0)
-        while block := self._spool.read(4 * _SPOOL_BLOCK):
-            self._writer.write(np.frombuffer(block, "<f4") * np.float32(10 ** (gain_db / 20)))
-        return super().finish()
+        return open_recording(self._folder.draft(name), sample_rate_hz, self._settings)
 
 
 def open_lexicon(uri: str | None) -> Lexicon | None:

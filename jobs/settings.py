@@ -11,12 +11,13 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from higgs_model.audio.writers import check_rate
 from higgs_model.errors import BadInput
+from jobs.commands import Arguments
 
 SAMPLING = ("temperature", "top_k", "top_p", "ras_win_len", "ras_win_max_num_repeat", "max_frames")
 CHUNKING = ("chunk_method", "chunk_max_words", "chunk_max_turns", "context_chunks", "voice_in_system", "spoken_forms")
@@ -130,15 +131,8 @@ def parse(arguments: Sequence[str]) -> JobSettings:
         raise BadInput(_sentence(error)) from error
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, as everything else here does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message}; --help lists all flags")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m jobs.synthesize", description="Make the audio of every script in a manifest.")
+    parser = Arguments(prog="python -m jobs.synthesize", description="Make the audio of every script in a manifest.")
     for name, field in JobSettings.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
         kind = _plain_type(field.annotation)

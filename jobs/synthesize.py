@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import signal
@@ -25,6 +24,8 @@ from typing import Any
 
 from higgs_model import demo
 from higgs_model.errors import HiggsError
+from jobs.cluster import connect
+from jobs.commands import BAD_ARGUMENTS, say
 from jobs.dry_run import dry_run
 from jobs.folders import open_folder
 from jobs.loading import check_local_model, find_check, load_synthesizer
@@ -33,7 +34,7 @@ from jobs.progress import Progress, clock
 from jobs.rows import RowMaker
 from jobs.settings import JobSettings, parse
 
-OK, BROKEN, BAD_ARGUMENTS, TOO_MANY_FAILED = 0, 1, 2, 3
+OK, BROKEN, TOO_MANY_FAILED = 0, 1, 3
 MODEL_LICENCE = "Boson Higgs Audio 2 Community License"
 
 
@@ -100,22 +101,6 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
     summary = summarize(settings, totals, engines, started, time.monotonic() - start_s)
     folder.put("job.json", json.dumps(summary, indent=2).encode())
     return report(settings, folder.locate("results"), summary, stopped=stop.asked.is_set())
-
-
-def connect() -> None:
-    """Join the cluster of this machine's environment, or start one for this job alone."""
-    import ray
-
-    # Every pool of actors makes Ray's core warn of something that Ray Data itself does.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False)
-    else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    # Of its own progress this job tells itself.
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Stop:
@@ -188,12 +173,6 @@ def report(settings: JobSettings, results: str, summary: dict[str, Any], *, stop
         say(f"{summary['failed']} rows failed and {allowed} may; see the columns error_type and error of {results}")
         return TOO_MANY_FAILED
     return OK
-
-
-def say(message: str) -> None:
-    """One line for people; stdout is for what programs read."""
-    sys.stderr.write(message + "\n")
-    sys.stderr.flush()
 
 
 def _last_line(error: Exception) -> str:

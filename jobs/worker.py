@@ -117,9 +117,10 @@ class SynthesisWorker:
             try:
                 if place.duplicate:
                     raise BadRow(DUPLICATE, f"the id {row.get('id')!r} is already that of an earlier row")
-                looked.append(_Looked(place.number, row, self._maker.check(row)))
+                found: Checked | BadRow = self._maker.check(row)
             except BadRow as fault:
-                looked.append(_Looked(place.number, row, fault))
+                found = fault
+            looked.append(_Looked(place.number, row, estimated_chars(row), found))
         return looked
 
     async def _row(self, looked: _Looked) -> None:
@@ -138,9 +139,8 @@ class SynthesisWorker:
     async def _make(self, looked: _Looked, checked: Checked, beside: Verdict) -> Verdict:
         """Make a row beside those that it may be made beside. Gives SKIP when it is done, else what it waits for."""
         async with self._company.entered(beside) as leave_room:
-            chars = estimated_chars(looked.row)
-            ticket = Ticket(looked.number, checked.script.id, checked.sha256, self._name, beside, chars)
-            verdict = Verdict(await self._begin.add(ticket))
+            ticket = Ticket(looked.number, checked.script.id, checked.sha256, self._name, beside, looked.chars)
+            verdict = await self._begin.add(ticket)
             if verdict is beside:
                 result = await self._made(looked.row, checked)
                 await leave_room()
@@ -150,7 +150,7 @@ class SynthesisWorker:
 
     async def _commit(self, looked: _Looked, result: Mapping[str, Any]) -> None:
         whole = {"manifest_row": looked.number, "error_type": None, **result}
-        await self._results.add((looked.number, estimated_chars(looked.row), whole))
+        await self._results.add((looked.number, looked.chars, whole))
 
     async def _begin_all(self, tickets: Sequence[Ticket]) -> list[Verdict]:
         verdicts: list[Verdict] = await self._ledger.begin.remote(tickets)
@@ -218,10 +218,11 @@ class SynthesisWorker:
 
 @dataclasses.dataclass(frozen=True)
 class _Looked:
-    """A row that was read: what making it needs, or what is wrong with it."""
+    """A row that was read: about how much it has to say, and what making it needs or what is wrong with it."""
 
     number: int
     row: Row
+    chars: int
     found: Checked | BadRow
 
 

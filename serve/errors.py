@@ -88,18 +88,7 @@ class TooSlow(ApiError):
     status, kind, code = 504, "server_error", "timeout"
 
 
-LEAVES: tuple[type[ApiError], ...] = (
-    BadRequest,
-    Unauthorized,
-    NotFound,
-    NotAllowed,
-    Conflict,
-    TooLarge,
-    Busy,
-    Internal,
-    NotReady,
-    TooSlow,
-)
+LEAVES = tuple(ApiError.__subclasses__())
 
 
 def of_status(status: int, message: str) -> ApiError:

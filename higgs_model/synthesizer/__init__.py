@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from higgs_model.lazy import from_homes
 
 if TYPE_CHECKING:
     from higgs_model.synthesizer.records import Piece as Piece
@@ -15,22 +16,19 @@ if TYPE_CHECKING:
     from higgs_model.synthesizer.synthesizer import Synthesizer as Synthesizer
 
 _HOMES = {
-    "Piece": "records",
-    "Speech": "records",
-    "SpokenChunk": "records",
-    "Take": "records",
-    "Pauses": "settings",
-    "SynthesisSettings": "settings",
-    "Synthesizer": "synthesizer",
+    "Piece": "higgs_model.synthesizer.records",
+    "Speech": "higgs_model.synthesizer.records",
+    "SpokenChunk": "higgs_model.synthesizer.records",
+    "Take": "higgs_model.synthesizer.records",
+    "Pauses": "higgs_model.synthesizer.settings",
+    "SynthesisSettings": "higgs_model.synthesizer.settings",
+    "Synthesizer": "higgs_model.synthesizer.synthesizer",
 }
 
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = from_homes(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -17,11 +17,11 @@ from higgs_model.engine.codec_worker import CodecWorker
 from higgs_model.engine.request import FinishReason, Update
 from higgs_model.synthesizer import SynthesisSettings, Synthesizer
 from higgs_model.synthesizer.loading import load
+from jobs.cluster import THREADS_A_CPU_WORKER
 from jobs.commands import run_command
 from jobs.export.__main__ import export
 from jobs.folders import open_folder
 from jobs.kept import unpack_recording
-from jobs.pipeline import THREADS_A_CPU_WORKER
 from jobs.render import render
 from jobs.renderer import Renderer, RenderSettings, whole_length
 from jobs.results import read_results

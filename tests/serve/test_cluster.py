@@ -234,7 +234,7 @@ def test_metrics_are_where_ray_exports_them(cluster):
         return all(f"ray_higgs_{name}" in text for name in wanted) and all(one in text for one in outcomes)
 
     # Processes hand their numbers on every few seconds.
-    wait_for(exported, 60)
+    assert wait_for(exported, 60)
 
 
 def test_a_stream_ends_although_its_replicas_are_replaced(cluster):

@@ -73,8 +73,10 @@ def test_an_mp3_stream_begins_with_sound_and_not_with_a_header():
 
 
 def test_nothing_is_a_stream_too():
-    for stream_format in STREAM_FORMATS:
-        b"".join(encode(stream_format, np.empty(0, np.int16)))
+    empty = {name: b"".join(encode(name, np.empty(0, np.int16))) for name in STREAM_FORMATS}
+    assert {name for name, content in empty.items() if not content} == {"pcm", "flac", "mp3"}
+    assert len(soundfile.read(io.BytesIO(empty["wav"]))[0]) == 0
+    assert empty["opus"].startswith(b"OggS")
 
 
 def test_a_rate_that_a_format_cannot_hold_is_refused():
