@@ -146,28 +146,39 @@ class CodecNetwork(nn.Module):
     def _to_decoder(self, latents_BTD: Tensor) -> Tensor:
         return self.fc2(latents_BTD).to(self.acoustic_decoder.conv1.weight.dtype)
 
-    def forward(self, samples_BN: Tensor, bandwidth_kbps: float | None = None) -> CodecOutput:
+    def forward(
+        self, samples_BN: Tensor, bandwidth_kbps: float | None = None, unquantized_B: Tensor | None = None
+    ) -> CodecOutput:
         """One pass of training: encode, quantize with gradients passed straight through, decode.
 
         Args:
             samples_BN: (B, N) float32 at the codec's rate, all rows of real length N ≥ `min_samples`, at most
                 `PIECE_S` long.
+            unquantized_B: (B,) bool, rows whose latents go to the decoder as they are, so that it and the encoder learn
+                beside codebooks that are not good yet.
 
         Returns:
             `audio` is as long as the frames: N rounded to a whole number of them.
         """
-        edge, num_frames = self._alignment(samples_BN.shape[1])
-        features_BTD = self._features(samples_BN)[:, :num_frames]
-        latents_BTD = self._join(F.pad(samples_BN, (edge, edge)), features_BTD)
+        latents_BTD, features_BTD = self.latents(samples_BN)
         quantized = self.quantizer(latents_BTD, self.config.codebooks_for(bandwidth_kbps))
-        restored_BDT = self.decoder_semantic(self.fc1(quantized.latents).transpose(1, 2))
+        through_BTD = quantized.latents
+        if unquantized_B is not None:
+            through_BTD = torch.where(unquantized_B.view(-1, 1, 1), latents_BTD, through_BTD)
+        restored_BDT = self.decoder_semantic(self.fc1(through_BTD).transpose(1, 2))
         return CodecOutput(
-            audio=run_decoder(self.acoustic_decoder, self._to_decoder(quantized.latents).transpose(1, 2)).float(),
+            audio=run_decoder(self.acoustic_decoder, self._to_decoder(through_BTD).transpose(1, 2)).float(),
             codes=quantized.codes,
             commitment_loss=quantized.commitment_loss,
             codebook_loss=quantized.codebook_loss,
             semantic_loss=F.mse_loss(restored_BDT.transpose(1, 2), features_BTD.float()),
         )
+
+    def latents(self, samples_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """What is quantized, (B, T, D) float32, and the semantic features (B, T, D') of samples as `forward` takes them."""
+        edge, num_frames = self._alignment(samples_BN.shape[1])
+        features_BTD = self._features(samples_BN)[:, :num_frames]
+        return self._join(F.pad(samples_BN, (edge, edge)), features_BTD), features_BTD
 
     def _latents(self, samples_BN: Tensor) -> Iterator[Tensor]:
         """Latents (B, T, D) float32 of a recording, in one piece or in several that follow each other."""
