@@ -20,6 +20,9 @@ from higgs_model import tokens
 from higgs_model.config import HiggsAudioConfig
 from higgs_model.errors import BadInput
 
+TRAINING_ROUND_TO = 8
+"""Without a cache, expanded sequences are padded to a multiple of this, as the checkpoints were trained."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
@@ -43,6 +46,7 @@ class Merged:
     audio_in_mask_BS: Tensor
     audio_in_codes_mask_BS: Tensor
     audio_out_mask_BS: Tensor
+    sample_ids_BS: Tensor | None = None
 
     @property
     def audio_mask_BS(self) -> Tensor:
@@ -134,6 +138,7 @@ def merge(
     audio_out: Clips,
     left_padding: bool,
     round_to: int,
+    sample_ids_BS: Tensor | None = None,
 ) -> Merged:
     """Expand every placeholder to its clip.
 
@@ -142,6 +147,7 @@ def merge(
         text_embeddings_BSD: (B, S, D) embeddings of all tokens; those of placeholders are not used.
         left_padding: whether rows end or begin together.
         round_to: the expanded length is a multiple of this.
+        sample_ids_BS: (B, S), which of the samples packed into its row a token belongs to.
 
     Raises:
         BadInput: a row has no position at all.
@@ -191,6 +197,7 @@ def merge(
         audio_in_mask_BS=placed(plan.from_features | plan.from_codes, fill=False),
         audio_in_codes_mask_BS=placed(plan.from_codes, fill=False),
         audio_out_mask_BS=placed(plan.from_out, fill=False),
+        sample_ids_BS=None if sample_ids_BS is None else placed(of_tokens(sample_ids_BS), -1),
     )
     return _trimmed(merged, left_padding, round_to)
 
