@@ -92,9 +92,10 @@ def train(job: CodecJob) -> HiggsAudioCodec:
     started = time.perf_counter()
     with (job.output / "log.jsonl").open("a", encoding="utf-8") as log:
         while trainer.step < job.training.steps:
-            losses = trainer.run_step()
+            losses, distance = trainer.run_step()
             if trainer.step % job.log_every == 0:
                 told = {name: round(float(loss.detach()), 4) for name, loss in vars(losses).items()}
+                told["taught"] = round(float(distance), 4)
                 seconds = round(time.perf_counter() - started, 1)
                 log.write(json.dumps({"step": trainer.step, **told, "seconds": seconds}) + "\n")
                 log.flush()

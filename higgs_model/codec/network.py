@@ -51,13 +51,14 @@ FADE_S = 1
 
 @dataclasses.dataclass(frozen=True)
 class CodecOutput:
-    """One pass of training: `audio` (B, N) for `codes` (B, K, T), and three losses (scalars).
+    """One pass of training: `audio` (B, N) for `codes` (B, K, T) of `latents` (B, T, D), and three losses (scalars).
 
     `commitment_loss` and `codebook_loss` are the quantizer's; `semantic_loss` is how far the semantic
     features that the codes give back are from those that went in.
     """
 
     audio: Tensor
+    latents: Tensor
     codes: Tensor
     commitment_loss: Tensor
     codebook_loss: Tensor
@@ -146,31 +147,36 @@ class CodecNetwork(nn.Module):
     def _to_decoder(self, latents_BTD: Tensor) -> Tensor:
         return self.fc2(latents_BTD).to(self.acoustic_decoder.conv1.weight.dtype)
 
-    def forward(
-        self, samples_BN: Tensor, bandwidth_kbps: float | None = None, unquantized_B: Tensor | None = None
-    ) -> CodecOutput:
+    def forward(self, samples_BN: Tensor, bandwidth_kbps: float | None = None) -> CodecOutput:
         """One pass of training: encode, quantize with gradients passed straight through, decode.
 
         Args:
             samples_BN: (B, N) float32 at the codec's rate, all rows of real length N ≥ `min_samples`, at most
                 `PIECE_S` long.
-            unquantized_B: (B,) bool, rows whose latents go to the decoder as they are, so that it and the encoder learn
-                beside codebooks that are not good yet.
 
         Returns:
             `audio` is as long as the frames: N rounded to a whole number of them.
         """
         latents_BTD, features_BTD = self.latents(samples_BN)
         quantized = self.quantizer(latents_BTD, self.config.codebooks_for(bandwidth_kbps))
-        through_BTD = quantized.latents
-        if unquantized_B is not None:
-            through_BTD = torch.where(unquantized_B.view(-1, 1, 1), latents_BTD, through_BTD)
-        restored_BDT = self.decoder_semantic(self.fc1(through_BTD).transpose(1, 2))
-        return CodecOutput(
-            audio=run_decoder(self.acoustic_decoder, self._to_decoder(through_BTD).transpose(1, 2)).float(),
+        return dataclasses.replace(
+            self.from_latents(quantized.latents, features_BTD),
+            latents=latents_BTD,
             codes=quantized.codes,
             commitment_loss=quantized.commitment_loss,
             codebook_loss=quantized.codebook_loss,
+        )
+
+    def from_latents(self, latents_BTD: Tensor, features_BTD: Tensor) -> CodecOutput:
+        """The second half of a pass of training: sound of latents that were not quantized, with no codes."""
+        restored_BDT = self.decoder_semantic(self.fc1(latents_BTD).transpose(1, 2))
+        nothing = latents_BTD.new_zeros(())
+        return CodecOutput(
+            audio=run_decoder(self.acoustic_decoder, self._to_decoder(latents_BTD).transpose(1, 2)).float(),
+            latents=latents_BTD,
+            codes=torch.empty(len(latents_BTD), 0, latents_BTD.shape[1], dtype=torch.int64, device=latents_BTD.device),
+            commitment_loss=nothing,
+            codebook_loss=nothing,
             semantic_loss=F.mse_loss(restored_BDT.transpose(1, 2), features_BTD.float()),
         )
 

@@ -10,6 +10,7 @@ from transformers import HubertConfig
 from higgs_model.codec import HiggsAudioCodec, HiggsAudioCodecConfig
 from higgs_model.codec.losses import CodecLoss, LossWeights
 from higgs_model.errors import BadConfig, BadInput
+from higgs_model.training.analysis import Analysis
 from higgs_model.training.codec import CodecTrainer, CodecTraining
 from higgs_model.training.recordings import Recordings
 
@@ -24,14 +25,15 @@ SEMANTIC = HubertConfig(
 )
 SHORT = CodecTraining(
     steps=60,
-    warmup_steps=25,
+    taught_steps=25,
     decoder_from=50,
     crop_frames=10,
     batch_size=2,
     learning_rate=3e-3,
     rise_steps=5,
-    unquantized=0.3,
     coarse=0.3,
+    floor=3e-3,
+    shortest_window=256,
     weights=LossWeights(waveform=0.0, commitment=0.25, semantic=0.1),
 )
 
@@ -67,7 +69,7 @@ def trainer(**changes):
 
 def test_seconds_of_speech_are_learnt_in_seconds():
     one = trainer()
-    judge, sound = CodecLoss(24_000), torch.from_numpy(vowels())[None]
+    judge, sound = CodecLoss(24_000, floor=3e-3), torch.from_numpy(vowels())[None]
 
     def mel():
         one.codec.eval()
@@ -85,14 +87,14 @@ def test_seconds_of_speech_are_learnt_in_seconds():
 
 def test_a_restart_at_any_stage_changes_nothing(tmp_path):
     whole = trainer()
-    wanted = [whole.run_step().total.item() for _ in range(SHORT.steps)]
+    wanted = [whole.run_step()[0].total.item() for _ in range(SHORT.steps)]
     found, path = [], tmp_path / "state.pt"
     for stop in (10, 25, 40, 50, 55, SHORT.steps):
         torch.manual_seed(stop)
         part = trainer()
         assert part.resume(path) == bool(found)
         while part.step < stop:
-            found.append(part.run_step().total.item())
+            found.append(part.run_step()[0].total.item())
         part.save(path)
     assert found == wanted
     state, other = whole.codec.state_dict(), part.codec.state_dict()
@@ -108,6 +110,20 @@ def test_codes_stand_still_when_only_the_decoder_learns():
         one.run_step()
     assert torch.equal(one.codec.encode(vowels(), 24_000), codes)
     assert not torch.equal(one.codec.decode(codes), sound)
+
+
+def test_log_spectra_follow_the_sound_and_forget_its_phase():
+    sound = torch.from_numpy(vowels())[None]
+    analysis = Analysis.fitted(24_000, 960, 32, sound)
+    spectra = analysis(sound)
+    assert spectra.shape == (1, 50, 32)
+    assert spectra.square().mean().item() == pytest.approx(1, rel=0.05)
+    assert torch.allclose(analysis(-sound), spectra, atol=1e-4)
+    # A frame later in the sound is a frame later in the spectra; edges see what is not there any more.
+    assert torch.allclose(analysis(sound[:, 960:])[:, 2:-2], spectra[:, 3:-2], atol=1e-4)
+    # Most of what differs between frames is in the first few numbers.
+    shares = spectra.var((0, 1)) / spectra.var((0, 1)).sum()
+    assert shares[:8].sum() > 0.7
 
 
 def test_fitted_codebooks_are_better_than_drawn_ones():
@@ -138,5 +154,5 @@ def test_crops_depend_on_seed_and_number_alone():
 
 
 def test_a_quantizer_that_cannot_be_fitted_is_refused():
-    with pytest.raises(BadConfig, match="warmup_steps"):
+    with pytest.raises(BadConfig, match="taught_steps"):
         CodecTrainer(tiny_codec(fsq_levels=(4, 4)), SHORT, Recordings([vowels()]))
