@@ -34,6 +34,8 @@ from higgs_model.training.codec import CodecTrainer, CodecTraining
 from higgs_model.training.recordings import Recordings
 from jobs.commands import Arguments, run_command, say
 
+_STATE = "state.pt"
+
 
 class CodecJob(BaseModel):
     """One training.
@@ -80,14 +82,9 @@ def train(job: CodecJob) -> HiggsAudioCodec:
     """Train, or go on; what is finished is loaded."""
     if (job.output / "config.json").exists():
         return HiggsAudioCodec.from_pretrained(job.output)
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
-    torch.manual_seed(job.training.seed)
-    codec = _codec(job).to(job.device)
-    trainer = CodecTrainer(codec, job.training, _recordings(job, codec.sample_rate))
     job.output.mkdir(parents=True, exist_ok=True)
-    state = job.output / "state.pt"
-    if trainer.resume(state):
+    trainer, state = load_trainer(job), job.output / _STATE
+    if trainer.step:
         say(f"going on from step {trainer.step}")
     started = time.perf_counter()
     with (job.output / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -102,8 +99,19 @@ def train(job: CodecJob) -> HiggsAudioCodec:
             if trainer.step % job.save_every == 0:
                 trainer.save(state)
     trainer.save(state)
-    codec.eval().save_pretrained(job.output, job.layout)
-    return codec
+    trainer.codec.eval().save_pretrained(job.output, job.layout)
+    return trainer.codec
+
+
+def load_trainer(job: CodecJob) -> CodecTrainer:
+    """The training as it stands: at its beginning, or where it was left."""
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    torch.manual_seed(job.training.seed)
+    codec = _codec(job).to(job.device)
+    trainer = CodecTrainer(codec, job.training, _recordings(job, codec.sample_rate))
+    trainer.resume(job.output / _STATE)
+    return trainer
 
 
 def _codec(job: CodecJob) -> HiggsAudioCodec:

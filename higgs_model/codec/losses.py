@@ -86,7 +86,9 @@ class CodecLoss(nn.Module):
         parts = []
         for window, _ in self._scales:
             filters = self.get_buffer(f"mel_{window}")
-            parts.append(F.l1_loss(self._log(filters @ _stft(made, window)), self._log(filters @ _stft(wanted, window))))
+            parts.append(
+                F.l1_loss(self._log(filters @ _stft(made, window)), self._log(filters @ _stft(wanted, window)))
+            )
         return torch.stack(parts).mean()
 
     def _spectral(self, made: Tensor, wanted: Tensor) -> Tensor:

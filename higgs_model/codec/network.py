@@ -181,7 +181,7 @@ class CodecNetwork(nn.Module):
         )
 
     def latents(self, samples_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """What is quantized, (B, T, D) float32, and the semantic features (B, T, D') of samples as `forward` takes them."""
+        """What is quantized, (B, T, D) float32, and the semantic features (B, T, D') of samples like `forward`'s."""
         edge, num_frames = self._alignment(samples_BN.shape[1])
         features_BTD = self._features(samples_BN)[:, :num_frames]
         return self._join(F.pad(samples_BN, (edge, edge)), features_BTD), features_BTD

@@ -1,7 +1,7 @@
 """A tokenizer of bytes with the special tokens that Higgs Audio's prompts need, under their published names.
 
-In: texts to learn merges from, or none. Out: a tokenizer that any text can be written with, whose ids begin with the 256
-bytes and end with the special tokens.
+In: texts to learn merges from, or none. Out: a tokenizer that any text can be written with, whose ids begin with the
+256 bytes and end with the special tokens.
 """
 
 from __future__ import annotations

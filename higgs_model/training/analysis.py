@@ -1,7 +1,7 @@
 """What a codec's latents are taught to be at first: the sound's own log spectra, a frame at a time.
 
-In: samples (B, N). Out: (B, T, D), for each frame of the codec the principal components of its log mel spectra: one of a long
-window, in which harmonics stand apart, and three of short windows. No phase is in it.
+In: samples (B, N). Out: (B, T, D), for each frame of the codec the principal components of its log mel spectra: one of
+a long window, in which harmonics stand apart, and three of short windows. No phase is in it.
 
 An autoencoder that begins with random latents has to find out at once what is worth saying and how it sounds; here the
 encoder learns to say something that is known, and the decoder what that sounds like.

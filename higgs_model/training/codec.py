@@ -4,10 +4,11 @@ In: a codec, settings, recordings at its rate. Out: losses of each step, and the
 depends on the settings, its number and the state alone: crops are drawn by number, codes are revived by a generator
 whose state is kept.
 
-A training has three stages. First codebooks are fitted, by k-means, to the log spectra of the recordings (`analysis`), and for
-`taught_steps` the encoder learns to give these spectra as latents, the decoder what they sound like after quantization: two
-tasks that do not wait for each other. Then everything learns together, as codecs are usually trained. From `decoder_from`
-on what decides codes stands still, so that a language model may already learn the codes while the decoder goes on.
+A training has three stages. First codebooks are fitted, by k-means, to the log spectra of the recordings (`analysis`),
+and for `taught_steps` the encoder learns to give these spectra as latents, the decoder what they sound like after
+quantization: two tasks that do not wait for each other. Then everything learns together, as codecs are usually trained.
+From `decoder_from` on what decides codes stands still, so that a language model may already learn the codes while the
+decoder goes on.
 
 The semantic model takes no part (it never learns); a random one, as small codecs made here have, is a fixed mixture of
 filters, and asks of the codes only that they can tell its outputs apart. Knows no files but its own state's.
@@ -48,7 +49,7 @@ class CodecTraining:
         taught: weight of how far the latents are from the log spectra.
         decoder_from: first step in which only the decoders learn; None: never.
         crop_frames, batch_size: what a step hears.
-        learning_rate: at the top; it rises over `rise_steps` and falls along a cosine to `final_share` of itself at the end.
+        learning_rate: at the top; it rises over `rise_steps` and falls along a cosine to `final_share` of itself.
         coarse: share of the steps that use one of the smaller bandwidths.
         floor, shortest_window: of `CodecLoss`.
         dead_below: a code is revived when it draws less than this share of what it would if all drew alike.
@@ -89,7 +90,9 @@ class CodecTrainer:
 
     def __init__(self, codec: HiggsAudioCodec, settings: CodecTraining, recordings: Recordings) -> None:
         if not isinstance(codec.quantizer, ResidualVectorQuantizer) and settings.taught_steps:
-            raise BadConfig("codec training: taught_steps needs a vector quantizer; a finite scalar one has nothing to fit.")
+            raise BadConfig(
+                "codec training: taught_steps needs a vector quantizer; a finite scalar one has nothing to fit."
+            )
         self.codec, self.settings, self._recordings = codec.train(), settings, recordings
         self.step = 0
         self._judge = CodecLoss(
@@ -164,6 +167,12 @@ class CodecTrainer:
         if settings.decoder_from is not None and self.step >= settings.decoder_from:
             for name in _DECIDES_CODES:
                 self.codec.get_submodule(name).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def taught_codes(self, samples_N: Tensor) -> Tensor:
+        """The codes (K, T) that the decoder was taught to speak for a recording, which the encoder only comes near."""
+        whole = F.pad(samples_N, (0, -len(samples_N) % self.codec.hop_samples))
+        return self.codec.quantizer.encode(self._analysis(whole[None]), self.codec.num_codebooks)[0]
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, beside settings and recordings."""

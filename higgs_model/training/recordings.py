@@ -32,7 +32,7 @@ class Recordings:
         return len(self._samples)
 
     def crops(self, count: int, num_samples: int, seed: int, number: int) -> Tensor:
-        """Crops (count, num_samples) float32, drawn by `seed` and `number`; what a recording lacks is silence after it."""
+        """Crops (count, num_samples) float32, drawn by `seed` and `number`; what a recording lacks is silence."""
         draw = np.random.default_rng((seed, number))
         crops = np.zeros((count, num_samples), np.int16)
         for crop, place in zip(crops, draw.integers(self.num_samples, size=count), strict=True):

@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 
-NAMES = ("codec", "engine", "job", "model", "serve")
+NAMES = ("codec", "engine", "job", "model", "serve", "voice")
 
 
 def main() -> None:

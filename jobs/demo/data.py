@@ -44,8 +44,8 @@ def choose(counts: dict[str, int], held_out: int, seed: int) -> Iterator[Utteran
         counts: training sentences of each language.
         held_out: sentences of each language in each of the splits `text` and `voice`.
     """
-    draw = random.Random(seed)
     for language, count in counts.items():
+        draw = random.Random(seed)
         sentences = Grammar.of(language).sentences(seed)
         for split in SPLITS:
             voices = [one for one in VOICES if language in one.accents and one.held_out == (split == "voice")]

@@ -1,18 +1,21 @@
-"""The demo's checkpoint, from nothing, in five stages:
+"""The demo's checkpoint, from nothing, in stages:
 
-    sentences, spoken ─▶ codec ─▶ tokenizer ─▶ model ─▶ one folder that loads like any other checkpoint
+    sentences, spoken ─▶ codec ─▶ codes ─▶ tokenizer ─▶ model ─▶ one folder that loads like any other checkpoint
 
-Each stage leaves its result in the working folder, and is not done again when that is there; one that was killed goes on
-where it was. In: a `Recipe`. Knows the commands of the trainings, and how they are told; nothing of how they train.
+Each stage leaves its result in the working folder, and is not done again when that is there; one that was killed goes
+on where it was. In: a `Recipe`. Knows the commands of the trainings, and how they are told; nothing of how they train.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import soundfile
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -80,36 +83,35 @@ class Recipe(BaseModel):
 def make(recipe: Recipe, work: Path, output: Path) -> None:
     """Go through the stages; `output` becomes the checkpoint's folder."""
     work = work.absolute()
-    say("1 of 5: sentences, spoken")
+    say("1 of 6: sentences, spoken")
     data.make(work / "data", recipe.data.sentences, recipe.data.held_out, recipe.seed)
-    say("2 of 5: the codec")
+    say("2 of 6: the codec")
     train_codec.train(codec_job(recipe, work))
     halve_codec(work / "codec", work / "checkpoint" / "codec")
-    say("3 of 5: the tokenizer")
-    texts = (json.loads(line)["text"] for line in (work / "data" / "train.jsonl").open(encoding="utf-8"))
+    say("3 of 6: its codes of all that was spoken")
+    write_codes(recipe, work)
+    say("4 of 6: the tokenizer")
+    texts = (row["text"] for row in _rows(work / "data" / "train.jsonl"))
     build_tokenizer(texts, recipe.tokenizer.merges).save_pretrained(work / "tokenizer")
-    say("4 of 5: the model")
+    say("5 of 6: the model")
     settings = work / "model.yaml"
     settings.write_text(yaml.safe_dump(model_settings(recipe, work)), encoding="utf-8")
     if train(["--config", str(settings)]) != 0:
         raise BadConfig("the model's training was stopped; run the same command again to go on")
-    say("5 of 5: one folder")
+    say("6 of 6: one folder")
     pack(work, output)
 
 
 def codec_job(recipe: Recipe, work: Path) -> CodecJob:
     """The codec's training."""
-    return CodecJob.model_validate(
-        recipe.codec | {"output": work / "codec", "manifest": work / "data" / "train.jsonl"}
-    )
+    return CodecJob.model_validate(recipe.codec | {"output": work / "codec", "manifest": work / "data" / "train.jsonl"})
 
 
 def model_settings(recipe: Recipe, work: Path) -> dict[str, Any]:
     """The model's training, as its command reads it."""
-    manifests = {"manifest": str(work / "data" / "train.jsonl"), "validation": str(work / "data" / "text.jsonl")}
+    manifests = {"manifest": str(work / "codes" / "train.jsonl"), "validation": str(work / "codes" / "text.jsonl")}
     return recipe.model | {
         "output": str(work / "model"),
-        "codec": str(work / "checkpoint" / "codec"),
         "seed": recipe.seed,
         "init": recipe.model["init"] | {"tokenizer": str(work / "tokenizer")},
         "data": recipe.model["data"] | manifests,
@@ -117,10 +119,38 @@ def model_settings(recipe: Recipe, work: Path) -> dict[str, Any]:
 
 
 def halve_codec(trained: Path, folder: Path) -> None:
-    """Write a codec again in half precision. The model learns the codes of this one, which is the one that is embedded."""
+    """Write a codec again in half precision, which is how it is embedded."""
     codec = HiggsAudioCodec.from_pretrained(trained)
-    state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in codec.state_dict().items()}
-    write_checkpoint(folder, codec.config, state, "transformers")
+    state = codec.state_dict()
+    halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    write_checkpoint(folder, codec.config, halved, "transformers")
+
+
+def write_codes(recipe: Recipe, work: Path) -> None:
+    """Write the codes that the decoder was taught, a file an utterance, and manifests that name them.
+
+    With references the model hears the encoder's codes in their place, which come near.
+    """
+    if all((work / "codes" / f"{split}.jsonl").exists() for split in data.SPLITS):
+        return
+    trainer = train_codec.load_trainer(codec_job(recipe, work))
+    for split in data.SPLITS:
+        folder = work / "codes" / split
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for row in _rows(work / "data" / f"{split}.jsonl"):
+            samples, _ = soundfile.read(row["audio"], dtype="float32")
+            path = folder / f"{row['id']}.npy"
+            np.save(path, trainer.taught_codes(torch.from_numpy(samples)).numpy().astype(np.int16))
+            lines.append(json.dumps(row | {"audio": str(path)}, ensure_ascii=False) + "\n")
+        unfinished = folder.with_suffix(".part")
+        unfinished.write_text("".join(lines), encoding="utf-8")
+        unfinished.rename(folder.with_suffix(".jsonl"))
+
+
+def _rows(manifest: Path) -> Iterator[dict[str, Any]]:
+    with manifest.open(encoding="utf-8") as lines:
+        yield from (json.loads(line) for line in lines)
 
 
 def pack(work: Path, output: Path) -> None:
@@ -133,5 +163,4 @@ def pack(work: Path, output: Path) -> None:
     if output.exists():
         shutil.rmtree(output)
     shutil.copytree(folder, output)
-    parameters = sum(tensor.numel() for tensor in torch.nn.Module.parameters(HiggsAudioCodec.from_pretrained(output / "codec")))
-    say(f"{output}: {size / 1e6:.1f} MB; the codec has {parameters / 1e6:.1f} M parameters")
+    say(f"{output}: {size / 1e6:.1f} MB")

@@ -46,7 +46,9 @@ def _sized(wav: bytes) -> bytes:
     """The same file with true sizes in its header: what goes to a pipe is begun before its length is known."""
     data = wav.index(b"data")
     size = len(wav) - data - 8
-    return b"RIFF" + (data + size).to_bytes(4, "little") + wav[8 : data + 4] + size.to_bytes(4, "little") + wav[data + 8 :]
+    return (
+        b"RIFF" + (data + size).to_bytes(4, "little") + wav[8 : data + 4] + size.to_bytes(4, "little") + wav[data + 8 :]
+    )
 
 
 def _trim(samples_N: NDArray[np.float32]) -> NDArray[np.float32]:
