@@ -177,7 +177,7 @@ class CodecNetwork(nn.Module):
             codes=torch.empty(len(latents_BTD), 0, latents_BTD.shape[1], dtype=torch.int64, device=latents_BTD.device),
             commitment_loss=nothing,
             codebook_loss=nothing,
-            semantic_loss=F.mse_loss(restored_BDT.transpose(1, 2), features_BTD.float()),
+            semantic_loss=F.mse_loss(restored_BDT.transpose(1, 2), features_BTD.detach().float()),
         )
 
     def latents(self, samples_BN: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ In: samples at the codec's rate. Out: features (B, T, D), the mean over *all* hi
 or WavLM; and the two small convolutional networks between those features and the latents that are quantized.
 
 The speech model is transformers' own. It is always in evaluation mode and takes no gradients, whatever mode
-the codec is in. It sees the whole of what it is given (its attention, and HuBERT-base's first normalisation,
+the codec is in (but for small ones that are made from nothing: see `training.codec`). It sees the whole of what it is given (its attention, and HuBERT-base's first normalisation,
 run over all of it), so features of a piece are not exactly those of the whole.
 """
 
@@ -43,9 +43,8 @@ def semantic_frames(model: PreTrainedModel, config: HiggsAudioCodecConfig, num_s
     return features // factor if config.semantic_downsampling == "avg" else -(-features // factor)
 
 
-@torch.no_grad()
 def semantic_features(model: PreTrainedModel, config: HiggsAudioCodecConfig, samples_BN: Tensor) -> Tensor:
-    """Features at the codec's frame rate.
+    """Features at the codec's frame rate, without gradients unless the model's parameters were told to take some.
 
     Args:
         samples_BN: (B, N) float32 at the codec's rate, all rows of real length N.

@@ -10,8 +10,9 @@ quantization: two tasks that do not wait for each other. Then everything learns 
 From `decoder_from` on what decides codes stands still, so that a language model may already learn the codes while the
 decoder goes on.
 
-The semantic model takes no part (it never learns); a random one, as small codecs made here have, is a fixed mixture of
-filters, and asks of the codes only that they can tell its outputs apart. Knows no files but its own state's.
+A semantic model that was loaded never learns. One that is made from nothing has nobody to learn from but, with
+`teach_semantic`, the same log spectra, in the taught steps, as a second ear beside the acoustic encoder; then it stands
+still as well. Knows no files but its own state's.
 """
 
 from __future__ import annotations
@@ -34,8 +35,6 @@ from higgs_model.errors import BadConfig
 from higgs_model.training.analysis import Analysis
 from higgs_model.training.recordings import Recordings
 
-_ANALYSED_S = 1000
-"""Of sound, by whose log spectra latents and codes are chosen."""
 _DECIDES_CODES = ("acoustic_encoder", "encoder_semantic", "fc", "quantizer")
 
 
@@ -47,17 +46,20 @@ class CodecTraining:
         steps: in all.
         taught_steps: of them, apart for encoder and decoder.
         taught: weight of how far the latents are from the log spectra.
+        teach_semantic: the semantic model learns in the taught steps.
         decoder_from: first step in which only the decoders learn; None: never.
         crop_frames, batch_size: what a step hears.
         learning_rate: at the top; it rises over `rise_steps` and falls along a cosine to `final_share` of itself.
         coarse: share of the steps that use one of the smaller bandwidths.
         floor, shortest_window: of `CodecLoss`.
+        analysed_s: seconds of sound, by whose log spectra latents and codes are chosen.
         dead_below: a code is revived when it draws less than this share of what it would if all drew alike.
     """
 
     steps: int
     taught_steps: int = 0
     taught: float = 1.0
+    teach_semantic: bool = False
     decoder_from: int | None = None
     crop_frames: int = 16
     batch_size: int = 8
@@ -69,6 +71,7 @@ class CodecTraining:
     clip_norm: float = 10.0
     coarse: float = 0.0
     dead_below: float = 0.05
+    analysed_s: int = 1000
     seed: int = 0
     weights: LossWeights = LossWeights()
     floor: float = 1e-5
@@ -98,8 +101,9 @@ class CodecTrainer:
         self._judge = CodecLoss(
             codec.sample_rate, settings.weights, floor=settings.floor, shortest_window=settings.shortest_window
         ).to(codec.device)
-        many = recordings.crops(_ANALYSED_S, codec.sample_rate, settings.seed + 1, 0).to(codec.device)
+        many = recordings.crops(settings.analysed_s, codec.sample_rate, settings.seed + 1, 0).to(codec.device)
         self._analysis = Analysis.fitted(codec.sample_rate, codec.hop_samples, codec.config.quantizer_width, many)
+        codec.semantic_model.requires_grad_(settings.teach_semantic)
         learners = [parameter for parameter in codec.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(
             learners, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
@@ -164,6 +168,8 @@ class CodecTrainer:
 
     def _change_stage(self) -> None:
         settings = self.settings
+        if self.step >= settings.taught_steps:
+            self.codec.semantic_model.requires_grad_(False)
         if settings.decoder_from is not None and self.step >= settings.decoder_from:
             for name in _DECIDES_CODES:
                 self.codec.get_submodule(name).requires_grad_(False).eval()

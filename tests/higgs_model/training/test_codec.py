@@ -24,10 +24,11 @@ SEMANTIC = HubertConfig(
     num_conv_pos_embedding_groups=2,
 )
 SHORT = CodecTraining(
-    steps=60,
-    taught_steps=25,
-    decoder_from=50,
-    crop_frames=10,
+    steps=20,
+    taught_steps=10,
+    decoder_from=15,
+    analysed_s=10,
+    crop_frames=8,
     batch_size=2,
     learning_rate=3e-3,
     rise_steps=5,
@@ -68,28 +69,26 @@ def trainer(**changes):
 
 
 def test_seconds_of_speech_are_learnt_in_seconds():
-    one = trainer()
-    judge, sound = CodecLoss(24_000, floor=3e-3), torch.from_numpy(vowels())[None]
-
-    def mel():
-        one.codec.eval()
-        with torch.no_grad():
-            loss = judge(one.codec(sound), sound).mel.item()
-        one.codec.train()
-        return loss
-
-    before = mel()
-    while one.step < SHORT.steps:
-        one.run_step()
-    assert mel() < 0.55 * before
-    assert len(one.codec.encode(vowels(), 24_000).unique()) > 8
+    one = trainer(steps=70, taught_steps=55, decoder_from=None, teach_semantic=True)
+    mel, taught = [], []
+    while one.step < 70:
+        losses, distance = one.run_step()
+        mel.append(losses.mel.item())
+        taught.append(distance.item())
+    assert np.mean(mel[-10:]) < 0.85 * np.mean(mel[:5])
+    assert np.mean(taught[45:55]) < 0.6 * np.mean(taught[:5])
+    # What it was taught is what its encoder finds by itself, more often than one in sixteen by far.
+    sound = vowels()
+    found, wanted = one.codec.eval().encode(sound, 24_000), one.taught_codes(torch.from_numpy(sound))
+    assert found.shape == wanted.shape
+    assert (found[0] == wanted[0]).float().mean() > 0.3
 
 
 def test_a_restart_at_any_stage_changes_nothing(tmp_path):
     whole = trainer()
     wanted = [whole.run_step()[0].total.item() for _ in range(SHORT.steps)]
     found, path = [], tmp_path / "state.pt"
-    for stop in (10, 25, 40, 50, 55, SHORT.steps):
+    for stop in (6, 10, 13, 15, SHORT.steps):
         torch.manual_seed(stop)
         part = trainer()
         assert part.resume(path) == bool(found)
@@ -102,11 +101,11 @@ def test_a_restart_at_any_stage_changes_nothing(tmp_path):
 
 
 def test_codes_stand_still_when_only_the_decoder_learns():
-    one = trainer(decoder_from=30)
-    while one.step < 30:
+    one = trainer(decoder_from=12)
+    while one.step < 12:
         one.run_step()
     codes, sound = one.codec.encode(vowels(), 24_000), one.codec.decode(one.codec.encode(vowels(), 24_000))
-    for _ in range(5):
+    for _ in range(2):
         one.run_step()
     assert torch.equal(one.codec.encode(vowels(), 24_000), codes)
     assert not torch.equal(one.codec.decode(codes), sound)
