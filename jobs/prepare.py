@@ -2,8 +2,8 @@
 
     manifest ─▶ stretches of rows ─▶ Ray Data, codecs side by side, or here ─▶ OUT/prepared/…/rows-*.safetensors
 
-A shard that is there is not made again, so that this too can be killed and gone on with. What was prepared is used as long
-as manifest, codec, tokenizer and what the network takes are the same; of recordings only the path is looked at.
+A shard that is there is not made again, so that this too can be killed and gone on with. What was prepared is used as
+long as manifest, codec, tokenizer and what the network takes are the same; of recordings only the path is looked at.
 """
 
 from __future__ import annotations

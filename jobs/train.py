@@ -2,9 +2,9 @@
 
     settings ─▶ prepare the manifests ─▶ the training loop, here or in Ray Train's workers ─▶ OUT/model
 
-Without `--workers` all of it happens in this process; with it, Ray Data prepares and Ray Train runs the same loop in so many
-workers. The same command goes on where it was killed. Exit status: 0 it is done · 1 it broke, or was stopped · 2 bad
-settings or data, in a sentence.
+Without `--workers` all of it happens in this process; with it, Ray Data prepares and Ray Train runs the same loop in so
+many workers. The same command goes on where it was killed. Exit status: 0 it is done · 1 it broke, or was stopped ·
+2 bad settings or data, in a sentence.
 """
 
 from __future__ import annotations

@@ -227,8 +227,8 @@ class HiggsAudioModel(PreTrainedModel):
             attended_BS: bool, real positions. audio_BS: bool, positions that take the audio path.
             all_audio: True or False when the caller knows that no position is of the other kind.
             has_padding: whether a new position is not real; None looks.
-            sample_ids_BS: int64, which of the samples packed into a row, one after the other, a position belongs to: none
-                sees another, and each counts its positions from 0. Not with a cache.
+            sample_ids_BS: int64, which of the samples packed into a row, one after the other, a position belongs to:
+                none sees another, and each counts its positions from 0. Not with a cache.
 
         Returns:
             (B, S, D).

@@ -137,7 +137,7 @@ class Batches:
         self._seed, self._shuffle = seed, shuffle
 
     def after(self, done: int) -> Iterator[tuple[int, list[list[Drawn]]]]:
-        """Batches from number `done` on, each with the number of its epoch: rows of one sample, or of several packed."""
+        """Batches from number `done` on, each with its epoch: rows of one sample, or of several packed."""
         epoch = 0
         while True:
             planned = self.epoch(epoch)

@@ -5,16 +5,17 @@
 
 A label is what the model has to say itself where it stands. Inside a clip that is a code of each codebook, delayed as
 the clip is; BOS, and what the delay fills up, is forced and so no label. `<|audio_eos|>` follows a clip by rule, never
-drawn from the text head, so it is none either. Recordings for the audio tower are cut into pieces of its length, and the
-three tokens around a placeholder are repeated for each. Nothing is cut off: what is too long is not let in by `batches`.
+drawn from the text head, so it is none either. Recordings for the audio tower are cut into pieces of its length, and
+the three tokens around a placeholder are repeated for each. Nothing is cut off: `batches` lets nothing in that is too
+long.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -72,21 +73,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device, without waiting for it where memory is pinned."""
-        tensors = {
-            field.name: value.to(device, non_blocking=True)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **tensors)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
         """The same in memory that a GPU can fetch by itself."""
-        tensors = {
-            field.name: value.pin_memory()
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **tensors)
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values |= {name: change(one) for name, one in values.items() if isinstance(one, Tensor)}
+        return Batch(**values)
 
     def inputs(self) -> dict[str, Any]:
         """Arguments of `HiggsAudioModel.forward` and `generate`."""
@@ -150,7 +146,8 @@ class Collator:
     def __init__(self, config: HiggsAudioConfig) -> None:
         self._config = config
         self._sizes = Sizes.of(config)
-        self._bos, self._eos = config.audio_stream_bos_id, config.audio_stream_eos_id
+        # The configuration has made sure of them.
+        self._bos, self._eos = cast(int, config.audio_stream_bos_id), cast(int, config.audio_stream_eos_id)
 
     def __call__(self, rows: Sequence[Sequence[Example]]) -> Batch:
         """A batch of rows, each of one sample or of several that are packed."""
@@ -282,7 +279,7 @@ class _Sequence:
 def _with_repeats(repeats: NDArray[np.int64]) -> NDArray[np.int64]:
     """Indices of tokens, those of a placeholder and its two neighbours again for each further piece."""
     order: list[int] = []
-    for at, count in enumerate(repeats.tolist()):
+    for at in range(len(repeats)):
         order.append(at)
         if at and repeats[at - 1] > 1:
             order += [at - 2, at - 1, at] * (int(repeats[at - 1]) - 1)

@@ -1,8 +1,8 @@
 """The loss of a batch, as a module that data-parallel wrappers can wrap.
 
 The same losses as `HiggsAudioModel.forward` gives, with two differences that training needs: logits are computed only
-where something is learnt, and each loss is a sum divided by what the caller says, so that the gradient of a step does not
-depend on how its samples were cut into batches and given to workers.
+where something is learnt, and each loss is a sum divided by what the caller says, so that the gradient of a step does
+not depend on how its samples were cut into batches and given to workers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from higgs_model.training.settings import Loss
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """Of one batch: `total` is what is minimised; the sums over its labels, `text` () and `codebooks` (K,), are for the log."""
+    """Of one batch: `total` is minimised; `text` () and `codebooks` (K,) are sums over its labels, for the log."""
 
     total: Tensor
     text: Tensor
@@ -47,6 +47,7 @@ class Objective(nn.Module):
         self.model = model
         self._settings = settings
         scaled = torch.tensor(weights, dtype=torch.float32, device=model.embed_tokens_device)
+        self.codebook_weights: Tensor
         self.register_buffer("codebook_weights", scaled / scaled.sum(), persistent=False)
 
     def forward(self, batch: Batch, num_labels: Tensor) -> Losses:

@@ -100,7 +100,7 @@ class Previewer:
         ]
 
 
-def _joined(name: str, clips: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+def _joined(name: str, clips: Sequence[torch.Tensor]) -> dict[str, Any]:
     if not clips:
         return {}
     starts = torch.tensor([0, *(clip.shape[1] for clip in clips)]).cumsum(0)[:-1]

@@ -27,8 +27,8 @@ class Init(_Settings):
 
     Attributes:
         checkpoint: folder or hub id, of either layout.
-        config: a `config.json`'s path or its content. What it leaves out of special token ids and vocabulary size is taken
-            from the tokenizer.
+        config: a `config.json`'s path or its content. What it leaves out of special token ids and vocabulary size is
+            taken from the tokenizer.
         tokenizer: folder or hub id; by default the checkpoint's own.
     """
 
@@ -54,16 +54,17 @@ class Data(_Settings):
         voices: library for rows that name a `voice`.
         reference: share of the samples of rows with a `speaker` that begin with another recording of that speaker, as
             a cloned voice does; drawn anew in each epoch.
-        turns: rows of one speaker that may follow each other in a sample, as chunks of a long script do; how many is drawn.
+        turns: rows of one speaker that may follow each other in a sample, as chunks of a long script do; how many do is
+            drawn.
         bad_rows: how many rows may be faulty, and are left out; more end the training before it begins.
     """
 
     manifest: str
     validation: str | None = None
     voices: str | None = None
-    reference: float = Field(0.5, ge=0, le=1)
-    turns: int = Field(1, ge=1, le=64)
-    bad_rows: int = Field(0, ge=0)
+    reference: float = Field(default=0.5, ge=0, le=1)
+    turns: int = Field(default=1, ge=1, le=64)
+    bad_rows: int = Field(default=0, ge=0)
 
 
 class Batch(_Settings):
@@ -76,9 +77,9 @@ class Batch(_Settings):
         pack: fill rows of `longest` positions with several samples each, instead of batching samples of like length.
     """
 
-    positions: int = Field(8192, ge=16)
-    accumulate: int = Field(1, ge=1)
-    longest: int = Field(4096, ge=16)
+    positions: int = Field(default=8192, ge=16)
+    accumulate: int = Field(default=1, ge=1)
+    longest: int = Field(default=4096, ge=16)
     pack: bool = False
 
     @model_validator(mode="after")
@@ -92,13 +93,13 @@ class Optimizer(_Settings):
     """AdamW, with a linear warm-up and a cosine to `final_share` of the learning rate."""
 
     steps: int = Field(ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    final_share: float = Field(0.1, ge=0, le=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    final_share: float = Field(default=0.1, ge=0, le=1)
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    clip_norm: float | None = Field(1.0, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
 
     @field_validator("betas")
     @classmethod
@@ -115,10 +116,10 @@ class Loss(_Settings):
         codebooks: weight of each codebook; they are divided by their sum. None: equal.
     """
 
-    text: float = Field(1.0, ge=0)
-    audio: float = Field(1.0, ge=0)
+    text: float = Field(default=1.0, ge=0)
+    audio: float = Field(default=1.0, ge=0)
     codebooks: tuple[float, ...] | None = None
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     @field_validator("codebooks")
     @classmethod
@@ -153,8 +154,8 @@ class Checkpoints(_Settings):
         dtype: of the model at the end.
     """
 
-    every: int = Field(1000, ge=1)
-    keep: int = Field(2, ge=1)
+    every: int = Field(default=1000, ge=1)
+    keep: int = Field(default=2, ge=1)
     layouts: tuple[Literal["original", "transformers"], ...] = ("original",)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
@@ -169,10 +170,10 @@ class Previews(_Settings):
 
     every: int = Field(ge=1)
     rows: tuple[dict[str, Any], ...] = Field(min_length=1)
-    max_frames: int = Field(500, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    top_k: int = Field(50, ge=0)
-    seed: int = Field(0, ge=0)
+    max_frames: int = Field(default=500, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+    top_k: int = Field(default=50, ge=0)
+    seed: int = Field(default=0, ge=0)
 
 
 class TrainingSettings(_Settings):
@@ -192,9 +193,9 @@ class TrainingSettings(_Settings):
     gradient_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: str | None = None
-    log_every: int = Field(10, ge=1)
-    validate_every: int = Field(500, ge=1)
-    seed: int = Field(0, ge=0, lt=2**63)
+    log_every: int = Field(default=10, ge=1)
+    validate_every: int = Field(default=500, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @field_validator("output")
     @classmethod

@@ -1,4 +1,4 @@
-"""States that a training can go on from: weights as a checkpoint that anything can load, and beside them the optimizer's.
+"""States that a training can go on from: weights as a checkpoint that anything can load, beside them the optimizer's.
 
     OUT/checkpoints/step-00001000/   config.json, model.safetensors, tokenizer · optimizer.safetensors, training.json
 
@@ -29,7 +29,7 @@ from higgs_model.model.model import HiggsAudioModel
 from higgs_model.training.loading import Trainee
 from higgs_model.training.workers import Workers
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _STATE, _OPTIMIZER = "training.json", "optimizer.safetensors"
 _WINDOW = "window"
 
@@ -73,7 +73,7 @@ class Snapshots:
     ) -> None:
         """Write a state; all workers must call it."""
         weights = whole_weights(model)
-        moments = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+        moments: dict[str, dict[str, Tensor]] = _whole_state(model, optimizer)["state"]
         if workers.is_first:
             path = self._folder / f"step-{progress.step:08d}"
             draft = path.with_name(f".{path.name}.part")
@@ -81,7 +81,7 @@ class Snapshots:
             model.save_pretrained(draft, state=weights)
             trainee.save_tokenizer(draft)
             # Learning rate and the like follow from the settings; what torch remembers of them is not kept.
-            tensors = {name: value for name, value in moments.items() if isinstance(value, Tensor)}
+            tensors = {f"{name}/{key}": value for name, kept in moments.items() for key, value in kept.items()}
             save_file({**tensors, _WINDOW: window.cpu()}, draft / _OPTIMIZER)
             (draft / _STATE).write_text(json.dumps(dataclasses.asdict(progress), indent=2) + "\n")
             shutil.rmtree(path, ignore_errors=True)
@@ -93,7 +93,13 @@ class Snapshots:
 
 def whole_weights(model: HiggsAudioModel) -> dict[str, Tensor]:
     """The model's tensors on the first worker's CPU, wherever their parts are; all workers must call it."""
-    return get_model_state_dict(model, options=_WHOLE)
+    weights: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
+    return weights
+
+
+def _whole_state(model: HiggsAudioModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state by the names of what it is of, and its settings."""
+    return dict(get_optimizer_state_dict(model, optimizer, options=_WHOLE))
 
 
 def read_progress(state: Path) -> Progress:
@@ -110,10 +116,12 @@ def read_progress(state: Path) -> Progress:
 
 def restore_optimizer(state: Path, model: HiggsAudioModel, optimizer: torch.optim.Optimizer) -> Tensor:
     """Give the optimizer its state back, and the sums since the last line of the log."""
-    tensors = load_file(state / _OPTIMIZER)
-    window = tensors.pop(_WINDOW)
-    current = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
-    if lacking := sorted(name for name, value in current.items() if isinstance(value, Tensor) and name not in tensors):
-        raise BadCheckpoint(f"{state / _OPTIMIZER} has nothing of {lacking[0]}: other weights were trained then")
-    set_optimizer_state_dict(model, optimizer, {**current, **tensors}, options=_WHOLE)
+    tensors: dict[str, Any] = load_file(state / _OPTIMIZER)
+    window: Tensor = tensors.pop(_WINDOW)
+    current = _whole_state(model, optimizer)
+    wanted = {name: {key: f"{name}/{key}" for key in kept} for name, kept in current["state"].items()}
+    if {stored for keys in wanted.values() for stored in keys.values()} != tensors.keys():
+        raise BadCheckpoint(f"{state / _OPTIMIZER} is of other weights than those that are trained now")
+    kept = {name: {key: tensors[stored] for key, stored in keys.items()} for name, keys in wanted.items()}
+    set_optimizer_state_dict(model, optimizer, {**current, "state": kept}, options=_WHOLE)
     return window

@@ -1,7 +1,8 @@
-"""Prepared samples on disk: tokens, codes and samples, ready to be batched. Shards are written whole, and mapped, not read.
+"""Prepared samples on disk: tokens, codes and samples, ready to be batched.
 
-A shard is one safetensors file: the stretches of tokens of all its rows one after the other, the codes and 16 kHz samples
-of all their recordings one after the other, and where each begins. Ids, speakers and faults are in its header.
+A shard is one safetensors file, whole or absent, and mapped into memory: the stretches of tokens of all its rows one
+after the other, the codes and 16 kHz samples of all their recordings one after the other, and where each begins. Ids,
+speakers and faults are in its header.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _STRETCHES = ("head", "turn", "reference")
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """One recording of a sample, in the forms that the network takes: codes (K, T), samples (N,) of full scale ±32767."""
+    """One recording, in the forms that the network takes: codes (K, T), samples (N,) of full scale ±32767."""
 
     codes_KT: NDArray[np.int16] | None
     samples_N: NDArray[np.int16] | None

@@ -17,7 +17,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -88,7 +88,9 @@ class Trainer:
         self.model = source.build(settings.seed, self.workers.device).train()
         freeze(self.model, settings.freeze)
         if settings.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # The older name goes away in transformers 6, the newer is not there before 5.2x.
+            enable = getattr(self.model, "activation_checkpointing_enable", None)
+            (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         objective = Objective(self.model, settings.loss)
         self.wrapped = self.workers.wrap(objective, settings.parallel, settings.precision)
         self.optimizer = build_optimizer(self.model, settings.optimizer)
@@ -110,7 +112,8 @@ class Trainer:
         ]
         if differ:
             raise BadConfig(
-                f"{self.output} holds a training with other settings ({', '.join(differ)}); give another output, or remove it"
+                f"{self.output} holds a training with other settings ({', '.join(differ)}); "
+                "give another output, or remove it"
             )
         return progress.step
 
@@ -118,9 +121,11 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the end; False if it was told to stop before, having kept its state."""
-        total = self.settings.optimizer.steps
-        journal = Journal(self.output, self.step) if self.workers.is_first else None
-        with self._told_to_stop(), contextlib.closing(self._batches()) as ahead:
+        total, first = self.settings.optimizer.steps, self.workers.is_first
+        with contextlib.ExitStack() as held:
+            journal = held.enter_context(contextlib.closing(Journal(self.output, self.step))) if first else None
+            held.enter_context(self._told_to_stop())
+            ahead = held.enter_context(contextlib.closing(self._batches()))
             began_s, positions = time.perf_counter(), 0
             while self.step < total and not self._stopping:
                 batches = list(itertools.islice(ahead, self.settings.batch.accumulate))
@@ -138,8 +143,6 @@ class Trainer:
             self._save()
         if self.step == total:
             self._finish()
-        if journal is not None:
-            journal.close()
         return self.step == total
 
     def _update(self, batches: Sequence[Batch]) -> Tensor:
@@ -172,7 +175,7 @@ class Trainer:
             losses: Losses = objective(batch.to(device), counts)
         return losses
 
-    def _batches(self) -> Iterator[tuple[int, Batch]]:
+    def _batches(self) -> Generator[tuple[int, Batch]]:
         """This worker's batches from here on, each with its epoch, collated ahead in a thread."""
         settings, workers = self.settings, self.workers
         batches = Batches(self.corpus.train, settings.data, settings.batch, settings.seed)
@@ -233,8 +236,8 @@ class Trainer:
         self._window.zero_()
         if not math.isfinite(float(values["loss"])):  # type: ignore[arg-type]
             raise Diverged(
-                f"the loss is no number since step {self.step - self.settings.log_every + 1} or later; go on from the last "
-                f"state with a lower learning rate, in another output"
+                f"the loss is no number since step {self.step - self.settings.log_every + 1} or later; "
+                "begin again with a lower learning rate, in another output"
             )
         rate = learning_rate(self.settings.optimizer, self.step - 1)
         return values | {"grad_norm": float(norm), "learning_rate": rate}

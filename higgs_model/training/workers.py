@@ -28,10 +28,8 @@ class Workers:
     @classmethod
     def here(cls, device: str | None = None) -> Workers:
         """By the environment; `device` is by default this worker's GPU, else the CPU."""
-        joined = dist.is_available() and dist.is_initialized()
+        joined = dist.is_initialized()
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if chosen.type == "cuda" and chosen.index is None:
-            chosen = torch.device("cuda", torch.cuda.current_device())
         return cls(dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1, chosen)
 
     @property
