@@ -2,7 +2,8 @@
 
     OUT/checkpoints/step-00001000/   config.json, model.safetensors, tokenizer · optimizer.safetensors, training.json
 
-A state is whole or absent: it gets its name when all of it is written.
+A state is whole or absent: it gets its name when all of it is written. What is spread over several workers is put
+together tensor by tensor, so that any number of workers can go on from it.
 """
 
 from __future__ import annotations
@@ -16,20 +17,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from higgs_model.errors import BadCheckpoint
 from higgs_model.model.model import HiggsAudioModel
 from higgs_model.training.loading import Trainee
 from higgs_model.training.workers import Workers
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _STATE, _OPTIMIZER = "training.json", "optimizer.safetensors"
 _WINDOW = "window"
 
@@ -72,8 +67,12 @@ class Snapshots:
         workers: Workers,
     ) -> None:
         """Write a state; all workers must call it."""
-        weights = whole_weights(model)
-        moments: dict[str, dict[str, Tensor]] = _whole_state(model, optimizer)["state"]
+        weights = whole_weights(model, workers)
+        moments = {
+            f"{name}/{key}": _whole(value, workers)
+            for name, parameter in _trained(model)
+            for key, value in optimizer.state[parameter].items()
+        }
         if workers.is_first:
             path = self._folder / f"step-{progress.step:08d}"
             draft = path.with_name(f".{path.name}.part")
@@ -81,8 +80,7 @@ class Snapshots:
             model.save_pretrained(draft, state=weights)
             trainee.save_tokenizer(draft)
             # Learning rate and the like follow from the settings; what torch remembers of them is not kept.
-            tensors = {f"{name}/{key}": value for name, kept in moments.items() for key, value in kept.items()}
-            save_file({**tensors, _WINDOW: window.cpu()}, draft / _OPTIMIZER)
+            save_file({**moments, _WINDOW: window.cpu()}, draft / _OPTIMIZER)
             (draft / _STATE).write_text(json.dumps(dataclasses.asdict(progress), indent=2) + "\n")
             shutil.rmtree(path, ignore_errors=True)
             os.replace(draft, path)
@@ -91,15 +89,9 @@ class Snapshots:
         workers.wait()
 
 
-def whole_weights(model: HiggsAudioModel) -> dict[str, Tensor]:
+def whole_weights(model: HiggsAudioModel, workers: Workers) -> dict[str, Tensor]:
     """The model's tensors on the first worker's CPU, wherever their parts are; all workers must call it."""
-    weights: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
-    return weights
-
-
-def _whole_state(model: HiggsAudioModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state by the names of what it is of, and its settings."""
-    return dict(get_optimizer_state_dict(model, optimizer, options=_WHOLE))
+    return {name: _whole(tensor, workers) for name, tensor in model.state_dict().items()}
 
 
 def read_progress(state: Path) -> Progress:
@@ -115,13 +107,37 @@ def read_progress(state: Path) -> Progress:
 
 
 def restore_optimizer(state: Path, model: HiggsAudioModel, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Give the optimizer its state back, and the sums since the last line of the log."""
-    tensors: dict[str, Any] = load_file(state / _OPTIMIZER)
-    window: Tensor = tensors.pop(_WINDOW)
-    current = _whole_state(model, optimizer)
-    wanted = {name: {key: f"{name}/{key}" for key in kept} for name, kept in current["state"].items()}
-    if {stored for keys in wanted.values() for stored in keys.values()} != tensors.keys():
+    """Give the optimizer its state back, and the sums since the last line of the log.
+
+    Raises:
+        BadCheckpoint: it is the state of other weights.
+    """
+    tensors = load_file(state / _OPTIMIZER)
+    window = tensors.pop(_WINDOW)
+    kept: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        owner, _, key = name.rpartition("/")
+        kept.setdefault(owner, {})[key] = tensor
+    trained = dict(_trained(model))
+    if kept.keys() != trained.keys():
         raise BadCheckpoint(f"{state / _OPTIMIZER} is of other weights than those that are trained now")
-    kept = {name: {key: tensors[stored] for key, stored in keys.items()} for name, keys in wanted.items()}
-    set_optimizer_state_dict(model, optimizer, {**current, "state": kept}, options=_WHOLE)
+    for name, parameter in trained.items():
+        optimizer.state[parameter] = {key: _like(value, parameter) for key, value in kept[name].items()}
     return window
+
+
+def _trained(model: HiggsAudioModel) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _whole(tensor: Tensor, workers: Workers) -> Tensor:
+    """All of a tensor on the first worker's CPU; nothing of it on the others'."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().cpu() if workers.is_first else torch.empty(0)
+
+
+def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """On the parameter's device, and spread as it is."""
+    if isinstance(parameter, DTensor) and value.dim():
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)

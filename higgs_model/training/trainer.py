@@ -292,7 +292,7 @@ class Trainer:
     def _finish(self) -> None:
         """Write the trained model, in each layout that is wanted."""
         wanted = self.settings.checkpoints
-        state = snapshots.whole_weights(self.model)
+        state = snapshots.whole_weights(self.model, self.workers)
         if self.workers.is_first:
             for at, layout in enumerate(wanted.layouts):
                 folder = self.output / ("model" if at == 0 else f"model-{layout}")
