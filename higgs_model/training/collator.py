@@ -116,9 +116,9 @@ class Sizes:
         return num_frames + self.stream_extra
 
     def heard(self, num_frames: int, num_samples: int) -> int:
-        """Of a recording that it hears, with the tokens around further pieces, and without the first placeholder."""
+        """Of a recording that it hears, in place of its placeholder; with the tokens around further pieces."""
         pieces = self.pieces(num_samples)
-        total = 3 * (len(pieces) - 1)
+        total = 2 * (len(pieces) - 1)
         if self.in_codes:
             total += num_frames + len(pieces) * self.stream_extra
         if self.piece_samples is not None:
