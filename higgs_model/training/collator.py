@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from transformers import WhisperFeatureExtractor
 from higgs_model import tokens
 from higgs_model.config import HiggsAudioConfig
 from higgs_model.delay import apply_delay_pattern, to_stream
-from higgs_model.model.merge import TRAINING_ROUND_TO
+from higgs_model.model.loss import next_labels
+from higgs_model.model.merge import TRAINING_ROUND_TO, Expansion, expand
 from higgs_model.training.store import SAMPLE_RATE_HZ, Heard
 
 MEL_HOP_SAMPLES = 160
@@ -44,15 +45,63 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """What `HiggsAudioModel.forward` takes, under its names, and what the loss is divided by.
+class Places:
+    """Where everything in a batch is, decided on the host, so that no step waits for the device. S is expanded.
 
     Attributes:
-        sample_ids: (B, S) int64, which of the samples packed into a row a token belongs to; None: one sample a row.
+        features_from: which of the audio tower's features, (pieces, positions) flattened, are real.
+        text_at, audio_at: positions that take the text and the audio path; like all that follow, in (B, S) flattened.
+        learnt_at, learnt_ids: (N,) each position after which a token is learnt, and that token.
+        frames_at, frame_codes_KF: (F,) each frame after which codes are learnt, and those (K, F); −100 for none.
+        num_real: positions that are no padding.
+    """
+
+    expansion: Expansion
+    features_from: Tensor
+    text_at: Tensor
+    audio_at: Tensor
+    learnt_at: Tensor
+    learnt_ids: Tensor
+    frames_at: Tensor
+    frame_codes_KF: Tensor
+    num_real: int
+
+    @classmethod
+    def of(cls, expansion: Expansion, num_features: Tensor, positions_a_piece: int, next_codes_KT: Tensor) -> Places:
+        """From the expansion, the features of each piece (pieces,), and what is learnt after each frame."""
+        audio = expansion.audio_mask_BS.flatten()
+        following = tokens.IGNORE_INDEX * torch.ones_like(expansion.input_ids_BS)
+        if expansion.labels_BS is not None:
+            following[:, :-1] = expansion.labels_BS[:, 1:]
+        learnt = following.flatten() != tokens.IGNORE_INDEX
+        scored = (next_codes_KT != tokens.IGNORE_INDEX).any(dim=0)
+        real = torch.arange(positions_a_piece) < num_features.unsqueeze(1)
+        return cls(
+            expansion=expansion,
+            features_from=real.flatten().nonzero().squeeze(1),
+            text_at=(~audio).nonzero().squeeze(1),
+            audio_at=audio.nonzero().squeeze(1),
+            learnt_at=learnt.nonzero().squeeze(1),
+            learnt_ids=following.flatten()[learnt],
+            frames_at=expansion.out_to[scored],
+            frame_codes_KF=next_codes_KT[:, scored],
+            num_real=int(expansion.attention_mask_BS.sum()),
+        )
+
+    @property
+    def num_positions(self) -> int:
+        """B × S, padding included."""
+        return self.expansion.input_ids_BS.numel()
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What `HiggsAudioModel.forward` takes, under its names, and what a training needs besides.
+
+    Attributes:
+        places: the same, expanded.
         num_labels: how many tokens are learnt.
         num_code_labels: (K,) how many codes of each codebook.
-        num_positions: B × the expanded length, padding included.
-        num_real: positions that are no padding.
     """
 
     input_ids: Tensor
@@ -65,29 +114,36 @@ class Batch:
     audio_out_ids_start: Tensor
     label_ids: Tensor
     label_audio_ids: Tensor
-    sample_ids: Tensor | None
+    places: Places
     num_labels: int
     num_code_labels: tuple[int, ...]
-    num_positions: int
-    num_real: int
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device, without waiting for it where memory is pinned."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return _changed(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
         """The same in memory that a GPU can fetch by itself."""
-        return self._each(lambda tensor: tensor.pin_memory())
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values |= {name: change(one) for name, one in values.items() if isinstance(one, Tensor)}
-        return Batch(**values)
+        return _changed(self, lambda tensor: tensor.pin_memory())
 
     def inputs(self) -> dict[str, Any]:
         """Arguments of `HiggsAudioModel.forward` and `generate`."""
-        names = [field.name for field in dataclasses.fields(self) if not field.name.startswith(("num_", "sample_ids"))]
+        names = [field.name for field in dataclasses.fields(self) if not field.name.startswith(("num_", "places"))]
         return {name: getattr(self, name) for name in names}
+
+
+Record = TypeVar("Record", Batch, Places, Expansion)
+
+
+def _changed(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
+    """The same record of other tensors, however deep they are in it."""
+    values: dict[str, Any] = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            values[name] = change(value)
+        elif isinstance(value, Places | Expansion):
+            values[name] = _changed(value, change)
+    return type(record)(**values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,18 +210,33 @@ class Collator:
         made = [[_Sequence.of(self, example) for example in row] for row in rows]
         parts = [part for row in made for part in row]
         ids = [np.concatenate([part.ids for part in row]) for row in made]
-        lengths = [sum(part.num_positions for part in row) for row in made]
-        packed = any(len(row) > 1 for row in made)
         numbers = [np.repeat(np.arange(len(row)), [len(part.ids) for part in row]) for row in made]
         outs = [clip for part in parts for clip in part.outs]
         labels = [clip for part in parts for clip in part.out_labels]
         label_ids = self._padded([np.concatenate([part.labels for part in row]) for row in made], tokens.IGNORE_INDEX)
         label_audio_ids = self._joined(labels)
         in_codes = [clip for part in parts for clip in part.in_codes]
-        features, mask = self._features([piece for part in parts for piece in part.pieces])
+        pieces = [piece for part in parts for piece in part.pieces]
+        features, mask = self._features(pieces)
+        input_ids = self._padded(ids, self._config.pad_token_id or 0)
+        attention_mask = self._padded([np.ones(len(row), np.int64) for row in ids], 0)
+        num_features = torch.tensor([_features(len(piece)) for piece in pieces], dtype=torch.int64)
+        expansion = expand(
+            self._config,
+            input_ids,
+            attention_mask,
+            label_ids,
+            self._padded(numbers, 0) if any(len(row) > 1 for row in made) else None,
+            num_features=num_features if pieces else 0,
+            num_codes=_lengths(in_codes) if in_codes else 0,
+            num_frames=_lengths(outs),
+            left_padding=False,
+            round_to=TRAINING_ROUND_TO,
+        )
+        most = self._config.audio_encoder_config.max_source_positions // 2
         return Batch(
-            input_ids=self._padded(ids, self._config.pad_token_id or 0),
-            attention_mask=self._padded([np.ones(len(row), np.int64) for row in ids], 0),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
             audio_features=features,
             audio_feature_attention_mask=mask,
             audio_in_ids=self._joined(in_codes) if self._sizes.in_codes else None,
@@ -174,11 +245,9 @@ class Collator:
             audio_out_ids_start=_start(outs),
             label_ids=label_ids,
             label_audio_ids=label_audio_ids,
-            sample_ids=self._padded(numbers, 0) if packed else None,
+            places=Places.of(expansion, num_features, most, next_labels(label_audio_ids, _start(outs))),
             num_labels=int((label_ids != tokens.IGNORE_INDEX).sum()),
             num_code_labels=tuple((label_audio_ids != tokens.IGNORE_INDEX).sum(dim=1).tolist()),
-            num_positions=len(rows) * -(-max(lengths) // TRAINING_ROUND_TO) * TRAINING_ROUND_TO,
-            num_real=sum(lengths),
         )
 
     def stream(self, codes_KT: NDArray[np.int16]) -> Tensor:
@@ -240,7 +309,6 @@ class _Sequence:
     out_labels: list[Tensor]
     in_codes: list[Tensor]
     pieces: list[NDArray[np.int16]]
-    num_positions: int
 
     @classmethod
     def of(cls, collator: Collator, example: Example) -> _Sequence:
@@ -250,7 +318,6 @@ class _Sequence:
         labels = np.where(example.trained, ids, tokens.IGNORE_INDEX)
         places = np.flatnonzero((ids == in_id) | (ids == out_id))
         outs, out_labels, in_codes, pieces = list[Tensor](), list[Tensor](), list[Tensor](), list[NDArray[np.int16]]()
-        num_positions = len(ids) - len(places)
         repeats = np.ones(len(ids), np.int64)
         for place, heard in zip(places.tolist(), example.recordings, strict=True):
             num_frames = 0 if heard.codes_KT is None else heard.codes_KT.shape[1]
@@ -260,11 +327,9 @@ class _Sequence:
                 learnt = collator.labels(heard.codes_KT)
                 out_labels.append(learnt if example.trained[place] else torch.full_like(learnt, tokens.IGNORE_INDEX))
                 labels[place : place + 2] = tokens.IGNORE_INDEX
-                num_positions += sizes.out(num_frames)
                 continue
             spans = sizes.pieces(num_samples)
             repeats[place] = len(spans)
-            num_positions += sizes.heard(num_frames, num_samples)
             if heard.samples_N is not None:
                 pieces += [heard.samples_N[start:stop] for start, stop in spans]
             if heard.codes_KT is not None:
@@ -273,7 +338,7 @@ class _Sequence:
         if (repeats > 1).any():
             order = _with_repeats(repeats)
             ids, labels = ids[order], labels[order]
-        return cls(ids, labels, outs, out_labels, in_codes, pieces, num_positions)
+        return cls(ids, labels, outs, out_labels, in_codes, pieces)
 
 
 def _with_repeats(repeats: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -286,6 +351,9 @@ def _with_repeats(repeats: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.array(order)
 
 
+def _lengths(clips: Sequence[Tensor]) -> Tensor:
+    return torch.tensor([clip.shape[1] for clip in clips], dtype=torch.int64)
+
+
 def _start(clips: Sequence[Tensor]) -> Tensor:
-    lengths = torch.tensor([0, *(clip.shape[1] for clip in clips)], dtype=torch.int64)
-    return lengths.cumsum(0)[:-1]
+    return torch.cat([torch.zeros(1, dtype=torch.int64), _lengths(clips)]).cumsum(0)[:-1]

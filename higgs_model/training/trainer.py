@@ -64,7 +64,7 @@ class Trainer:
 
     Args:
         report: told the first worker's log, besides the journal.
-        preview: lets the network speak after a step; called by the first worker.
+        preview: lets the network speak after a step; for the first worker, the others wait for it in the next step.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Trainer:
                 batches = list(itertools.islice(ahead, self.settings.batch.accumulate))
                 norm = self._update([batch for _, batch in batches])
                 self.step += 1
-                positions += sum(batch.num_real for _, batch in batches)
+                positions += sum(batch.places.num_real for _, batch in batches)
                 if self._due(self.settings.log_every):
                     values = self._measured(norm) | {"epoch": batches[-1][0]}
                     now_s = time.perf_counter()
@@ -150,7 +150,10 @@ class Trainer:
         settings, workers = self.settings, self.workers
         torch.manual_seed(hash((settings.seed, self.step, workers.rank)))
         counts = torch.tensor([[batch.num_labels, *batch.num_code_labels] for batch in batches], dtype=torch.float64)
-        counts = workers.total(counts.sum(dim=0).to(workers.device))
+        counts = counts.sum(dim=0)
+        if workers.device.type == "cuda":
+            counts = counts.pin_memory()
+        counts = workers.total(counts.to(workers.device, non_blocking=True))
         for at, batch in enumerate(batches):
             with workers.holding_back(self.wrapped, at == len(batches) - 1):
                 losses = self._pass(self.wrapped, batch, counts.float())
@@ -222,11 +225,9 @@ class Trainer:
         if self.corpus.validation is not None and (last or self._due(settings.validate_every)):
             self._tell(journal, self.validate())
         if settings.previews is not None and self._preview and (last or self._due(settings.previews.every)):
-            if self.workers.is_first:
-                self.model.eval()
-                self._preview(self.step, self.model)
-                self.model.train()
-            self.workers.wait()
+            self.model.eval()
+            self._preview(self.step, self.model)
+            self.model.train()
         if self._due(settings.checkpoints.every) and not last:
             self._save()
 

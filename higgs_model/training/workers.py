@@ -55,7 +55,8 @@ class Workers:
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
             for layer in objective.model.layers:
                 fully_shard(layer, mp_policy=policy)
-            fully_shard(objective, mp_policy=policy)
+            # What the losses are divided by is not to be rounded.
+            fully_shard(objective, mp_policy=dataclasses.replace(policy, cast_forward_inputs=False))
             return objective
         if self.count == 1:
             return objective

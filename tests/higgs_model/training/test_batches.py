@@ -62,8 +62,8 @@ def test_lengths_are_those_of_the_batches(samples, bounds, data):
     collate = Collator(CONFIG)
     for batch in Batches(samples, data, bounds, 1).epoch(0):
         made = collate([[samples.example(one) for one in row] for row in batch])
-        assert made.num_real == sum(one.num_positions for row in batch for one in row)
-        assert made.num_positions <= bounds.positions
+        assert made.places.num_real == sum(one.num_positions for row in batch for one in row)
+        assert made.places.num_positions <= bounds.positions
         assert made.num_labels == sum(2 * len(one.rows) for row in batch for one in row)
 
 

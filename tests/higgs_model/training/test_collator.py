@@ -135,8 +135,8 @@ def test_a_batch_is_as_long_as_was_reckoned(way, data):
     rows = data.draw(st.lists(st.lists(examples(way), min_size=1, max_size=2), min_size=1, max_size=2))
     batch = Collator(config)(rows)
     output = MODELS[way](**batch.inputs())
-    assert output.attention_mask.sum() == batch.num_real
-    assert output.attention_mask.numel() <= batch.num_positions
+    assert output.attention_mask.sum() == batch.places.num_real
+    assert output.attention_mask.numel() <= batch.places.num_positions
     sizes = Sizes.of(config)
     reckoned = 0
     for one in (one for row in rows for one in row):
@@ -145,7 +145,7 @@ def test_a_batch_is_as_long_as_was_reckoned(way, data):
             frames = 0 if heard.codes_KT is None else heard.codes_KT.shape[1]
             samples = 0 if heard.samples_N is None else len(heard.samples_N)
             reckoned += sizes.out(frames) if kind == OUT else sizes.heard(frames, samples)
-    assert reckoned == batch.num_real
+    assert reckoned == batch.places.num_real
 
 
 def test_mels_are_whispers():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from transformers import HiggsAudioV2ForConditionalGeneration
 
 from higgs_model.errors import BadConfig, BadInput
@@ -86,6 +87,17 @@ def test_packed_samples_are_as_if_alone(variant, attention, examples):
     packed = losses(objective, collate([examples[:3], examples[3:]]), counts)
     torch.testing.assert_close(packed.text, torch.stack([one.text for one in alone]).sum())
     torch.testing.assert_close(packed.codebooks, torch.stack([one.codebooks for one in alone]).sum(dim=0))
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "tower"])
+def test_a_pass_asks_the_device_nothing(variant, examples):
+    """Tensors without values, as a GPU's are before one waits for them: whoever looks at one is told."""
+    model = builders.model(**VARIANTS.get(variant, {"skip_audio_tower": False})).train()
+    batch = Collator(model.config)([examples[:2], examples[2:]])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        losses(Objective(model, Loss()), batch).total.backward()
+        with pytest.raises(DynamicOutputShapeException):
+            torch.ones(3).nonzero()
 
 
 def test_flash_attention_cannot_keep_packed_samples_apart(examples):
