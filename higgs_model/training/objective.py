@@ -16,7 +16,7 @@ from higgs_model.errors import BadConfig
 from higgs_model.model.layers import Routing
 from higgs_model.model.loss import summed_codebook_cross_entropy, summed_cross_entropy
 from higgs_model.model.model import HiggsAudioModel
-from higgs_model.training.collator import Batch
+from higgs_model.training.batch import Batch
 from higgs_model.training.settings import Loss
 
 

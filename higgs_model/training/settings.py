@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from higgs_model.errors import BadConfig
+from higgs_model.script.script import Script, faults
 
 
 class _Settings(BaseModel):
@@ -174,6 +175,16 @@ class Previews(_Settings):
     temperature: float = Field(default=1.0, ge=0)
     top_k: int = Field(default=50, ge=0)
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("rows")
+    @classmethod
+    def _scripts(cls, rows: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for number, row in enumerate(rows):
+            try:
+                Script.model_validate({"id": f"row{number}", **row})
+            except ValidationError as error:
+                raise ValueError(f"{number}: {'; '.join(faults(error))}") from None
+        return rows
 
 
 class TrainingSettings(_Settings):

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from higgs_model.errors import BadConfig, HiggsError
 from higgs_model.training import snapshots
+from higgs_model.training.batch import Batch
 from higgs_model.training.batches import Batches, Drawn, Samples
-from higgs_model.training.collator import Batch, Collator
+from higgs_model.training.collator import Collator
 from higgs_model.training.journal import Journal, Value
 from higgs_model.training.loading import Trainee
 from higgs_model.training.objective import Losses, Objective

@@ -6,8 +6,11 @@ must see.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,11 @@ from higgs_model.training.journal import Value
 from higgs_model.training.settings import TrainingSettings
 from higgs_model.training.workers import Workers
 from jobs.cluster import connect
+from jobs.commands import say
+from jobs.train.worker import WorkersFailed, told_line, train_here
 
 _RESTARTS = 3
+_LOOK_EVERY_S = 2.0
 
 
 def train_on_cluster(settings: TrainingSettings, folders: Sequence[Path], workers: int) -> bool:
@@ -27,9 +33,10 @@ def train_on_cluster(settings: TrainingSettings, folders: Sequence[Path], worker
 
     Raises:
         BadInput: the cluster has GPUs, but too few.
+        WorkersFailed: whatever it was, it came again and again.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     if not ray.is_initialized():
@@ -50,16 +57,46 @@ def train_on_cluster(settings: TrainingSettings, folders: Sequence[Path], worker
             failure_config=FailureConfig(max_failures=_RESTARTS),
         ),
     )
-    trainer.fit()
+    with _followed(Path(settings.output) / "log.jsonl"):
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise WorkersFailed(last[:300]) from error
     return True
+
+
+@contextlib.contextmanager
+def _followed(log: Path) -> Iterator[None]:
+    """Say here what the first worker writes into the log there."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        place = log.stat().st_size if log.exists() else 0
+        while not ended.wait(_LOOK_EVERY_S):
+            if log.exists():
+                with log.open("rb") as file:
+                    # A training that is gone on with takes lines out first.
+                    place = file.seek(min(place, log.stat().st_size))
+                    *lines, _ = file.read().split(b"\n")
+                place += sum(len(line) + 1 for line in lines)
+                for line in lines:
+                    told = json.loads(line)
+                    say(told_line(told.pop("step"), told))
+
+    watcher = threading.Thread(target=follow, name="log", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _loop(told: Mapping[str, Any]) -> None:
     """What each worker runs."""
     import ray.train
     from ray.train.torch import get_device
-
-    from jobs.train import train_here
 
     settings = TrainingSettings.model_validate(told["settings"])
     device = settings.device or str(get_device())

@@ -108,11 +108,11 @@ def prepare(settings: TrainingSettings, uri: str, trainee: Trainee, workers: int
         (_with_ray if workers else _here)(source, trainee, folder, todo, workers or 1)
     samples = open_samples(settings, folder, trainee)
     if len(samples.faults) > settings.data.bad_rows:
-        shown = "\n  ".join(samples.faults[:_SHOWN_FAULTS])
         more = len(samples.faults) - _SHOWN_FAULTS
         raise BadInput(
-            f"the manifest {uri!r} has {len(samples.faults)} faulty rows, data.bad_rows allows "
-            f"{settings.data.bad_rows}:\n  {shown}" + (f"\n  and {more} more" if more > 0 else "")
+            f"the manifest {uri!r} has {len(samples.faults)} faulty rows, data.bad_rows is {settings.data.bad_rows}: "
+            + "; ".join(samples.faults[:_SHOWN_FAULTS])
+            + (f"; and {more} more" if more > 0 else "")
         )
     for fault in samples.faults:
         say(f"left out: {fault}")

@@ -9,23 +9,18 @@ many workers. The same command goes on where it was killed. Exit status: 0 it is
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from higgs_model.synthesizer.loading import load_codec
-from higgs_model.training.journal import Value
 from higgs_model.training.loading import Trainee
-from higgs_model.training.previews import Previewer
-from higgs_model.training.settings import TrainingSettings, load_settings
-from higgs_model.training.trainer import Corpus, Diverged, Trainer
+from higgs_model.training.settings import load_settings
+from higgs_model.training.trainer import Diverged
 from higgs_model.training.workers import Workers
 from jobs.commands import Arguments, run_command, say
-from jobs.prepare import open_samples, prepare
-from jobs.storage import open_voices
+from jobs.train.prepare import prepare
+from jobs.train.worker import WorkersFailed, told_line, train_here
 
 BROKEN = 1
 
@@ -42,38 +37,18 @@ def train(arguments: Sequence[str]) -> int:
     folders = [prepare(settings, uri, trainee, flags.workers) for uri in (data.manifest, data.validation) if uri]
     try:
         if flags.workers:
-            from jobs.train_cluster import train_on_cluster
+            from jobs.train.cluster import train_on_cluster
 
             done = train_on_cluster(settings, folders, flags.workers)
         else:
-            done = train_here(settings, folders, Workers.here(settings.device), _told)
-    except Diverged as error:
+            workers = Workers.here(settings.device)
+            done = train_here(settings, folders, workers, lambda step, values: say(told_line(step, values)))
+    except (Diverged, WorkersFailed) as error:
         say(f"error: {error}")
         return BROKEN
     output = Path(settings.output)
     say(f"done; the model is in {output / 'model'}" if done else "stopped; run the same command again to go on")
     return 0 if done else BROKEN
-
-
-def train_here(settings: TrainingSettings, folders: Sequence[Path], workers: Workers, report: Any) -> bool:
-    """The training loop in this process, as one of the workers; False if it was told to stop before its end."""
-    trainee = Trainee.of(settings.init)
-    corpus = Corpus(*(open_samples(settings, folder, trainee) for folder in folders))
-    preview = _previewer(settings, trainee) if workers.is_first else None
-    return Trainer(settings, trainee, corpus, workers, report=report, preview=preview).run()
-
-
-def _previewer(settings: TrainingSettings, trainee: Trainee) -> Previewer | None:
-    if settings.previews is None:
-        return None
-    codec = load_codec(settings.init.checkpoint or "", settings.codec, torch.device("cpu"))
-    voices = open_voices(settings.data.voices)
-    return Previewer(settings.previews, trainee.tokenizer, codec, voices, Path(settings.output))
-
-
-def _told(step: int, values: Mapping[str, Value]) -> None:
-    shown = {name: value for name, value in values.items() if isinstance(value, float | int)}
-    say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
 
 def _parser() -> Arguments:
@@ -83,9 +58,18 @@ def _parser() -> Arguments:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file with the settings")
     parser.add_argument("--output", metavar="FOLDER", help="in place of the file's")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes on the Ray cluster; by default this one alone, without Ray"
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="processes on the Ray cluster; by default this one alone, without Ray",
     )
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 if __name__ == "__main__":
