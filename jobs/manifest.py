@@ -54,8 +54,11 @@ class Manifest:
                     yield from parse_lines(file.read())
 
 
-def open_manifest(uri: str) -> Manifest:
+def open_manifest(uri: str, columns: tuple[tuple[str, ...], ...] = (("id",), _TEXT_COLUMNS)) -> Manifest:
     """Find a manifest and see that it is one.
+
+    Args:
+        columns: of each group it must have one.
 
     Raises:
         BadInput: it is not there, cannot be read, has no rows, or not the columns of a manifest.
@@ -71,7 +74,7 @@ def open_manifest(uri: str) -> Manifest:
             found = "no such file" if not paths else "both kinds"
             raise BadInput(f"the manifest {uri!r} holds {found}; wanted .parquet files, or .jsonl files")
         kind = kinds.pop()
-        schema = _parquet_schema(uri, filesystem, paths) if kind == "parquet" else _json_schema(uri, filesystem, paths)
+        schema = (_parquet_schema if kind == "parquet" else _json_schema)(uri, filesystem, paths, columns)
     except (OSError, pa.ArrowException) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(f"the manifest {uri!r} cannot be read: {first}") from error
@@ -128,7 +131,9 @@ def _kind(path: str) -> Kind:
     raise BadInput(f"the manifest {path!r} is neither .parquet nor .jsonl")
 
 
-def _parquet_schema(uri: str, filesystem: fs.FileSystem, paths: list[str]) -> pa.Schema:
+def _parquet_schema(
+    uri: str, filesystem: fs.FileSystem, paths: list[str], columns: tuple[tuple[str, ...], ...]
+) -> pa.Schema:
     schemas, count = [], 0
     for path in paths:
         with filesystem.open_input_file(path) as file:
@@ -136,11 +141,13 @@ def _parquet_schema(uri: str, filesystem: fs.FileSystem, paths: list[str]) -> pa
             schemas.append(opened.schema_arrow.remove_metadata())
             count += opened.metadata.num_rows
     schema = pa.unify_schemas(schemas, promote_options="permissive")
-    _check(uri, set(schema.names), count)
+    _check(uri, set(schema.names), count, columns)
     return schema
 
 
-def _json_schema(uri: str, filesystem: fs.FileSystem, paths: list[str]) -> pa.Schema:
+def _json_schema(
+    uri: str, filesystem: fs.FileSystem, paths: list[str], columns: tuple[tuple[str, ...], ...]
+) -> pa.Schema:
     """Types of all columns: a column whose values are not all of one simple type is passed through as JSON text."""
     kinds: dict[str, set[type]] = {}
     count = 0
@@ -151,9 +158,8 @@ def _json_schema(uri: str, filesystem: fs.FileSystem, paths: list[str]) -> pa.Sc
                 for name, value in row.items():
                     if name != BROKEN:
                         kinds.setdefault(name, set()).update([type(value)] if value is not None else [])
-    if count:
-        _check(uri, set(kinds), count)
-    return pa.schema([(name, _json_type(found)) for name, found in kinds.items()]) if count else _check(uri, set(), 0)
+    _check(uri, set(kinds), count, columns)
+    return pa.schema([(name, _json_type(found)) for name, found in kinds.items()])
 
 
 def _json_type(found: set[type]) -> pa.DataType:
@@ -166,10 +172,10 @@ def _json_type(found: set[type]) -> pa.DataType:
     return pa.string()
 
 
-def _check(uri: str, columns: set[str], count: int) -> pa.Schema:
+def _check(uri: str, found: set[str], count: int, columns: tuple[tuple[str, ...], ...]) -> None:
     if count == 0:
         raise BadInput(f"the manifest {uri!r} has no rows")
-    if "id" not in columns or not columns.intersection(_TEXT_COLUMNS):
-        shown = ", ".join(sorted(columns)[:12]) or "none"
-        raise BadInput(f"the manifest {uri!r} needs the columns id, and text or turns; it has {shown}")
-    return pa.schema([])
+    if not all(found.intersection(group) for group in columns):
+        wanted = ", and ".join(" or ".join(group) for group in columns)
+        shown = ", ".join(sorted(found)[:12]) or "none"
+        raise BadInput(f"the manifest {uri!r} needs the columns {wanted}; it has {shown}")

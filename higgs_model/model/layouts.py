@@ -147,20 +147,30 @@ def _dtype(given: torch.dtype | str | None, config: HiggsAudioConfig, files: che
     return dtype
 
 
-def save_model(model: HiggsAudioModel, directory: str | Path, *, layout: Layout, max_shard_size: int | str) -> None:
+def save_model(
+    model: HiggsAudioModel,
+    directory: str | Path,
+    *,
+    layout: Layout,
+    max_shard_size: int | str,
+    state: dict[str, torch.Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Write a checkpoint; see `HiggsAudioModel.save_pretrained`."""
     if layout not in ("original", "transformers"):
         raise BadConfig(f"layout={layout!r} is unknown, wanted original or transformers")
     directory = Path(directory)
     config = copy.deepcopy(model.config)
-    config.dtype = next(model.parameters()).dtype
+    config.dtype = dtype or next(model.parameters()).dtype
     if layout == "transformers":
         values = to_transformers_layout(config).to_dict()
         values["architectures"] = ["HiggsAudioV2ForConditionalGeneration"]
     else:
         values = to_original_layout(config)
         values["architectures"] = ["HiggsAudioModel"]
-    state = _joined_state(model)
+    state = _joined_state(dict(model.state_dict()) if state is None else dict(state))
+    if dtype is not None:
+        state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     if layout == "transformers":
         state = {transformers_name(name): tensor for name, tensor in state.items()}
     directory.mkdir(parents=True, exist_ok=True)
@@ -168,9 +178,8 @@ def save_model(model: HiggsAudioModel, directory: str | Path, *, layout: Layout,
     checkpoint.save_tensors(state, directory, max_shard_size)
 
 
-def _joined_state(model: HiggsAudioModel) -> dict[str, torch.Tensor]:
-    """The model's tensors, with split rows joined again."""
-    state: dict[str, torch.Tensor] = dict(model.state_dict())
+def _joined_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A model's tensors, with split rows joined again."""
     for module in _SPLIT:
         pair = _halves(f"{module}.weight")
         if pair and pair[0] in state:

@@ -15,8 +15,9 @@ from higgs_model import tokens
 
 def text_loss(logits_BSV: Tensor, labels_BS: Tensor, attended_BS: Tensor) -> Tensor:
     """Mean cross-entropy over the labelled tokens that have a real one (`attended_BS` bool) before them; 0 for none."""
-    labels = labels_BS[:, 1:].masked_fill(~attended_BS[:, :-1], tokens.IGNORE_INDEX)
-    return _mean_cross_entropy(logits_BSV[:, :-1].flatten(0, 1), labels.flatten())
+    labels = labels_BS[:, 1:].masked_fill(~attended_BS[:, :-1], tokens.IGNORE_INDEX).flatten()
+    total = summed_cross_entropy(logits_BSV[:, :-1].flatten(0, 1), labels)
+    return total / (labels != tokens.IGNORE_INDEX).sum().clamp(min=1)
 
 
 def codebook_losses(audio_logits_TKV: Tensor, labels_KT: Tensor, starts: Tensor) -> Tensor:
@@ -27,15 +28,38 @@ def codebook_losses(audio_logits_TKV: Tensor, labels_KT: Tensor, starts: Tensor)
         labels_KT: (K, T), the frames' own labels.
         starts: (clips,) where each clip starts.
     """
+    labels = next_labels(labels_KT, starts)[:, :-1]
+    totals = summed_codebook_cross_entropy(audio_logits_TKV[:-1], labels)
+    return totals / (labels != tokens.IGNORE_INDEX).sum(dim=1).clamp(min=1)
+
+
+def next_labels(labels_KT: Tensor, starts: Tensor) -> Tensor:
+    """(K, T): what each frame is scored against, the labels of the frame after it in its own clip."""
     # The first frame of a clip has no frame before it that could be scored.
     is_first = torch.zeros(labels_KT.shape[1] + 1, dtype=torch.bool, device=labels_KT.device)
     is_first[starts] = True
-    labels = labels_KT.masked_fill(is_first[:-1], tokens.IGNORE_INDEX)[:, 1:]
-    logits = audio_logits_TKV[:-1]
-    return torch.stack([_mean_cross_entropy(logits[:, k], labels[k]) for k in range(labels.shape[0])])
+    own = labels_KT.masked_fill(is_first[:-1], tokens.IGNORE_INDEX)
+    return functional.pad(own[:, 1:], (0, 1), value=tokens.IGNORE_INDEX)[:, : labels_KT.shape[1]]
 
 
-def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    # A sum over no label is 0 with a gradient of 0, where the built-in mean is NaN.
-    total = functional.cross_entropy(logits.float(), labels, ignore_index=tokens.IGNORE_INDEX, reduction="sum")
-    return total / (labels != tokens.IGNORE_INDEX).sum().clamp(min=1)
+def summed_cross_entropy(logits_NV: Tensor, labels_N: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Sum over the labels that there are; over none it is 0 with a gradient of 0, where the mean would be NaN."""
+    return functional.cross_entropy(
+        logits_NV.float(),
+        labels_N,
+        ignore_index=tokens.IGNORE_INDEX,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+
+
+def summed_codebook_cross_entropy(logits_TKV: Tensor, labels_KT: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """(K,): the same for each codebook."""
+    each = functional.cross_entropy(
+        logits_TKV.float().flatten(0, 1),
+        labels_KT.T.flatten(),
+        ignore_index=tokens.IGNORE_INDEX,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return each.view(-1, labels_KT.shape[0]).sum(dim=0)

@@ -12,6 +12,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from higgs_model.errors import BadInput
+
 
 @dataclasses.dataclass(frozen=True)
 class AttentionMasks:
@@ -36,6 +38,7 @@ def build_masks(
     dtype: torch.dtype,
     with_text_only: bool,
     with_audio_only: bool,
+    sample_ids_BL: Tensor | None = None,
 ) -> AttentionMasks:
     """Masks for the last `num_queries` of L positions.
 
@@ -44,13 +47,20 @@ def build_masks(
         num_keys: length of the keys, ≥ L; those beyond L are not written yet.
         has_padding: whether any position so far is not real; known to the caller without asking the device.
         implementation: transformers' name of the attention implementation.
+        sample_ids_BL: (B, L) int64, samples packed into one row, which do not see each other; None: one a row.
+
+    Raises:
+        BadInput: flash attention cannot keep packed samples apart by masks.
     """
+    has_room = num_keys > attended_BL.shape[1]
     keys = {
-        "shared": attended_BL if has_padding or num_keys > attended_BL.shape[1] else None,
+        "shared": attended_BL if has_padding or has_room or sample_ids_BL is not None else None,
         "text_only": attended_BL & ~audio_BL if with_text_only else None,
         "audio_only": attended_BL & audio_BL if with_audio_only else None,
     }
     if "flash" in implementation:
+        if sample_ids_BL is not None:
+            raise BadInput(f"packed samples need sdpa or eager attention, but the network has {implementation}")
         room = num_keys - attended_BL.shape[1]
         return AttentionMasks(
             **{kind: None if mask is None else torch.nn.functional.pad(mask, (0, room)) for kind, mask in keys.items()}
@@ -58,7 +68,9 @@ def build_masks(
 
     length = attended_BL.shape[1]
     queries_at = torch.arange(length - num_queries, length, device=attended_BL.device)
-    causal_QL = torch.arange(length, device=attended_BL.device) <= queries_at.unsqueeze(1)
+    causal = torch.arange(length, device=attended_BL.device) <= queries_at.unsqueeze(1)
+    if sample_ids_BL is not None:
+        causal = causal & (sample_ids_BL[:, -num_queries:, None] == sample_ids_BL[:, None, :])
     # Without padding, causality alone is what attention does by itself: for one query there is nothing to hide,
     # for a whole sequence sdpa has a flag. Only a continuation by several positions has to be told.
     if keys["shared"] is None and (
@@ -69,7 +81,7 @@ def build_masks(
     def additive(keys_BL: Tensor | None) -> Tensor | None:
         if keys_BL is None:
             return None
-        allowed = causal_QL & keys_BL[:, None, :]
+        allowed = causal & keys_BL[:, None, :]
         if allowed.is_cuda:
             # The memory-efficient kernel gives NaN for a query without any key, such as padding on the left.
             allowed = allowed | ~allowed.any(dim=-1, keepdim=True)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 BEGIN = "<|begin_of_text|>"
 END_OF_MESSAGE = "<|eot_id|>"
+MORE_FOLLOWS = "<|eom_id|>"
+"""Ends a message of the assistant after which it goes on with another."""
 SCENE_START = "<|scene_desc_start|>"
 SCENE_END = "<|scene_desc_end|>"
 
@@ -71,13 +73,14 @@ class Message:
 
     role: Role
     content: tuple[str | Clip, ...]
+    end: str = END_OF_MESSAGE
 
     def pieces(self) -> Iterator[str]:
         """The message as the reference encodes it, piece by piece."""
         yield header(self.role)
         for part in self.content:
             yield part if isinstance(part, str) else _placeholder(self.role)
-        yield END_OF_MESSAGE
+        yield self.end
 
     @functools.cached_property
     def text(self) -> str:
@@ -243,10 +246,14 @@ class Encoder:
 
     def message(self, message: Message, *, first: bool = False) -> list[int]:
         """Ids of one message; `first` opens the text."""
-        ids: list[int] = []
-        for number, piece in enumerate(message.pieces()):
-            ids += self._piece((BEGIN if first and number == 0 else "") + piece)
-        return ids
+        return [token_id for piece in self.pieces(message, first=first) for token_id in piece]
+
+    def pieces(self, message: Message, *, first: bool = False) -> list[list[int]]:
+        """Ids of one message, those of the header, of each part of the content, and of the end by themselves."""
+        return [
+            self._piece((BEGIN if first and number == 0 else "") + piece)
+            for number, piece in enumerate(message.pieces())
+        ]
 
     def header(self) -> list[int]:
         """Ids of the assistant's header, where the answer begins."""
@@ -277,6 +284,7 @@ _OURS = frozenset(
     (
         BEGIN,
         END_OF_MESSAGE,
+        MORE_FOLLOWS,
         SCENE_START,
         SCENE_END,
         "<|start_header_id|>",

@@ -81,7 +81,7 @@ def load(model: str | Path, codec: str | Path | None, device: torch.device, dtyp
             f"the codec {str(source)!r} has {coder.num_codebooks} codebooks, the model {str(model)!r} speaks "
             f"{network.config.audio_num_codebooks}: they do not belong together"
         )
-    return Parts(network, coder, _tokenizer(folder), f"{coder.revision or _content_id(Path(source))}/{dtype}")
+    return Parts(network, coder, _tokenizer(folder), f"{coder.revision or content_id(Path(source))}/{dtype}")
 
 
 def load_codec(
@@ -116,7 +116,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
         raise BadCheckpoint(f"{folder} has no tokenizer that can be read: {error}") from error
 
 
-def _content_id(folder: Path) -> str:
+def content_id(folder: Path) -> str:
     """Identity of a folder of the user's, by the content of its weights."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".pth")):

@@ -1,0 +1,1 @@
+"""Learning: from recordings with transcripts to a checkpoint that speaks."""

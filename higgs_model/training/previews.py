@@ -1,0 +1,102 @@
+"""What the network says while it learns: a few rows of the batch job, each spoken as one chunk by plain generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from higgs_model.codec.codec import HiggsAudioCodec
+from higgs_model.delay import from_stream
+from higgs_model.model.model import HiggsAudioModel
+from higgs_model.script.plan import Plan, Prompter
+from higgs_model.script.prompt import Prompt, Tokenizer
+from higgs_model.script.script import Script
+from higgs_model.script.voices import ReferenceCodes, Voices
+from higgs_model.training.collator import Collator
+from higgs_model.training.settings import Previews
+
+
+class _AsArrays:
+    """The codec as prompts want it: codes on the host."""
+
+    def __init__(self, codec: HiggsAudioCodec) -> None:
+        self._codec, self.sample_rate = codec, codec.sample_rate
+
+    def encode(self, waveform: Any, sample_rate: int) -> Any:
+        return self._codec.encode(waveform, sample_rate).cpu().numpy()
+
+
+class Previewer:
+    """Speaks the settings' rows into `OUT/previews/step-…/ID.wav`.
+
+    Raises:
+        BadInput: a voice is not there, or leaves no room for an answer.
+    """
+
+    def __init__(
+        self, settings: Previews, tokenizer: Tokenizer, codec: HiggsAudioCodec, voices: Voices, output: Path
+    ) -> None:
+        self._settings, self._codec, self._folder = settings, codec, output / "previews"
+        references = ReferenceCodes(_AsArrays(codec))
+        self._names: list[str] = []
+        self._prompts: list[Prompt] = []
+        for number, row in enumerate(settings.rows):
+            script = Script.model_validate({"id": f"row{number}", **row, "chunk_method": "none"})
+            plan = Plan.of(script, voices)
+            prompter = Prompter(plan, tokenizer, references, num_codebooks=codec.num_codebooks)
+            self._names.append(script.id)
+            self._prompts.append(prompter.prompt(0, []))
+
+    def __call__(self, step: int, model: torch.nn.Module) -> None:
+        """Speak, with the weights of a step."""
+        if not isinstance(model, HiggsAudioModel):
+            raise TypeError(f"wanted a HiggsAudioModel, got a {type(model).__name__}")
+        folder = self._folder / f"step-{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, codes in zip(self._names, self._spoken(model), strict=True):
+            wave = self._codec.decode(codes).cpu().numpy() if codes.shape[1] else np.zeros(0, np.float32)
+            soundfile.write(folder / f"{name}.wav", wave, self._codec.sample_rate)
+
+    def _spoken(self, model: HiggsAudioModel) -> Sequence[torch.Tensor]:
+        settings, config = self._settings, model.config
+        collate = Collator(config)
+        longest = max(len(prompt.token_ids) for prompt in self._prompts)
+        ids = torch.full((len(self._prompts), longest), config.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(self._prompts):
+            ids[row, -len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
+            mask[row, -len(prompt.token_ids) :] = 1
+        clips = {config.audio_in_token_idx: list[torch.Tensor](), config.audio_out_token_idx: list[torch.Tensor]()}
+        for prompt in self._prompts:
+            kinds = [token for token in prompt.token_ids if token in clips]
+            for kind, codes in zip(kinds, prompt.codes, strict=True):
+                clips[kind].append(collate.stream(codes[: config.audio_num_codebooks].astype(np.int16)))
+        heard, said = clips.values()
+        answer = model.generate(
+            ids,
+            mask,
+            **_joined("audio_in_ids", heard),
+            **_joined("audio_out_ids", said),
+            max_new_tokens=settings.max_frames + config.audio_num_codebooks + 2,
+            do_sample=settings.temperature > 0,
+            temperature=settings.temperature or 1.0,
+            top_k=settings.top_k,
+            seed=settings.seed,
+        )
+        first = {row: clip for clip, row in reversed(list(zip(answer.audio_sequences, answer.audio_rows, strict=True)))}
+        return [
+            from_stream(first[row], config.audio_codebook_size, config.use_delay_pattern).to(self._codec.device)
+            for row in range(len(self._prompts))
+        ]
+
+
+def _joined(name: str, clips: Sequence[torch.Tensor]) -> dict[str, Any]:
+    if not clips:
+        return {}
+    starts = torch.tensor([0, *(clip.shape[1] for clip in clips)]).cumsum(0)[:-1]
+    return {name: torch.cat(list(clips), dim=1), f"{name}_start": starts}

@@ -1,0 +1,1 @@
+"""Fine-tuning and training from nothing; see `__main__`."""

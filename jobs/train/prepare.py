@@ -1,0 +1,180 @@
+"""The samples of a training's manifest, prepared once: recordings to codes, rows to tokens.
+
+    manifest ─▶ stretches of rows ─▶ Ray Data, codecs side by side, or here ─▶ OUT/prepared/…/rows-*.safetensors
+
+A shard that is there is not made again, so that this too can be killed and gone on with. What was prepared is used as
+long as manifest, codec, tokenizer and what the network takes are the same; of recordings only the path is looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+
+from higgs_model.errors import BadInput
+from higgs_model.synthesizer.loading import content_id, load_codec
+from higgs_model.training.batches import Samples
+from higgs_model.training.collator import Sizes
+from higgs_model.training.loading import Trainee
+from higgs_model.training.prepare import Needs, Preparer, shard_path, stretches
+from higgs_model.training.samples import Row, SampleReader
+from higgs_model.training.settings import TrainingSettings
+from jobs.cluster import THREADS_A_CPU_WORKER, connect
+from jobs.commands import say
+from jobs.manifest import BROKEN, open_manifest
+from jobs.storage import beside, folder_of, open_voices, read_bytes
+
+if TYPE_CHECKING:
+    from higgs_model.codec.codec import HiggsAudioCodec
+
+_VERSION = 1
+"""Of what shards hold."""
+_COLUMNS = (("text", "turns", "messages"),)
+_SHOWN_FAULTS = 5
+_TELL_EVERY_S = 15.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One manifest of a training."""
+
+    uri: str
+    settings: TrainingSettings
+
+    def preparer(self, trainee: Trainee) -> Preparer:
+        """Makes its shards."""
+        place = folder_of(self.uri)
+        reader = SampleReader(trainee.tokenizer, open_voices(self.settings.data.voices, place))
+        codec = functools.cache(self._codec)
+        return Preparer(reader, Needs.of(trainee.config), codec, lambda name: read_bytes(beside(place, name)))
+
+    def _codec(self) -> HiggsAudioCodec:
+        settings = self.settings
+        if settings.codec is None and settings.init.checkpoint is None:
+            raise BadInput("codec is not given, so that recordings cannot be encoded; or give codes as .npy files")
+        device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return load_codec(settings.init.checkpoint or "", settings.codec, device)
+
+    def rows(self) -> Iterator[Row | str]:
+        """All rows; what is no row is its own fault."""
+        for row in open_manifest(self.uri, _COLUMNS).rows():
+            yield str(row[BROKEN]) if BROKEN in row else row
+
+    def folder(self, trainee: Trainee) -> Path:
+        """Where its shards are, named by all that they follow from."""
+        manifest = open_manifest(self.uri, _COLUMNS)
+        digest = hashlib.sha256()
+        for path in manifest.paths:
+            with manifest.filesystem.open_input_stream(path) as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        codec = self.settings.codec or self.settings.init.checkpoint or ""
+        vocabulary: Any = trainee.tokenizer
+        told = {
+            "version": _VERSION,
+            "manifest": [self.uri, digest.hexdigest()],
+            "voices": self.settings.data.voices,
+            "codec": content_id(Path(codec)) if Path(codec).is_dir() else codec,
+            "tokens": hashlib.sha256(json.dumps(vocabulary.get_vocab(), sort_keys=True).encode()).hexdigest(),
+            "needs": dataclasses.asdict(Needs.of(trainee.config)),
+        }
+        name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        return Path(self.settings.output) / "prepared" / name
+
+
+def prepare(settings: TrainingSettings, uri: str, trainee: Trainee, workers: int | None) -> Path:
+    """Prepare a manifest, and see that its faulty rows are not too many; gives the folder of its shards.
+
+    Args:
+        workers: processes of Ray Data; None: this one alone.
+
+    Raises:
+        BadInput: it is no manifest, or has more faulty rows than the settings allow; the first are told.
+    """
+    source = Source(uri, settings)
+    folder = source.folder(trainee)
+    todo = [(first, rows) for first, rows in stretches(source.rows()) if not shard_path(folder, first).is_file()]
+    if todo:
+        say(f"preparing {sum(len(rows) for _, rows in todo)} rows of {uri}")
+        (_with_ray if workers else _here)(source, trainee, folder, todo, workers or 1)
+    samples = open_samples(settings, folder, trainee)
+    if len(samples.faults) > settings.data.bad_rows:
+        more = len(samples.faults) - _SHOWN_FAULTS
+        raise BadInput(
+            f"the manifest {uri!r} has {len(samples.faults)} faulty rows, data.bad_rows is {settings.data.bad_rows}: "
+            + "; ".join(samples.faults[:_SHOWN_FAULTS])
+            + (f"; and {more} more" if more > 0 else "")
+        )
+    for fault in samples.faults:
+        say(f"left out: {fault}")
+    return folder
+
+
+def open_samples(settings: TrainingSettings, folder: Path, trainee: Trainee) -> Samples:
+    """What was prepared."""
+    return Samples(folder, Needs.of(trainee.config), Sizes.of(trainee.config), settings.batch.longest)
+
+
+def _here(source: Source, trainee: Trainee, folder: Path, todo: Sequence[tuple[int, list[Row | str]]], _: int) -> None:
+    preparer = source.preparer(trainee)
+    told_s = time.monotonic()
+    for number, (first, rows) in enumerate(todo):
+        preparer.write(shard_path(folder, first), rows, first)
+        if time.monotonic() - told_s > _TELL_EVERY_S:
+            told_s = time.monotonic()
+            say(f"prepared {number + 1} of {len(todo)} shards")
+
+
+class _PrepareBatch:
+    """What Ray Data calls, in processes of its own."""
+
+    def __init__(self, source: Source) -> None:
+        torch.set_num_threads(THREADS_A_CPU_WORKER)
+        self._trainee = Trainee.of(source.settings.init)
+        self._preparer = source.preparer(self._trainee)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        for one in table.to_pylist():
+            self._preparer.write(Path(one["path"]), json.loads(one["rows"]), one["first"])
+        return table.select(["first"])
+
+
+def _with_ray(
+    source: Source, trainee: Trainee, folder: Path, todo: Sequence[tuple[int, list[Row | str]]], workers: int
+) -> None:
+    import ray
+
+    if not ray.is_initialized():
+        connect()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    units = [
+        {"first": first, "path": str(shard_path(folder, first)), "rows": json.dumps(rows, default=_plain)}
+        for first, rows in todo
+    ]
+    resources = ray.cluster_resources()
+    gpu = min(resources.get("GPU", 0) / workers, 1)
+    done = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
+        _PrepareBatch,
+        fn_constructor_args=(source,),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0 if resources.get("CPU", 1) <= workers else 1,
+        num_gpus=gpu or None,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(units))),
+    )
+    for _ in done.iter_batches(batch_size=None, prefetch_batches=0):
+        pass
+
+
+_plain: Callable[[Any], Any] = str
+"""What a table has that JSON lacks, such as a date, is no part of a sample."""
