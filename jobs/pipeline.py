@@ -25,9 +25,10 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from higgs_model.errors import BadInput
 from jobs.cluster import THREADS_A_CPU_WORKER
-from jobs.ledger import Ledger, Totals
+from jobs.ledger import Ledger
 from jobs.loading import Capacity
 from jobs.manifest import LINE, Manifest, estimated_chars, parse_lines
+from jobs.metrics import JobMetrics
 from jobs.progress import Progress
 from jobs.results import schema_for
 from jobs.settings import JobSettings
@@ -145,6 +146,7 @@ class Run:
         self, settings: JobSettings, manifest: Manifest, factory: Factory, run_id: str, *, fixed: bool = False
     ) -> None:
         self.settings, self.factory = settings, factory
+        self._metrics = JobMetrics(run_id)
         context = DataContext.get_current()
         # A row may take hours, and a unit ends with its last row.
         context.execution_no_progress_timeout_s = -1
@@ -194,7 +196,9 @@ class Run:
 
         def watch() -> None:
             while not ended.wait(_POLL_S):
-                progress.show(self.totals(), time.monotonic() - start_s)
+                totals, engines = ray.get(self.ledger.snapshot.remote())
+                progress.show(totals, time.monotonic() - start_s)
+                self._metrics.show(totals, engines)
 
         watcher = threading.Thread(target=watch, name="progress", daemon=True)
         watcher.start()
@@ -214,8 +218,3 @@ class Run:
         except (ray.exceptions.RayError, TimeoutError):
             return ""
         return said
-
-    def totals(self) -> Totals:
-        """How far it is."""
-        totals: Totals = ray.get(self.ledger.snapshot.remote())[0]
-        return totals

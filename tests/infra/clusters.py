@@ -20,6 +20,7 @@ IMPATIENT = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
+    "RAY_metrics_report_interval_ms": "1000",
 }
 
 
@@ -56,6 +57,11 @@ class Head(Cluster):
         with urllib.request.urlopen(f"{self.url}/nodes?view=summary") as answer:
             nodes = json.load(answer)["data"]["summary"]
         return [node for node in nodes if node["raylet"]["state"] == "ALIVE"]
+
+    def metrics(self):
+        """What the head exports to Prometheus, as text."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as answer:
+            return answer.read().decode()
 
     def client(self):
         """A job client, as soon as the head takes jobs."""

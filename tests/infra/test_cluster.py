@@ -1,12 +1,18 @@
 """The job as a cluster runs it: submitted to a head from a packaged folder, and with machines that come and go."""
 
+import contextlib
+import json
+import shutil
+import subprocess
 import sys
+import urllib.parse
+import urllib.request
 
 import pytest
 from ray.job_submission import JobStatus
 
 from tests.infra.clusters import IMPATIENT, Head, Node
-from tests.jobs.running import FAKE, ROOT, results, start, wait_for, write_manifest
+from tests.jobs.running import FAKE, ROOT, free_port, results, start, wait_for, write_manifest
 
 pytestmark = [
     pytest.mark.cluster,
@@ -101,6 +107,8 @@ def test_a_machine_is_lost_and_none_comes(head, tmp_path):
         job, out = begin(head, tmp_path, 24, "--workers", 3)
         made(out, 4)
         assert node.workers()
+        # Meanwhile the driver tells how far it is.
+        wait_for(lambda: "ray_higgs_job_rows_total{" in (said := head.metrics()) and "job_rows_wanted{" in said)
         node.kill()
         ended_well(job, out, 24)
 
@@ -114,3 +122,26 @@ def test_machines_come_when_they_are_asked_for_and_all_of_them_are_lost(head, tm
         assert len(list(out.rglob("*.wav"))) < 12
     with Node(head, 1, "--num-gpus", 1):
         ended_well(job, out, 12)
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="there is no prometheus")
+def test_prometheus_finds_the_nodes_with_our_configuration(head, tmp_path):
+    config = (ROOT / "infra/observability/prometheus.yml").read_text().replace("/tmp/ray/", f"{head.folder}/")
+    shutil.copy(ROOT / "infra/observability/alerts.yml", tmp_path)
+    (tmp_path / "prometheus.yml").write_text(config.replace("10s", "1s"))
+    port = free_port()
+    command = ["prometheus", f"--web.listen-address=127.0.0.1:{port}", f"--storage.tsdb.path={tmp_path}/data"]
+    server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def found(query):
+        with contextlib.suppress(OSError):
+            url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+            with urllib.request.urlopen(url) as answer:
+                return json.load(answer)["data"]["result"]
+
+    try:
+        for query in ('up{job="ray"} == 1', "ray_node_cpu_utilization", "ray_node_mem_used / ray_node_mem_total"):
+            assert wait_for(lambda: found(query), 30)  # noqa: B023
+    finally:
+        server.kill()
+        server.wait()
