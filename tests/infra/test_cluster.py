@@ -130,7 +130,12 @@ def test_prometheus_finds_the_nodes_with_our_configuration(head, tmp_path):
     shutil.copy(ROOT / "infra/observability/alerts.yml", tmp_path)
     (tmp_path / "prometheus.yml").write_text(config.replace("10s", "1s"))
     port = free_port()
-    command = ["prometheus", f"--web.listen-address=127.0.0.1:{port}", f"--storage.tsdb.path={tmp_path}/data"]
+    command = [
+        "prometheus",
+        "--config.file=prometheus.yml",
+        f"--web.listen-address=127.0.0.1:{port}",
+        f"--storage.tsdb.path={tmp_path}/data",
+    ]
     server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def found(query):
