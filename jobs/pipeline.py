@@ -22,6 +22,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from higgs_model.errors import BadInput
 from jobs.cluster import THREADS_A_CPU_WORKER
@@ -160,10 +161,11 @@ class Run:
         looked = ray.get([look.remote(block) for block in self._blocks])
         self._ids, self._chars = [one for one, _ in looked], [one for _, one in looked]
         self.num_rows = sum(len(one) for one in self._ids)
-        # Beside the driver: whoever loses the driver loses the job anyway.
+        # Beside the driver: whoever loses the driver loses the job anyway. Ray itself would put it anywhere.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.ledger = (
             ray.remote(Ledger)
-            .options(num_cpus=0, max_concurrency=1000)
+            .options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
             .remote(settings.output, schema_for(manifest.schema), run_id, overwrite=settings.overwrite)
         )
         chars = int(sum(one.sum() for one in self._chars))

@@ -1,5 +1,6 @@
 """Ray clusters of several nodes on this machine, each node in a process group of its own, as machines would be."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,19 +8,18 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 from ray.job_submission import JobSubmissionClient
 
-from tests.jobs.running import ENVIRONMENT, ROOT, Cluster, free_port, kill_group, workers
+from tests.jobs.running import ENVIRONMENT, ROOT, Cluster, children, free_port, kill_group
 
-# A machine that is gone is noticed after seconds, not half a minute.
+# A machine that is gone is noticed after seconds, not after half a minute; one that is only slow has its time.
 IMPATIENT = {
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "4",
     "RAY_metrics_report_interval_ms": "1000",
 }
 
@@ -53,10 +53,14 @@ class Head(Cluster):
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     def nodes(self):
-        """Nodes that live."""
-        with urllib.request.urlopen(f"{self.url}/nodes?view=summary") as answer:
+        """Nodes that live; none before the dashboard does."""
+        with (
+            contextlib.suppress(urllib.error.URLError),
+            urllib.request.urlopen(f"{self.url}/nodes?view=summary") as answer,
+        ):
             nodes = json.load(answer)["data"]["summary"]
-        return [node for node in nodes if node["raylet"]["state"] == "ALIVE"]
+            return [node for node in nodes if node["raylet"].get("state") == "ALIVE"]
+        return []
 
     def metrics(self):
         """What the head exports to Prometheus, as text."""
@@ -73,6 +77,12 @@ class Head(Cluster):
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.3)
+
+
+def processes(node, name):
+    """Those of a node whose title has a name in it; Ray gives actors theirs."""
+    titles = [Path(f"/proc/{pid}/cmdline") for pid in children(node.process.pid)]
+    return [path.parent.name for path in titles if path.exists() and name.encode() in path.read_bytes()]
 
 
 class Node:
@@ -103,7 +113,3 @@ class Node:
         """As a machine that loses its power."""
         kill_group(self.process)
         self.process.wait()
-
-    def workers(self):
-        """Actors of jobs on it."""
-        return workers(self)

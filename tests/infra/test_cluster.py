@@ -11,8 +11,8 @@ import urllib.request
 import pytest
 from ray.job_submission import JobStatus
 
-from tests.infra.clusters import IMPATIENT, Head, Node
-from tests.jobs.running import FAKE, ROOT, free_port, results, start, wait_for, write_manifest
+from tests.infra.clusters import IMPATIENT, Head, Node, processes
+from tests.jobs.running import FAKE, ROOT, free_port, kill_group, results, start, wait_for, write_manifest
 
 pytestmark = [
     pytest.mark.cluster,
@@ -88,8 +88,13 @@ def begin(head, folder, rows, *options):
     return start(FAKE, *arguments, FAKE_PACE="0.3", RAY_ADDRESS=head.address), folder / "out"
 
 
-def made(out, count):
-    return wait_for(lambda: len(list(out.rglob("*.wav"))) >= count)
+def made(job, out, count):
+    """Wait until so many rows are made, or say what the job said."""
+    with contextlib.suppress(TimeoutError):
+        wait_for(lambda: job.poll() is not None or len(list(out.rglob("*.wav"))) >= count)
+    if len(list(out.rglob("*.wav"))) < count:
+        kill_group(job)
+        raise AssertionError(job.communicate())
 
 
 def ended_well(job, out, rows):
@@ -104,20 +109,23 @@ def test_a_machine_is_lost_and_none_comes(head, tmp_path):
     with Node(head, 2) as node:
         wait_for(lambda: len(head.nodes()) == 2)
         # More workers than the head has room for.
-        job, out = begin(head, tmp_path, 24, "--workers", 3)
-        made(out, 4)
-        assert node.workers()
+        job, out = begin(head, tmp_path, 30, "--workers", 3)
+        made(job, out, 4)
+        wait_for(lambda: processes(node, "MapWorker"))
+        # Were it there, it would be lost with the machine.
+        assert processes(head, "Ledger")
+        assert not processes(node, "Ledger")
         # Meanwhile the driver tells how far it is.
         wait_for(lambda: "ray_higgs_job_rows_total{" in (said := head.metrics()) and "job_rows_wanted{" in said)
         node.kill()
-        ended_well(job, out, 24)
+        ended_well(job, out, 30)
 
 
 def test_machines_come_when_they_are_asked_for_and_all_of_them_are_lost(head, tmp_path):
     """As on spot machines that an autoscaler adds from none: the job waits, works, loses all, and goes on."""
     job, out = begin(head, tmp_path, 12, "--workers", 1, "--gpus-per-worker", 1)
     with Node(head, 1, "--num-gpus", 1) as node:
-        made(out, 3)
+        made(job, out, 3)
         node.kill()
         assert len(list(out.rglob("*.wav"))) < 12
     with Node(head, 1, "--num-gpus", 1):
