@@ -32,7 +32,7 @@ from jobs.loading import check_local_model, find_check, load_synthesizer
 from jobs.manifest import Manifest, open_manifest
 from jobs.progress import Progress, clock
 from jobs.rows import RowMaker
-from jobs.settings import JobSettings, parse
+from jobs.settings import JobSettings, gather, told
 
 OK, BROKEN, TOO_MANY_FAILED = 0, 1, 3
 MODEL_LICENCE = "Boson Higgs Audio 2 Community License"
@@ -41,7 +41,7 @@ MODEL_LICENCE = "Boson Higgs Audio 2 Community License"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job that the command line describes; gives the exit status."""
     try:
-        settings = parse(sys.argv[1:] if arguments is None else arguments)
+        settings, sources = gather(sys.argv[1:] if arguments is None else arguments, os.environ)
         manifest = open_manifest(settings.manifest)
         if settings.dry_run:
             return dry_run(settings, manifest)
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HiggsError, OSError) as error:
         say(f"error: {error}")
         return BAD_ARGUMENTS
+    say(told(settings, sources))
     return run(settings, manifest)
 
 
@@ -76,7 +77,9 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
     stop, job = Stop(settings.grace_s), None
     try:
         run_id = f"{started:%Y%m%d%H%M%S}-{uuid.uuid4().hex[:6]}"
-        job = Run(settings, manifest, factory or load_synthesizer, run_id, fixed=own)
+        # A cluster that was joined may grow, be it that somebody adds machines or that they are asked for.
+        alone = own and not os.environ.get("RAY_ADDRESS")
+        job = Run(settings, manifest, factory or load_synthesizer, run_id, fixed=alone)
         if settings.model == demo.NAME:
             say(demo.NOTICE)
         say(f"{job.num_rows} rows, {job.pool.workers} workers with {job.pool.slots} slots each")

@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 
-NAMES = ("codec", "engine", "job", "model", "serve")
+NAMES = ("capacity", "codec", "engine", "job", "model", "scale", "serve")
 
 
 def main() -> None:
