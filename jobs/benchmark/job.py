@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from higgs_model.synthesizer.fake import FakeSynthesizer
+from jobs.benchmark import checkpoint
 from jobs.loading import Capacity, load_synthesizer
 from jobs.manifest import open_manifest
 from jobs.rows import RowMaker, Speaks
@@ -37,9 +38,7 @@ _FAST_CHARS_PER_S = 1e6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Command line of this benchmark."""
-    parser.add_argument("--model", help="what speaks; by default random weights of --hidden-size and --layers")
-    parser.add_argument("--hidden-size", type=int, default=512, help="of the random model")
-    parser.add_argument("--layers", type=int, default=6, help="of the random model")
+    checkpoint.add_arguments(parser)
     parser.add_argument("--scripts", type=int, default=80, help="scripts, from a line to a minute or two")
     parser.add_argument("--slots", type=int, default=16, help="requests that the engine runs at the same time")
     parser.add_argument("--rows", type=int, default=100_000, help="short rows with a synthesizer that takes no time")
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.hidden_size, arguments.layers = 64, 2
     with tempfile.TemporaryDirectory(prefix="higgs-benchmark-") as folder:
         arguments.folder = Path(folder)
-        arguments.model = arguments.model or write_model(arguments.folder / "model", arguments)
+        arguments.model = checkpoint.named_or_random(arguments, arguments.folder / "model")
         write_scripts(arguments.folder / "scripts.jsonl", arguments.scripts)
         alones, jobs = [], []
         for number in range(arguments.rounds):
@@ -81,18 +80,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, value in result.items():
         print(f"{name:>32}  {value:.3f}" if isinstance(value, float) else f"{name:>32}  {value}")
     return result
-
-
-def write_model(folder: Path, arguments: argparse.Namespace) -> str:
-    """A checkpoint with random weights, whose size a real one's can be compared with; gives its path."""
-    from higgs_model.demo import standin
-
-    model, codec, tokenizer = standin.build(arguments.hidden_size, arguments.layers)
-    model.save_pretrained(folder)
-    codec.save_pretrained(folder / "codec")
-    tokenizer.save_pretrained(folder)
-    print(f"a random model of {sum(one.numel() for one in model.parameters()) / 1e6:.0f} M parameters", flush=True)
-    return str(folder)
 
 
 def write_scripts(path: Path, count: int) -> None:
