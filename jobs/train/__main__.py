@@ -14,13 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from higgs_model.training.loading import Trainee
-from higgs_model.training.settings import load_settings
-from higgs_model.training.trainer import Diverged
-from higgs_model.training.workers import Workers
 from jobs.commands import Arguments, run_command, say
-from jobs.train.prepare import prepare
-from jobs.train.worker import WorkersFailed, told_line, train_here
 
 BROKEN = 1
 
@@ -28,6 +22,14 @@ BROKEN = 1
 def train(arguments: Sequence[str]) -> int:
     """Run what a command line describes; gives the exit status."""
     flags = _parser().parse_args(arguments)
+    # Faulty command lines do not wait for torch.
+    from higgs_model.training.loading import Trainee
+    from higgs_model.training.settings import load_settings
+    from higgs_model.training.trainer import Diverged
+    from higgs_model.training.workers import Workers
+    from jobs.train.prepare import prepare
+    from jobs.train.worker import WorkersFailed, told_line, train_here
+
     overrides = {} if flags.output is None else {"output": flags.output}
     settings = load_settings(flags.config, overrides)
     if settings.parallel == "fsdp" and not flags.workers:
