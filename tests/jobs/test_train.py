@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from higgs_model.demo.standin import build
 from higgs_model.script.voices import Voices
+from higgs_model.synthesizer.loading import load
 from higgs_model.training.batches import Drawn
 from higgs_model.training.samples import SampleReader
 from higgs_model.training.settings import TrainingSettings, load_settings
@@ -154,6 +155,9 @@ def test_recordings_are_encoded_and_previews_are_spoken(tmp_path):
         wave, rate = soundfile.read(tmp_path / f"{number}.wav", dtype="float32")
         found = samples.example(Drawn((number,), -1, 0)).recordings[-1].codes_KT
         assert np.array_equal(found, codec.encode(wave, rate).numpy())
+    loaded = load(tmp_path / "out" / "model", None, torch.device("cpu"))
+    assert torch.equal(loaded.codec.encode(wave, rate), codec.encode(wave, rate))
+    assert loaded.tokenizer.get_vocab() == making.TOKENIZER.get_vocab()
     wave, rate = soundfile.read(tmp_path / "out" / "previews" / "step-00000006" / "hello.wav")
     assert rate == codec.sample_rate
     assert len(wave) % codec.hop_samples == 0
