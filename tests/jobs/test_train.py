@@ -20,7 +20,7 @@ from higgs_model.training.batches import Drawn
 from higgs_model.training.samples import SampleReader
 from higgs_model.training.settings import TrainingSettings, load_settings
 from jobs.commands import run_command
-from jobs.train.__main__ import train
+from jobs.train import train
 from tests.higgs_model.training import making
 from tests.jobs.running import ROOT, start
 
