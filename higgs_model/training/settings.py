@@ -27,7 +27,7 @@ class Init(_Settings):
     """What is trained: a checkpoint, or a network from nothing.
 
     Attributes:
-        checkpoint: folder or hub id, of either layout.
+        checkpoint: demo, a folder or a hub id, of either layout.
         config: a `config.json`'s path or its content. What it leaves out of special token ids and vocabulary size is
             taken from the tokenizer.
         tokenizer: folder or hub id; by default the checkpoint's own.

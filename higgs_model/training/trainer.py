@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import math
 import queue
+import shutil
 import signal
 import threading
 import time
@@ -300,7 +301,15 @@ class Trainer:
                 folder = self.output / ("model" if at == 0 else f"model-{layout}")
                 self.model.save_pretrained(folder, layout=layout, state=state, dtype=getattr(torch, wanted.dtype))
                 self.trainee.save_tokenizer(folder)
+                self._add_codec(folder)
         self.workers.wait()
+
+    def _add_codec(self, folder: Path) -> None:
+        """Put the codec beside the weights, if it is a folder, so that the result speaks as it is."""
+        given, checkpoint = self.settings.codec, self.trainee.checkpoint
+        source = Path(given) if given is not None else None if checkpoint is None else checkpoint / "codec"
+        if source is not None and source.is_dir():
+            shutil.copytree(source, folder / "codec", dirs_exist_ok=True)
 
     @contextlib.contextmanager
     def _told_to_stop(self) -> Iterator[None]:
