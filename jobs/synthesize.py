@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
@@ -151,13 +151,18 @@ def summarize(
         "skipped": totals.skipped,
         "audio_s": round(totals.audio_s, 3),
         "audio_s_per_s": round(totals.audio_s / totals.working_s, 3) if totals.working_s else 0.0,
-        "occupancy": round(sum(one.get("occupancy", 0.0) for one in numbers) / len(numbers), 3) if numbers else None,
+        "occupancy": _mean(numbers, "occupancy"),
+        "occupancy_while_rows_waited": _mean(numbers, "occupancy_while_rows_waited"),
         "engines": engines,
         "settings": settings.model_dump(),
         "model_licence": MODEL_LICENCE,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "ray", "pyarrow")}
         | {"python": platform.python_version(), "higgs-audio-batch": importlib.metadata.version("higgs-audio-batch")},
     }
+
+
+def _mean(engines: Sequence[Mapping[str, float]], name: str) -> float | None:
+    return round(sum(one.get(name, 0.0) for one in engines) / len(engines), 3) if engines else None
 
 
 def report(settings: JobSettings, results: str, summary: dict[str, Any], *, stopped: bool) -> int:

@@ -39,6 +39,11 @@ class Bucket:
             "AWS_REGION": "us-east-1",
         }
 
+    def open_to(self, monkeypatch):
+        """Let this process find it."""
+        for name, value in self.environment().items():
+            monkeypatch.setenv(name, value)
+
     def put(self, key, content):
         self.client().put_object(Bucket=self.name, Key=key, Body=content)
 
@@ -50,6 +55,10 @@ class Bucket:
         return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
 
     def stop(self):
+        # Servers of one process share their buckets: the next of this name begins empty.
+        for key in self.names():
+            self.client().delete_object(Bucket=self.name, Key=key)
+        self.client().delete_bucket(Bucket=self.name)
         self._server.stop()
 
 
