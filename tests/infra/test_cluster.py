@@ -109,16 +109,17 @@ def test_a_machine_is_lost_and_none_comes(head, tmp_path):
     with Node(head, 2) as node:
         wait_for(lambda: len(head.nodes()) == 2)
         # More workers than the head has room for.
-        job, out = begin(head, tmp_path, 30, "--workers", 3)
+        job, out = begin(head, tmp_path, 80, "--workers", 3)
+        wait_for(lambda: processes(node, "MapWorker") or job.poll() is not None)
         made(job, out, 4)
-        wait_for(lambda: processes(node, "MapWorker"))
-        # Were it there, it would be lost with the machine.
-        assert processes(head, "Ledger")
-        assert not processes(node, "Ledger")
         # Meanwhile the driver tells how far it is.
         wait_for(lambda: "ray_higgs_job_rows_total{" in (said := head.metrics()) and "job_rows_wanted{" in said)
+        # Were the ledger there, it would be lost with the machine.
+        assert processes(head, "Ledger")
+        assert not processes(node, "Ledger")
         node.kill()
-        ended_well(job, out, 30)
+        assert len(list(out.rglob("*.wav"))) < 80
+        ended_well(job, out, 80)
 
 
 def test_machines_come_when_they_are_asked_for_and_all_of_them_are_lost(head, tmp_path):

@@ -10,7 +10,7 @@ from werkzeug.serving import make_server
 
 from jobs.benchmark import capacity
 from tests.jobs.running import FAKE, run, write_manifest
-from tests.jobs.s3 import Bucket
+from tests.s3 import Bucket
 
 pytestmark = pytest.mark.xdist_group("ray")
 CHARS_A_SECOND = 15
