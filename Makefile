@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo browser test lint format clean
+.PHONY: setup demo demo-voice browser test lint format clean
 
 setup: $(READY)
 
@@ -17,6 +17,14 @@ demo: $(READY)
 	$(BIN)/python -W ignore -m jobs.synthesize --manifest jobs/examples/scripts.jsonl --voices jobs/examples/voices \
 		--output out/demo --attempts 1
 	@echo 'Listen to out/demo/audio/*/*.wav; every script, chunk and file is a row of out/demo/results/*.parquet.'
+
+# The demo's checkpoint from nothing, and how good it is: hours on two cores; killed, it goes on where it was.
+demo-voice: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,voice]'
+	command -v espeak-ng > /dev/null && command -v flite > /dev/null || \
+	  (apt-get update -qq && apt-get install -qq --yes --no-install-recommends espeak-ng flite > /dev/null)
+	$(BIN)/python -m jobs.demo
+	$(BIN)/python -W ignore -m jobs.benchmark voice
 
 # The page is tested in Debian's Chromium; without it, and without the right to install it, those tests are skipped.
 browser:

@@ -14,6 +14,7 @@ without gradients the activation works in place. `stages` runs the same decoder 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -171,10 +172,30 @@ def _residual(unit: DacResidualUnit, hidden: Tensor, ends_B11: Tensor | None) ->
 def _snake(snake: Snake1d, hidden: Tensor) -> Tensor:
     """x + sin²(αx) / α, without temporaries when no gradient is wanted."""
     alpha = snake.alpha
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return hidden + (alpha + 1e-9).reciprocal() * torch.sin(alpha * hidden).square()
+    if torch.is_grad_enabled():
+        return cast(Tensor, _SnakeWithGradient.apply(alpha, hidden))
     wave = (hidden * alpha).sin_()
     return wave.square_().mul_((alpha + 1e-9).reciprocal()).add_(hidden)
+
+
+class _SnakeWithGradient(torch.autograd.Function):
+    """With sin² y = (1 − cos 2y) / 2, and nothing kept but 2αx: half the passes over memory of the plain expression."""
+
+    @staticmethod
+    def forward(ctx: Any, alpha: Tensor, hidden: Tensor) -> Tensor:
+        angle = hidden * (2 * alpha)
+        ctx.save_for_backward(alpha, angle)
+        return torch.cos(angle).sub_(1).mul_((alpha + 1e-9).reciprocal().mul_(-0.5)).add_(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        alpha, angle = ctx.saved_tensors
+        slope = torch.sin(angle).mul_(gradient)
+        height = torch.cos(angle).sub_(1).mul_(gradient)
+        by_alpha = (angle * slope).add_(height).sum((0, 2), keepdim=True) / (2 * alpha.square() + 1e-9)
+        return by_alpha, slope.add_(gradient)
 
 
 def _zero_beyond(hidden: Tensor, ends_B11: Tensor | None) -> Tensor:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from higgs_model.codec.network import CodecOutput
 
-_FLOOR = 1e-5
-"""Magnitudes below this count as silence."""
+_TINY = 1e-10
 STFT_WINDOWS = (2048, 512)
 MEL_WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
 MEL_BANDS = (5, 10, 20, 40, 80, 160, 320)
@@ -49,12 +48,22 @@ class CodecLosses:
 
 
 class CodecLoss(nn.Module):
-    """Judges a pass of the network against the samples that went in."""
+    """Judges a pass of the network against the samples that went in.
 
-    def __init__(self, sample_rate_hz: int, weights: LossWeights | None = None) -> None:
+    Args:
+        floor: magnitudes below this count as silence. Where recordings have been digitally silenced or band-limited, a
+            deep floor makes of silence most of the loss.
+        shortest_window: samples; spectra of shorter windows are left out.
+    """
+
+    def __init__(
+        self, sample_rate_hz: int, weights: LossWeights | None = None, *, floor: float = 1e-5, shortest_window: int = 32
+    ) -> None:
         super().__init__()
-        self.weights = weights or LossWeights()
-        for window, bands in zip(MEL_WINDOWS, MEL_BANDS, strict=True):
+        self.weights, self._floor = weights or LossWeights(), floor
+        scales = zip(MEL_WINDOWS, MEL_BANDS, strict=True)
+        self._scales = [(window, bands) for window, bands in scales if window >= shortest_window]
+        for window, bands in self._scales:
             filters = mel_filters(sample_rate_hz, window, bands)
             self.register_buffer(f"mel_{window}", filters, persistent=False)
 
@@ -64,7 +73,7 @@ class CodecLoss(nn.Module):
         made, wanted = output.audio[:, :num_samples], samples_BN[:, :num_samples]
         losses = {
             "mel": self._mel(made, wanted),
-            "stft": torch.stack([_spectral(_stft(made, w), _stft(wanted, w)) for w in STFT_WINDOWS]).sum(),
+            "stft": torch.stack([self._spectral(_stft(made, w), _stft(wanted, w)) for w in STFT_WINDOWS]).sum(),
             "waveform": F.l1_loss(made, wanted),
             "commitment": output.commitment_loss,
             "codebook": output.codebook_loss,
@@ -75,10 +84,18 @@ class CodecLoss(nn.Module):
 
     def _mel(self, made: Tensor, wanted: Tensor) -> Tensor:
         parts = []
-        for window in MEL_WINDOWS:
+        for window, _ in self._scales:
             filters = self.get_buffer(f"mel_{window}")
-            parts.append(F.l1_loss(_log(filters @ _stft(made, window)), _log(filters @ _stft(wanted, window))))
+            parts.append(
+                F.l1_loss(self._log(filters @ _stft(made, window)), self._log(filters @ _stft(wanted, window)))
+            )
         return torch.stack(parts).mean()
+
+    def _spectral(self, made: Tensor, wanted: Tensor) -> Tensor:
+        return F.l1_loss(made, wanted) + F.l1_loss(self._log(made), self._log(wanted))
+
+    def _log(self, magnitudes: Tensor) -> Tensor:
+        return magnitudes.clamp_min(self._floor).log10()
 
 
 def _stft(samples_BN: Tensor, window: int) -> Tensor:
@@ -87,15 +104,7 @@ def _stft(samples_BN: Tensor, window: int) -> Tensor:
     padded = F.pad(samples_BN, (window // 2, window // 2))
     spectrum = torch.stft(padded, window, window // 4, window=taper, center=False, return_complex=True)
     # A magnitude of exactly zero has no gradient.
-    return (spectrum.real.square() + spectrum.imag.square() + _FLOOR**2).sqrt()
-
-
-def _spectral(made: Tensor, wanted: Tensor) -> Tensor:
-    return F.l1_loss(made, wanted) + F.l1_loss(_log(made), _log(wanted))
-
-
-def _log(magnitudes: Tensor) -> Tensor:
-    return magnitudes.clamp_min(_FLOOR).log10()
+    return (spectrum.real.square() + spectrum.imag.square() + _TINY).sqrt()
 
 
 def mel_filters(sample_rate_hz: int, window: int, bands: int) -> Tensor:

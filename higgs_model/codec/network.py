@@ -51,13 +51,14 @@ FADE_S = 1
 
 @dataclasses.dataclass(frozen=True)
 class CodecOutput:
-    """One pass of training: `audio` (B, N) for `codes` (B, K, T), and three losses (scalars).
+    """One pass of training: `audio` (B, N) for `codes` (B, K, T) of `latents` (B, T, D), and three losses (scalars).
 
     `commitment_loss` and `codebook_loss` are the quantizer's; `semantic_loss` is how far the semantic
     features that the codes give back are from those that went in.
     """
 
     audio: Tensor
+    latents: Tensor
     codes: Tensor
     commitment_loss: Tensor
     codebook_loss: Tensor
@@ -156,18 +157,34 @@ class CodecNetwork(nn.Module):
         Returns:
             `audio` is as long as the frames: N rounded to a whole number of them.
         """
-        edge, num_frames = self._alignment(samples_BN.shape[1])
-        features_BTD = self._features(samples_BN)[:, :num_frames]
-        latents_BTD = self._join(F.pad(samples_BN, (edge, edge)), features_BTD)
+        latents_BTD, features_BTD = self.latents(samples_BN)
         quantized = self.quantizer(latents_BTD, self.config.codebooks_for(bandwidth_kbps))
-        restored_BDT = self.decoder_semantic(self.fc1(quantized.latents).transpose(1, 2))
-        return CodecOutput(
-            audio=run_decoder(self.acoustic_decoder, self._to_decoder(quantized.latents).transpose(1, 2)).float(),
+        return dataclasses.replace(
+            self.from_latents(quantized.latents, features_BTD),
+            latents=latents_BTD,
             codes=quantized.codes,
             commitment_loss=quantized.commitment_loss,
             codebook_loss=quantized.codebook_loss,
+        )
+
+    def from_latents(self, latents_BTD: Tensor, features_BTD: Tensor) -> CodecOutput:
+        """The second half of a pass of training: sound of latents that were not quantized, with no codes."""
+        restored_BDT = self.decoder_semantic(self.fc1(latents_BTD).transpose(1, 2))
+        nothing = latents_BTD.new_zeros(())
+        return CodecOutput(
+            audio=run_decoder(self.acoustic_decoder, self._to_decoder(latents_BTD).transpose(1, 2)).float(),
+            latents=latents_BTD,
+            codes=torch.empty(len(latents_BTD), 0, latents_BTD.shape[1], dtype=torch.int64, device=latents_BTD.device),
+            commitment_loss=nothing,
+            codebook_loss=nothing,
             semantic_loss=F.mse_loss(restored_BDT.transpose(1, 2), features_BTD.float()),
         )
+
+    def latents(self, samples_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """What is quantized, (B, T, D) float32, and the semantic features (B, T, D') of samples like `forward`'s."""
+        edge, num_frames = self._alignment(samples_BN.shape[1])
+        features_BTD = self._features(samples_BN)[:, :num_frames]
+        return self._join(F.pad(samples_BN, (edge, edge)), features_BTD), features_BTD
 
     def _latents(self, samples_BN: Tensor) -> Iterator[Tensor]:
         """Latents (B, T, D) float32 of a recording, in one piece or in several that follow each other."""

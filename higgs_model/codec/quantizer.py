@@ -45,7 +45,7 @@ class EuclideanCodebook(nn.Module):
 
     decay = 0.99
     dead_below = 2.0
-    """A code that draws fewer vectors than this, on a moving average, is replaced by one of the batch."""
+    """A code that draws fewer vectors a batch than this, on a moving average, is replaced by one of the batch."""
 
     inited: Tensor
     cluster_size: Tensor
@@ -77,6 +77,20 @@ class EuclideanCodebook(nn.Module):
         self.embed.copy_(_draw(vectors.flatten(0, -2), len(self.embed)))
         self.embed_avg.copy_(self.embed)
         self.cluster_size.fill_(self.dead_below)
+        self.inited.fill_(1)
+
+    @torch.no_grad()
+    def fit(self, vectors_NW: Tensor, rounds: int) -> None:
+        """Codes become centres of these vectors, by k-means; a centre that draws none becomes one of the vectors."""
+        self.embed.copy_(_draw(vectors_NW, len(self.embed)))
+        for _ in range(rounds):
+            chosen_NC = F.one_hot(self.nearest(vectors_NW), len(self.embed)).to(vectors_NW.dtype)
+            drawn_C = chosen_NC.sum(0)
+            self.embed.copy_(chosen_NC.t() @ vectors_NW / drawn_C.clamp_min(1).unsqueeze(1))
+            empty = drawn_C == 0
+            self.embed[empty] = _draw(vectors_NW, int(empty.sum()))
+        self.cluster_size.fill_(self.dead_below * 2)
+        self.embed_avg.copy_(self.embed * self.dead_below * 2)
         self.inited.fill_(1)
 
     @torch.no_grad()
@@ -117,6 +131,15 @@ class VectorQuantizer(nn.Module):
     def decode(self, indices_BT: Tensor) -> Tensor:
         """(B, T) → (B, T, D)."""
         return self.project_out(F.embedding(indices_BT, self.codebook.embed))
+
+    def project_to_principal(self, vectors_ND: Tensor) -> None:
+        """Make the narrow width the directions in which these vectors differ most."""
+        mean_D = vectors_ND.mean(0)
+        basis_DW = torch.linalg.eigh((vectors_ND - mean_D).t().cov()).eigenvectors[:, -len(self.project_in.weight) :]
+        self.project_in.weight.copy_(basis_DW.t())
+        self.project_in.bias.copy_(-basis_DW.t() @ mean_D)
+        self.project_out.weight.copy_(basis_DW)
+        self.project_out.bias.copy_(mean_D)
 
 
 class ResidualVectorQuantizer(nn.Module):
@@ -164,6 +187,22 @@ class ResidualVectorQuantizer(nn.Module):
             residual, out = residual - quantized, out + quantized
             codes.append(indices)
         return Quantized(out, torch.stack(codes, dim=1), torch.stack(commitment).mean(), torch.stack(codebook).mean())
+
+    @torch.no_grad()
+    def fit(self, latents_ND: Tensor, rounds: int = 10) -> None:
+        """Begin from latents of real sound: project to their principal components, and make k-means centres the codes.
+
+        Args:
+            latents_ND: (N, D) float32, some ten times as many as a codebook has codes.
+            rounds: of k-means.
+        """
+        residual = latents_ND
+        for quantizer in self._first(len(self.quantizers)):
+            if isinstance(quantizer.project_in, nn.Linear):
+                quantizer.project_to_principal(residual)
+            vectors = quantizer.project_in(residual)
+            quantizer.codebook.fit(vectors, rounds)
+            residual = residual - quantizer.decode(quantizer.codebook.nearest(vectors))
 
     def _first(self, num_codebooks: int) -> list[VectorQuantizer]:
         return cast(list[VectorQuantizer], list(self.quantizers[:num_codebooks]))

@@ -6,6 +6,7 @@ with random weights from a fixed seed. It goes every step of the way that a real
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from higgs_model.model.model import HiggsAudioModel
 
 NAME = "demo"
+FOLDER = Path(__file__).parent / "checkpoint"
+"""Where the trained one is, when there is one."""
 NOTICE = "the model `demo` is a stand-in with random weights: it makes sound, not speech"
 
 

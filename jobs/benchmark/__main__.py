@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 
-NAMES = ("capacity", "codec", "engine", "job", "model", "scale", "serve")
+NAMES = ("capacity", "codec", "engine", "job", "model", "scale", "serve", "voice")
 
 
 def main() -> None:

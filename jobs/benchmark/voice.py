@@ -1,0 +1,222 @@
+"""How good a small voice is: understood by a recogniser, like its reference, whole over minutes, without clicks.
+
+Needs the synthesizers that taught the demo (espeak-ng, flite) and pocketsphinx (`pip install '.[voice]'`). Sentences
+and, for likeness, voices are ones that the demo was not trained with. Parts:
+`words`: word error rate of the model, of the codec's copies of the teacher, and of the teacher, on the same sentences.
+`likeness`: over all pairs of held-out voices, how often what a voice's clone says is nearer to its own reference.
+`minutes`: one long script; chunks with faults, and steps in the waveform where chunks meet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import itertools
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from higgs_model import Script
+from higgs_model.engine.settings import EngineSettings
+from higgs_model.synthesizer import Synthesizer
+from higgs_model.synthesizer.records import SpokenChunk
+from jobs.benchmark.measure import machine
+from jobs.demo.data import Utterance, choose
+from jobs.demo.hearing import Recogniser, WordErrors, word_errors, words_of
+from jobs.demo.likeness import VoicePrint
+from jobs.demo.sentences import Grammar
+from jobs.demo.teacher import SAMPLE_RATE_HZ, check_synthesizers, speak
+from jobs.demo.voices import VOICES
+
+_RECIPE_SEED = 0
+_REFERENCE_WORDS = 7
+_NEAR_JOIN_S = 0.005
+_CLEAR_TEACHERS = "flite"
+
+Sound = NDArray[np.float32]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Command line of this benchmark."""
+    parser.add_argument("--model", default="demo", help="what speaks")
+    parser.add_argument("--sentences", type=int, default=50, help="that are recognised")
+    parser.add_argument("--trials", type=int, default=40, help="sentences in held-out voices")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of the long script")
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--top-k", type=int, default=30)
+    parser.add_argument("--attempts", type=int, default=3, help="takes of a chunk")
+    parser.add_argument("--keep", type=Path, help="folder for what was heard")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print the table, and return it."""
+    check_synthesizers()
+    recogniser = Recogniser()
+    held_out = list(choose({"en": 0}, max(arguments.sentences, arguments.trials), _RECIPE_SEED))
+    known = [one for one in held_out if one.split == "text"][: arguments.sentences]
+    new = [one for one in held_out if one.split == "voice"][: arguments.trials]
+    references = _references(sorted({one.voice.name for one in (*known, *new)} | {"slt-100"}))
+    with tempfile.TemporaryDirectory(prefix="higgs-voices-") as library:
+        for name, (text, samples) in references.items():
+            soundfile.write(Path(library, f"{name}.wav"), samples, SAMPLE_RATE_HZ, subtype="PCM_16")
+            Path(library, f"{name}.txt").write_text(text, encoding="utf-8")
+        synthesizer = Synthesizer.from_pretrained(arguments.model, voices=library, engine=EngineSettings(max_slots=16))
+    try:
+        result = _measure(arguments, synthesizer, recogniser, known, new, references)
+    finally:
+        synthesizer.close()
+    return result | {"model": arguments.model, "temperature": arguments.temperature, **machine(torch.device("cpu"))}
+
+
+def _measure(
+    arguments: argparse.Namespace,
+    synthesizer: Synthesizer,
+    recogniser: Recogniser,
+    known: Sequence[Utterance],
+    new: Sequence[Utterance],
+    references: dict[str, tuple[str, Sound]],
+) -> dict[str, Any]:
+    def scripts(utterances: Sequence[Utterance]) -> list[Script]:
+        return [_script(arguments, one.id, one.text, one.voice.name) for one in utterances]
+
+    made = asyncio.run(_spoken(synthesizer, scripts(known)))
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
+        for one, (sound, _) in zip(known, made, strict=True):
+            soundfile.write(arguments.keep / f"{one.id}.wav", sound, SAMPLE_RATE_HZ)
+    result: dict[str, Any] = {"words": words(recogniser, synthesizer, known, [sound for sound, _ in made])}
+    for group, rates in result["words"].items():
+        print(f"word error rate, {group}: " + ", ".join(f"{name} {value}" for name, value in rates.items()))
+    clones = [sound for sound, _ in asyncio.run(_spoken(synthesizer, scripts(new)))]
+    prints = {name: VoicePrint.of(references[name][1], SAMPLE_RATE_HZ) for name in {one.voice.name for one in new}}
+    result["likeness"] = likeness([one.voice.name for one in new], clones, prints)
+    print(f"nearer to its reference than to another held-out voice: {result['likeness']}")
+    result["minutes"] = minutes(arguments, synthesizer)
+    print(f"long script: {result['minutes']}")
+    return result
+
+
+def _references(names: Sequence[str]) -> dict[str, tuple[str, Sound]]:
+    """For each voice a sentence that is in no split, and its recording."""
+    sentences = (text for text in Grammar.of("en").sentences(_RECIPE_SEED + 1) if len(text.split()) >= _REFERENCE_WORDS)
+    voices = {voice.name: voice for voice in VOICES}
+    return {name: (text, speak(voices[name], "en", text)) for name, text in zip(names, sentences, strict=False)}
+
+
+def _script(arguments: argparse.Namespace, name: str, text: str, voice: str) -> Script:
+    return Script.model_validate(
+        {
+            "id": name,
+            "text": text,
+            "voice": voice,
+            "language": "en",
+            "seed": 1,
+            "temperature": arguments.temperature,
+            "top_k": arguments.top_k,
+        }
+    )
+
+
+async def _spoken(synthesizer: Synthesizer, scripts: Sequence[Script]) -> list[tuple[Sound, list[SpokenChunk]]]:
+    """All scripts at once: samples and chunks of each."""
+
+    async def one(script: Script) -> tuple[Sound, list[SpokenChunk]]:
+        plan = await asyncio.to_thread(synthesizer.plan, script)
+        pieces = [piece async for piece in synthesizer.speak(plan)]
+        samples = np.concatenate([np.empty(0, np.float32), *(piece.samples_N for piece in pieces)])
+        return samples, [piece.chunk for piece in pieces if piece.chunk is not None]
+
+    return await asyncio.gather(*(one(script) for script in scripts))
+
+
+def words(
+    recogniser: Recogniser, synthesizer: Synthesizer, utterances: Sequence[Utterance], sounds: Sequence[Sound]
+) -> dict[str, dict[str, float]]:
+    """Word error rates, of all voices and of those whose teacher is clear."""
+    counts: dict[str, dict[str, WordErrors]] = {}
+    codec = synthesizer.worker.codec
+    for utterance, sound in zip(utterances, sounds, strict=True):
+        taught = speak(utterance.voice, utterance.language, utterance.text)
+        copy = codec.decode(codec.encode(taught, SAMPLE_RATE_HZ)).numpy()
+        said = words_of(utterance.text)
+        groups = ["all voices"] + [_CLEAR_TEACHERS] * (utterance.voice.command[0] == _CLEAR_TEACHERS)
+        for name, heard in (("model", sound), ("codec", copy), ("teacher", taught)):
+            errors = word_errors(said, recogniser.words(heard, SAMPLE_RATE_HZ))
+            for group in groups:
+                group_counts = counts.setdefault(group, {})
+                group_counts[name] = group_counts.get(name, WordErrors()) + errors
+    return {group: {name: round(total.rate, 3) for name, total in rates.items()} for group, rates in counts.items()}
+
+
+def likeness(names: Sequence[str], clones: Sequence[Sound], references: dict[str, VoicePrint]) -> dict[str, float]:
+    """Shares of trials (a clone, another reference) in which the clone is nearer to its own; by pitch, spectrum, both.
+
+    For `both`, each distance is measured in its average between references.
+    """
+    pairs = list(itertools.combinations(references.values(), 2))
+    scale = (
+        np.mean([one.semitones(other) for one, other in pairs]),
+        np.mean([one.spectral_db(other) for one, other in pairs]),
+    )
+    nearer = []
+    for name, clone in zip(names, clones, strict=True):
+        # A clone that says nothing is like nobody.
+        if len(clone) < SAMPLE_RATE_HZ // 10:
+            nearer += [np.zeros(3, bool)] * (len(references) - 1)
+            continue
+        heard = VoicePrint.of(clone, SAMPLE_RATE_HZ)
+        far = {other: np.array([heard.semitones(made), heard.spectral_db(made)]) for other, made in references.items()}
+        far = {other: np.array([*distance, (distance / scale).sum()]) for other, distance in far.items()}
+        nearer += [far[name] < distance for other, distance in far.items() if other != name]
+    shares = np.mean(nearer, axis=0)
+    return {"trials": len(nearer)} | {
+        name: round(float(share), 3) for name, share in zip(("pitch", "spectrum", "both"), shares, strict=True)
+    }
+
+
+def minutes(arguments: argparse.Namespace, synthesizer: Synthesizer) -> dict[str, Any]:
+    """A long script in one voice: paragraphs of held-out sentences until it is long enough."""
+    sentences = Grammar.of("en").sentences(_RECIPE_SEED + 2)
+    paragraphs = [" ".join(itertools.islice(sentences, 4)) for _ in range(max(round(arguments.minutes * 6), 1))]
+    script = _script(arguments, "long", "\n\n".join(paragraphs), "slt-100")
+    script = script.model_copy(update={"chunk_method": "sentence", "chunk_max_words": 8, "context_chunks": 2})
+    long = Synthesizer(
+        synthesizer.engine,
+        synthesizer.worker,
+        synthesizer._tokenizer,
+        references=synthesizer._references,
+        voices=synthesizer.voices,
+        settings=dataclasses.replace(synthesizer.settings, attempts=arguments.attempts),
+    )
+    ((samples, chunks),) = asyncio.run(_spoken(long, [script]))
+    faults = [fault for chunk in chunks for fault in chunk.take.attempt.faults]
+    return {
+        "seconds": round(len(samples) / SAMPLE_RATE_HZ, 1),
+        "chunks": len(chunks),
+        "takes": sum(len(chunk.take.attempts) for chunk in chunks),
+        "faulty_chunks": sum(not chunk.take.good for chunk in chunks),
+        "faults": {name: faults.count(name) for name in sorted(set(faults))},
+        "largest_step_at_joins": round(steps_at_joins(samples, chunks), 3),
+    }
+
+
+def steps_at_joins(samples: Sound, chunks: Sequence[SpokenChunk]) -> float:
+    """The largest step between two samples near a chunk's ends, in the 99.9th percentile of steps inside of chunks.
+
+    A click is a step that speech does not make: well above 1.
+    """
+    steps = np.abs(np.diff(samples))
+    near = round(_NEAR_JOIN_S * SAMPLE_RATE_HZ)
+    joins = [edge for chunk in chunks for edge in (chunk.start_sample, chunk.stop_sample) if 0 < edge < len(steps)]
+    inside = np.concatenate([steps[one.start_sample + near : max(one.stop_sample - near, 0)] for one in chunks])
+    usual = float(np.percentile(inside, 99.9)) if len(inside) else 0.0
+    return max((float(steps[max(edge - near, 0) : edge + near].max()) for edge in joins), default=0.0) / max(
+        usual, 1e-9
+    )

@@ -1,0 +1,158 @@
+"""A codec learns a few seconds of sound, and a restart changes nothing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from transformers import HubertConfig
+
+from higgs_model.codec import HiggsAudioCodec, HiggsAudioCodecConfig
+from higgs_model.codec.losses import CodecLoss, LossWeights
+from higgs_model.errors import BadConfig, BadInput
+from higgs_model.training.analysis import Analysis
+from higgs_model.training.codec import CodecTrainer, CodecTraining
+from higgs_model.training.recordings import Recordings
+
+SEMANTIC = HubertConfig(
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
+    conv_dim=(8,) * 7,
+    num_conv_pos_embeddings=8,
+    num_conv_pos_embedding_groups=2,
+)
+SHORT = CodecTraining(
+    steps=60,
+    taught_steps=25,
+    decoder_from=50,
+    crop_frames=10,
+    batch_size=2,
+    learning_rate=3e-3,
+    rise_steps=5,
+    coarse=0.3,
+    floor=3e-3,
+    shortest_window=256,
+    weights=LossWeights(waveform=0.0, commitment=0.25, semantic=0.1),
+)
+
+
+def tiny_codec(**changes):
+    torch.manual_seed(0)
+    settings = {
+        "num_codebooks": 3,
+        "codebook_size": 16,
+        "codebook_dim": 8,
+        "acoustic_dim": 16,
+        "encoder_channels": 2,
+        "decoder_channels": 64,
+        "semantic": SEMANTIC,
+        "target_bandwidths_kbps": (0.1, 0.2, 0.3),
+    }
+    return HiggsAudioCodec(HiggsAudioCodecConfig(**settings | changes))
+
+
+def vowels(seconds=2.0):
+    """A voice that glides from vowel to vowel: harmonics of a changing pitch under moving formants."""
+    time_s = np.arange(int(24_000 * seconds)) / 24_000
+    pitch_hz = 140 + 30 * np.sin(2 * np.pi * 0.7 * time_s)
+    phase = 2 * np.pi * np.cumsum(pitch_hz) / 24_000
+    formant_hz = 700 + 400 * np.sin(2 * np.pi * 1.3 * time_s)
+    harmonics = [np.exp(-(((k * pitch_hz - formant_hz) / 300) ** 2)) * np.sin(k * phase) for k in range(1, 20)]
+    return (0.2 * np.sum(harmonics, axis=0) * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * time_s))).astype(np.float32)
+
+
+def trainer(**changes):
+    return CodecTrainer(tiny_codec(), dataclasses.replace(SHORT, **changes), Recordings([vowels()]))
+
+
+def test_seconds_of_speech_are_learnt_in_seconds():
+    one = trainer()
+    judge, sound = CodecLoss(24_000, floor=3e-3), torch.from_numpy(vowels())[None]
+
+    def mel():
+        one.codec.eval()
+        with torch.no_grad():
+            loss = judge(one.codec(sound), sound).mel.item()
+        one.codec.train()
+        return loss
+
+    before = mel()
+    while one.step < SHORT.steps:
+        one.run_step()
+    assert mel() < 0.55 * before
+    assert len(one.codec.encode(vowels(), 24_000).unique()) > 8
+
+
+def test_a_restart_at_any_stage_changes_nothing(tmp_path):
+    whole = trainer()
+    wanted = [whole.run_step()[0].total.item() for _ in range(SHORT.steps)]
+    found, path = [], tmp_path / "state.pt"
+    for stop in (10, 25, 40, 50, 55, SHORT.steps):
+        torch.manual_seed(stop)
+        part = trainer()
+        assert part.resume(path) == bool(found)
+        while part.step < stop:
+            found.append(part.run_step()[0].total.item())
+        part.save(path)
+    assert found == wanted
+    state, other = whole.codec.state_dict(), part.codec.state_dict()
+    assert all(torch.equal(state[name], other[name]) for name in state)
+
+
+def test_codes_stand_still_when_only_the_decoder_learns():
+    one = trainer(decoder_from=30)
+    while one.step < 30:
+        one.run_step()
+    codes, sound = one.codec.encode(vowels(), 24_000), one.codec.decode(one.codec.encode(vowels(), 24_000))
+    for _ in range(5):
+        one.run_step()
+    assert torch.equal(one.codec.encode(vowels(), 24_000), codes)
+    assert not torch.equal(one.codec.decode(codes), sound)
+
+
+def test_log_spectra_follow_the_sound_and_forget_its_phase():
+    sound = torch.from_numpy(vowels())[None]
+    analysis = Analysis.fitted(24_000, 960, 32, sound)
+    spectra = analysis(sound)
+    assert spectra.shape == (1, 50, 32)
+    assert spectra.square().mean().item() == pytest.approx(1, rel=0.05)
+    assert torch.allclose(analysis(-sound), spectra, atol=1e-4)
+    # A frame later in the sound is a frame later in the spectra; edges see what is not there any more.
+    assert torch.allclose(analysis(sound[:, 960:])[:, 2:-2], spectra[:, 3:-2], atol=1e-4)
+    # Most of what differs between frames is in the first few numbers.
+    shares = spectra.var((0, 1)) / spectra.var((0, 1)).sum()
+    assert shares[:8].sum() > 0.7
+
+
+def test_fitted_codebooks_are_better_than_drawn_ones():
+    latents = torch.randn(600, 32, generator=torch.Generator().manual_seed(1)) * torch.linspace(0, 2, 32) + 1
+
+    def errors(quantizer):
+        made = [quantizer.eval()(latents[None], k).latents[0] for k in (1, 2, 3)]
+        return [(one - latents).square().mean().item() for one in made]
+
+    drawn, fitted = tiny_codec().quantizer.train(), tiny_codec().quantizer
+    drawn(latents[None], 3)
+    fitted.fit(latents)
+    assert errors(fitted) == sorted(errors(fitted), reverse=True)
+    assert errors(fitted)[-1] < 0.8 * errors(drawn)[-1]
+
+
+def test_crops_depend_on_seed_and_number_alone():
+    first, second = np.full(900, 0.25, np.float32), np.full(100, 8192, np.int16)
+    recordings = Recordings([first, second])
+    crops = recordings.crops(50, 500, seed=1, number=7)
+    assert torch.equal(crops, recordings.crops(50, 500, seed=1, number=7))
+    assert not torch.equal(crops, recordings.crops(50, 500, seed=1, number=8))
+    lengths = {int((crop == 0.25).sum()) for crop in crops}
+    assert lengths == {100, 500}  # never across two recordings; silence after a short one
+    assert all(set(crop.unique().tolist()) <= {0.0, 0.25} for crop in crops)
+    with pytest.raises(BadInput, match="no recording"):
+        Recordings([])
+
+
+def test_a_quantizer_that_cannot_be_fitted_is_refused():
+    with pytest.raises(BadConfig, match="taught_steps"):
+        CodecTrainer(tiny_codec(fsq_levels=(4, 4)), SHORT, Recordings([vowels()]))
