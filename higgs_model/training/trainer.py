@@ -235,15 +235,20 @@ class Trainer:
 
     def _measured(self, norm: Tensor) -> dict[str, Value]:
         """The losses since the last time, of all workers; waits for the device."""
-        values = self._losses(self.workers.total(self._window.clone()), "")
+        window = self.workers.total(self._window.clone())
+        self._check(window)
+        values = self._losses(window, "")
         self._window.zero_()
-        if not math.isfinite(float(values["loss"])):  # type: ignore[arg-type]
-            raise Diverged(
-                f"the loss is no number since step {self.step - self.settings.log_every + 1} or later; "
-                "begin again with a lower learning rate, in another output"
-            )
         rate = learning_rate(self.settings.optimizer, self.step - 1)
         return values | {"grad_norm": float(norm), "learning_rate": rate}
+
+    def _check(self, window: Tensor) -> None:
+        """See that the losses of some steps are numbers, before anything is made of them."""
+        if not bool(torch.isfinite(window).all()):
+            raise Diverged(
+                f"the loss is no number at step {self.step} or a little before; "
+                "begin again with a lower learning rate, in another output"
+            )
 
     def _losses(self, window: Tensor, prefix: str) -> dict[str, Value]:
         sums, counts = window.view(2, -1).tolist()
@@ -290,6 +295,7 @@ class Trainer:
     def _save(self) -> None:
         progress = Progress(self.step, self.settings.model_dump(mode="json"))
         window = self.workers.total(self._window.clone()) / self.workers.count
+        self._check(window)
         self._snapshots.save(progress, self.model, self.optimizer, window, self.trainee, self.workers)
 
     def _finish(self) -> None:

@@ -217,7 +217,7 @@ def test_another_training_is_not_gone_on_with(tmp_path):
 
 def test_a_loss_that_is_no_number_ends_it(tmp_path):
     settings = making.settings(tmp_path, optimizer=LEARN | {"learning_rate": 1e30, "clip_norm": None})
-    with pytest.raises(Diverged, match="the loss is no number since step"):
+    with pytest.raises(Diverged, match="the loss is no number at step"):
         making.trained(settings, making.rows(tmp_path)).run()
 
 
