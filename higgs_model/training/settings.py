@@ -11,12 +11,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from higgs_model import demo
 from higgs_model.errors import BadConfig
 from higgs_model.script.script import Script, faults
+
+
+def _from_anywhere(value: str) -> str:
+    """A path means the same to workers, which run in folders of their own; the demo's name, hub ids and URIs stay."""
+    path = Path(value).expanduser()
+    return str(path.absolute()) if value != demo.NAME and "://" not in value and path.exists() else value
+
+
+Place = Annotated[str, AfterValidator(_from_anywhere)]
+"""A path, a URI or a hub id."""
 
 
 class _Settings(BaseModel):
@@ -33,9 +44,9 @@ class Init(_Settings):
         tokenizer: folder or hub id; by default the checkpoint's own.
     """
 
-    checkpoint: str | None = None
-    config: str | dict[str, Any] | None = None
-    tokenizer: str | None = None
+    checkpoint: Place | None = None
+    config: Place | dict[str, Any] | None = None
+    tokenizer: Place | None = None
     revision: str | None = None
 
     @model_validator(mode="after")
@@ -60,9 +71,9 @@ class Data(_Settings):
         bad_rows: how many rows may be faulty, and are left out; more end the training before it begins.
     """
 
-    manifest: str
-    validation: str | None = None
-    voices: str | None = None
+    manifest: Place
+    validation: Place | None = None
+    voices: Place | None = None
     reference: float = Field(default=0.5, ge=0, le=1)
     turns: int = Field(default=1, ge=1, le=64)
     bad_rows: int = Field(default=0, ge=0)
@@ -184,7 +195,9 @@ class Previews(_Settings):
                 Script.model_validate({"id": f"row{number}", **row})
             except ValidationError as error:
                 raise ValueError(f"{number}: {'; '.join(faults(error))}") from None
-        return rows
+        return tuple(
+            row | ({"ref_audio": _from_anywhere(row["ref_audio"])} if row.get("ref_audio") else {}) for row in rows
+        )
 
 
 class TrainingSettings(_Settings):
@@ -192,7 +205,7 @@ class TrainingSettings(_Settings):
 
     output: str
     init: Init
-    codec: str | None = None
+    codec: Place | None = None
     data: Data
     optimizer: Optimizer
     batch: Batch = Batch()
@@ -210,8 +223,7 @@ class TrainingSettings(_Settings):
 
     @field_validator("output")
     @classmethod
-    def _from_anywhere(cls, value: str) -> str:
-        """A path means the same to workers, which run in folders of their own."""
+    def _shared(cls, value: str) -> str:
         if "://" in value:
             raise ValueError("must be a folder that all workers see, not a URI")
         return str(Path(value).expanduser().absolute())

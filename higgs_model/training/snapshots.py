@@ -35,10 +35,12 @@ class Progress:
 
     Attributes:
         step: steps that are done.
+        batches: and batches that were learnt in them, by all workers.
         settings: under which, as plain values.
     """
 
     step: int
+    batches: int
     settings: dict[str, Any]
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ class Trainer:
         self.output = Path(settings.output)
         self._snapshots = Snapshots(self.output, settings.checkpoints.keep)
         state = self._snapshots.latest()
-        self.step = self._begun(state)
+        self.step, self._batches_done = self._begun(state)
         source = trainee if state is None else dataclasses.replace(trainee, checkpoint=state)
         self.model = source.build(settings.seed, self.workers.device).train()
         freeze(self.model, settings.freeze)
@@ -103,21 +104,19 @@ class Trainer:
         self._collate = Collator(self.model.config)
         self._stopping = False
 
-    def _begun(self, state: Path | None) -> int:
-        """Steps that were done before; refuses what would not be the same training."""
+    def _begun(self, state: Path | None) -> tuple[int, int]:
+        """Steps and batches that were done before; refuses what would not be the same training."""
         if state is None:
-            return 0
+            return 0, 0
         progress = snapshots.read_progress(state)
-        now = self.settings.model_dump(mode="json")
-        differ = [
-            name for name, value in now.items() if name not in _MAY_CHANGE and progress.settings.get(name) != value
-        ]
+        now, before = _fixed(self.settings.model_dump(mode="json")), _fixed(progress.settings)
+        differ = [name for name, value in now.items() if before.get(name) != value]
         if differ:
             raise BadConfig(
                 f"{self.output} holds a training with other settings ({', '.join(differ)}); "
                 "give another output, or remove it"
             )
-        return progress.step
+        return progress.step, progress.batches
 
     # ------------------------------------------------------------------ the loop
 
@@ -133,6 +132,7 @@ class Trainer:
                 batches = list(itertools.islice(ahead, self.settings.batch.accumulate))
                 norm = self._update([batch for _, batch in batches])
                 self.step += 1
+                self._batches_done += len(batches) * self.workers.count
                 positions += sum(batch.places.num_real for _, batch in batches)
                 if self._due(self.settings.log_every):
                     values = self._measured(norm) | {"epoch": batches[-1][0]}
@@ -184,8 +184,7 @@ class Trainer:
         """This worker's batches from here on, each with its epoch, collated ahead in a thread."""
         settings, workers = self.settings, self.workers
         batches = Batches(self.corpus.train, settings.data, settings.batch, settings.seed)
-        done = self.step * settings.batch.accumulate * workers.count
-        mine = itertools.islice(batches.after(done), workers.rank, None, workers.count)
+        mine = itertools.islice(batches.after(self._batches_done), workers.rank, None, workers.count)
         on_gpu = workers.device.type == "cuda"
         ready: queue.Queue[tuple[int, Batch] | BaseException] = queue.Queue(_BATCHES_AHEAD)
         ended = threading.Event()
@@ -235,15 +234,20 @@ class Trainer:
 
     def _measured(self, norm: Tensor) -> dict[str, Value]:
         """The losses since the last time, of all workers; waits for the device."""
-        values = self._losses(self.workers.total(self._window.clone()), "")
+        window = self.workers.total(self._window.clone())
+        self._check(window)
+        values = self._losses(window, "")
         self._window.zero_()
-        if not math.isfinite(float(values["loss"])):  # type: ignore[arg-type]
-            raise Diverged(
-                f"the loss is no number since step {self.step - self.settings.log_every + 1} or later; "
-                "begin again with a lower learning rate, in another output"
-            )
         rate = learning_rate(self.settings.optimizer, self.step - 1)
         return values | {"grad_norm": float(norm), "learning_rate": rate}
+
+    def _check(self, window: Tensor) -> None:
+        """See that the losses of some steps are numbers, before anything is made of them."""
+        if not bool(torch.isfinite(window).all()):
+            raise Diverged(
+                f"the loss is no number at step {self.step} or a little before; "
+                "begin again with a lower learning rate, in another output"
+            )
 
     def _losses(self, window: Tensor, prefix: str) -> dict[str, Value]:
         sums, counts = window.view(2, -1).tolist()
@@ -288,8 +292,9 @@ class Trainer:
             self._report(self.step, values)
 
     def _save(self) -> None:
-        progress = Progress(self.step, self.settings.model_dump(mode="json"))
+        progress = Progress(self.step, self._batches_done, self.settings.model_dump(mode="json"))
         window = self.workers.total(self._window.clone()) / self.workers.count
+        self._check(window)
         self._snapshots.save(progress, self.model, self.optimizer, window, self.trainee, self.workers)
 
     def _finish(self) -> None:
@@ -331,3 +336,10 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under which it is the same training, whatever it runs on."""
+    kept = {name: value for name, value in settings.items() if name not in _MAY_CHANGE}
+    # Fewer workers with more passes each take the same steps.
+    return kept | {"batch": {**settings["batch"], "accumulate": None}}

@@ -11,6 +11,7 @@ import dataclasses
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -53,10 +54,11 @@ class Workers:
         if parallel == "fsdp":
             dtype = torch.bfloat16 if precision == "bfloat16" else None
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+            mesh = init_device_mesh(self.device.type, (self.count,))
             for layer in objective.model.layers:
-                fully_shard(layer, mp_policy=policy)
+                fully_shard(layer, mesh=mesh, mp_policy=policy)
             # What the losses are divided by is not to be rounded.
-            fully_shard(objective, mp_policy=dataclasses.replace(policy, cast_forward_inputs=False))
+            fully_shard(objective, mesh=mesh, mp_policy=dataclasses.replace(policy, cast_forward_inputs=False))
             return objective
         if self.count == 1:
             return objective

@@ -100,7 +100,9 @@ def _loop(told: Mapping[str, Any]) -> None:
 
     settings = TrainingSettings.model_validate(told["settings"])
     device = settings.device or str(get_device())
-    if device == "cpu":
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    else:
         # Workers that each took all cores would wait for each other.
         torch.set_num_threads(max((os.cpu_count() or 1) // ray.train.get_context().get_local_world_size(), 1))
 

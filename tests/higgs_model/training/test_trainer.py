@@ -217,7 +217,7 @@ def test_another_training_is_not_gone_on_with(tmp_path):
 
 def test_a_loss_that_is_no_number_ends_it(tmp_path):
     settings = making.settings(tmp_path, optimizer=LEARN | {"learning_rate": 1e30, "clip_norm": None})
-    with pytest.raises(Diverged, match="the loss is no number since step"):
+    with pytest.raises(Diverged, match="the loss is no number at step"):
         making.trained(settings, making.rows(tmp_path)).run()
 
 
@@ -279,8 +279,6 @@ def test_two_workers_are_one_with_twice_the_passes(tmp_path):
     for settings in shared:
         assert making.log(settings) == pytest.approx(making.log(alone), abs=1e-4)
         shutil.rmtree(f"{settings.output}/checkpoints/step-00000006")
-        state = Path(settings.output, "checkpoints", "step-00000004", "training.json")
-        state.write_text(state.read_text().replace('"accumulate": 1', '"accumulate": 2'))
         single = settings.model_copy(update={"parallel": "ddp", "batch": alone.batch})
         trainer = Trainer(single, Trainee.of(single.init), Corpus(making.prepared(alone, [])))
         assert trainer.step == 4
