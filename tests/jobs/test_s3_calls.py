@@ -33,6 +33,7 @@ def counted():
     bucket.name, bucket.uri, bucket.address = "books", "s3://books", ("127.0.0.1", server.server_port)
     bucket.client().create_bucket(Bucket="books")
     yield bucket, calls
+    bucket.remove()
     server.shutdown()
 
 
