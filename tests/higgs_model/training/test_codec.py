@@ -68,7 +68,8 @@ def trainer(**changes):
 
 
 def test_seconds_of_speech_are_learnt_in_seconds():
-    one = trainer()
+    """From the first step together, as a codec that nobody teaches apart."""
+    one = trainer(steps=120, taught_steps=0, decoder_from=None)
     judge, sound = CodecLoss(24_000, floor=3e-3), torch.from_numpy(vowels())[None]
 
     def mel():
@@ -78,11 +79,13 @@ def test_seconds_of_speech_are_learnt_in_seconds():
         one.codec.train()
         return loss
 
-    before = mel()
-    while one.step < SHORT.steps:
-        one.run_step()
-    assert mel() < 0.55 * before
-    assert len(one.codec.encode(vowels(), 24_000).unique()) > 8
+    before, heard = mel(), []
+    while one.step < one.settings.steps:
+        heard.append(one.run_step()[0].mel.item())
+    assert np.mean(heard[-10:]) < 0.8 * np.mean(heard[:5])
+    assert mel() < 0.85 * before
+    # Of sixteen; a codebook that has collapsed uses one or two.
+    assert len(one.codec.encode(vowels(), 24_000).unique()) > 4
 
 
 def test_a_restart_at_any_stage_changes_nothing(tmp_path):
