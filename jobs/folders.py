@@ -29,6 +29,8 @@ class Folder(Protocol):
     """A place for files, each by its path relative to it, with `/` between folders."""
 
     uri: str
+    writers: int
+    """Files that are best written at the same time."""
 
     def locate(self, name: str) -> str:
         """The path or URI of a file."""
@@ -74,6 +76,9 @@ def open_folder(uri: str) -> Folder:
 class LocalFolder:
     """A folder on a disk that all workers see."""
 
+    # Short files cost little but the interpreter, which one thread has at a time.
+    writers = 2
+
     def __init__(self, root: Path) -> None:
         self.root, self.uri = root, str(root)
 
@@ -82,7 +87,8 @@ class LocalFolder:
 
     def draft(self, name: str) -> Path:
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def publish(self, path: Path, name: str) -> None:
@@ -117,6 +123,8 @@ class LocalFolder:
 
 class BucketFolder:
     """A prefix of an S3 bucket; endpoint, region and credentials come from the usual AWS variables."""
+
+    writers = 32
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self.bucket, self.prefix = bucket, prefix

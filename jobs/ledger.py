@@ -221,8 +221,13 @@ class Ledger:
             self.totals.working_s = time.monotonic() - self._ready_s
 
     def report(self, worker: str, engine: Mapping[str, float]) -> None:
-        """What a worker's engine has done so far."""
-        self._engines[worker] = dict(engine)
+        """What a worker's engine has done so far; how full it was is kept from when rows still waited to be begun."""
+        told = dict(engine)
+        if "occupancy" in told:
+            before = self._engines.get(worker, {}).get("occupancy_while_rows_waited", told["occupancy"])
+            waiting = self.totals.rows - self.totals.ended - len(self._begun)
+            told["occupancy_while_rows_waited"] = told["occupancy"] if waiting > 0 else before
+        self._engines[worker] = told
 
     def broke(self, reason: str) -> None:
         """A worker cannot go on, nor can any other: why."""

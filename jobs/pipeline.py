@@ -22,12 +22,14 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from higgs_model.errors import BadInput
 from jobs.cluster import THREADS_A_CPU_WORKER
-from jobs.ledger import Ledger, Totals
+from jobs.ledger import Ledger
 from jobs.loading import Capacity
 from jobs.manifest import LINE, Manifest, estimated_chars, parse_lines
+from jobs.metrics import JobMetrics
 from jobs.progress import Progress
 from jobs.results import schema_for
 from jobs.settings import JobSettings
@@ -145,6 +147,7 @@ class Run:
         self, settings: JobSettings, manifest: Manifest, factory: Factory, run_id: str, *, fixed: bool = False
     ) -> None:
         self.settings, self.factory = settings, factory
+        self._metrics = JobMetrics(run_id)
         context = DataContext.get_current()
         # A row may take hours, and a unit ends with its last row.
         context.execution_no_progress_timeout_s = -1
@@ -158,10 +161,11 @@ class Run:
         looked = ray.get([look.remote(block) for block in self._blocks])
         self._ids, self._chars = [one for one, _ in looked], [one for _, one in looked]
         self.num_rows = sum(len(one) for one in self._ids)
-        # Beside the driver: whoever loses the driver loses the job anyway.
+        # Beside the driver: whoever loses the driver loses the job anyway. Ray itself would put it anywhere.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.ledger = (
             ray.remote(Ledger)
-            .options(num_cpus=0, max_concurrency=1000)
+            .options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
             .remote(settings.output, schema_for(manifest.schema), run_id, overwrite=settings.overwrite)
         )
         chars = int(sum(one.sum() for one in self._chars))
@@ -194,7 +198,9 @@ class Run:
 
         def watch() -> None:
             while not ended.wait(_POLL_S):
-                progress.show(self.totals(), time.monotonic() - start_s)
+                totals, engines = ray.get(self.ledger.snapshot.remote())
+                progress.show(totals, time.monotonic() - start_s)
+                self._metrics.show(totals, engines)
 
         watcher = threading.Thread(target=watch, name="progress", daemon=True)
         watcher.start()
@@ -214,8 +220,3 @@ class Run:
         except (ray.exceptions.RayError, TimeoutError):
             return ""
         return said
-
-    def totals(self) -> Totals:
-        """How far it is."""
-        totals: Totals = ray.get(self.ledger.snapshot.remote())[0]
-        return totals

@@ -6,6 +6,7 @@ In: mono float samples in any portions, and how they are to be delivered. Out: a
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +16,8 @@ from higgs_model.audio.loudness import LoudnessMeter, TruePeakMeter, constant_ga
 from higgs_model.audio.writers import AudioFormat, AudioWriter, WrittenFile
 from higgs_model.synthesizer.records import Samples
 
-_SPOOL_BLOCK = 1 << 18
-"""Samples that are read back at once."""
+_BLOCK = 1 << 18
+"""Samples that are written, or read back, at once."""
 
 
 class Delivery(Protocol):
@@ -42,6 +43,50 @@ def open_recording(path: Path, sample_rate_hz: int, delivery: Delivery) -> Recor
     if delivery.loudness_lufs is None and delivery.true_peak_dbtp is None:
         return Recording(writer)
     return MasteredRecording(writer, sample_rate_hz, delivery.loudness_lufs, delivery.true_peak_dbtp)
+
+
+class Gathered:
+    """Samples on their way to a file, some ten seconds at a time: a short recording is one piece of work.
+
+    Args:
+        begin: begins the file.
+    """
+
+    def __init__(self, begin: Callable[[], Recording]) -> None:
+        self._begin = begin
+        self._recording: Recording | None = None
+        self._pieces: list[Samples] = []
+        self._waiting = 0
+
+    def __enter__(self) -> Gathered:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._recording is not None:
+            self._recording.__exit__()
+
+    def add(self, samples_N: Samples) -> bool:
+        """Keep samples; says whether enough are together for `write`."""
+        self._pieces.append(samples_N)
+        self._waiting += len(samples_N)
+        return self._waiting >= _BLOCK
+
+    def write(self) -> Recording:
+        """Put what is kept into the file; blocks. Gives the file.
+
+        Raises:
+            BadInput: the format cannot hold the sample rate, or no more samples.
+        """
+        if self._recording is None:
+            self._recording = self._begin()
+        for samples_N in self._pieces:
+            self._recording.write(samples_N)
+        self._pieces, self._waiting = [], 0
+        return self._recording
+
+    def finish(self) -> WrittenFile:
+        """Write the rest, close the file and give it its name; blocks."""
+        return self.write().finish()
 
 
 class Recording:
@@ -90,6 +135,6 @@ class MasteredRecording(Recording):
             self._loudness.integrated_lufs, self._peak.dbtp, target_lufs=self._target, limit_dbtp=self._limit
         )
         self._spool.seek(0)
-        while block := self._spool.read(4 * _SPOOL_BLOCK):
+        while block := self._spool.read(4 * _BLOCK):
             self._writer.write(np.frombuffer(block, "<f4") * np.float32(10 ** (gain_db / 20)))
         return super().finish()

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,14 +28,13 @@ from higgs_model.synthesizer.records import Piece, SpokenChunk
 from jobs.folders import open_folder
 from jobs.kept import KeptSegments, pack_takes
 from jobs.manifest import BROKEN, Row
-from jobs.recording import Recording, open_recording
+from jobs.recording import Gathered, Recording, open_recording
 from jobs.settings import JobSettings
 from jobs.storage import folder_of, open_voices, read_bytes
 
 if TYPE_CHECKING:
     from higgs_model.synthesizer.synthesizer import SegmentStore
-
-_SPOOL_BLOCK = 1 << 18
+Result = TypeVar("Result")
 
 
 class Speaks(Protocol):
@@ -76,6 +77,7 @@ class RowMaker:
     def __init__(self, settings: JobSettings) -> None:
         self._settings = settings
         self._folder = open_folder(settings.output)
+        self._writers = ThreadPoolExecutor(self._folder.writers, thread_name_prefix="files")
         self._voices = open_voices(settings.voices, folder_of(settings.manifest))
         self._lexicon = open_lexicon(settings.lexicon)
         self._defaults = {"seed": settings.seed} | settings.row_defaults()
@@ -110,21 +112,24 @@ class RowMaker:
         kept = KeptSegments(self._folder, checked.script.id, checked.sha256)
         stored = kept if self._settings.segment_minutes is not None else None
         chunks: list[SpokenChunk] = []
-        with await asyncio.to_thread(self._recording, name, speaks.sample_rate) as recording:
+        with Gathered(functools.partial(self._recording, name, speaks.sample_rate)) as recording:
             async with contextlib.aclosing(speaks.speak(checked.plan, kept=stored)) as pieces:
                 async for piece in pieces:
-                    if len(piece.samples_N):
-                        await asyncio.to_thread(recording.write, piece.samples_N)
+                    if recording.add(piece.samples_N):
+                        await self._writing(recording.write)
                     if piece.chunk is not None:
                         chunks.append(piece.chunk)
             if not any(chunk.stop_sample > chunk.start_sample for chunk in chunks):
                 raise BadRow("no_audio", f"none of the {len(chunks)} chunks gave any audio, in no attempt")
-            written = await asyncio.to_thread(self._publish, recording, name, checked, chunks)
+            written = await self._writing(self._publish, recording, name, checked, chunks)
         if stored is not None:
-            await asyncio.to_thread(kept.forget)
+            await self._writing(kept.forget)
         return self._result(row, checked, written, chunks, time.perf_counter() - start)
 
-    def _publish(self, recording: Recording, name: str, checked: Checked, chunks: list[SpokenChunk]) -> WrittenFile:
+    async def _writing(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._writers, work, *arguments)
+
+    def _publish(self, recording: Gathered, name: str, checked: Checked, chunks: list[SpokenChunk]) -> WrittenFile:
         written = recording.finish()
         if self._settings.keep_codes:
             self._folder.put(codes_name(checked.script.id), pack_takes(chunks))

@@ -1,15 +1,19 @@
-"""Everything that a job can be told: one field a flag, each with its meaning, read from flags and from a YAML file.
+"""Everything that a job can be told: one field a flag, each with its meaning.
 
-Flags go before the file, the file before defaults. An unknown key of the file is refused with the nearest known one.
+Flags go before the environment (`HIGGS_MAX_BATCH` for `--max-batch`), the environment before a YAML file, the file
+before defaults; where each value came from is said when a job begins. An unknown key of the file is refused with the
+nearest known one. Secrets are no settings: URIs that hold some are refused, and not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,7 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from higgs_model.audio.writers import check_rate
 from higgs_model.errors import BadInput
-from jobs.commands import Arguments
+from jobs.commands import Arguments, say
+
+PREFIX = "HIGGS_"
+"""Of variables: the endpoint reads its settings from such too, and they mean the same."""
+_LIKELY_A_TYPO = 0.8
+_SECRET = re.compile(r"://([^/?#]*@|[^?]*\?.*(key|secret|token|password|signature|credential)[^=&]*=)", re.IGNORECASE)
 
 SAMPLING = ("temperature", "top_k", "top_p", "ras_win_len", "ras_win_max_num_repeat", "max_frames")
 CHUNKING = ("chunk_method", "chunk_max_words", "chunk_max_turns", "context_chunks", "voice_in_system", "spoken_forms")
@@ -90,6 +99,17 @@ class JobSettings(BaseModel):
         """Paths mean the same to workers, which run in folders of their own."""
         return value if value is None or "://" in value else str(Path(value).expanduser().absolute())
 
+    @field_validator("manifest", "output", "voices", "lexicon", "model", "codec")
+    @classmethod
+    def _without_secrets(cls, value: str | None) -> str | None:
+        """Settings are printed, and kept beside the results."""
+        if value is not None and _SECRET.search(value):
+            raise ValueError(
+                f"credentials do not belong in a URI ({value.partition('://')[0]}://…); "
+                "AWS_ACCESS_KEY_ID and its like, or a role, hold them"
+            )
+        return value
+
     @model_validator(mode="after")
     def _format_holds_the_rate(self) -> Self:
         if self.sample_rate is not None:
@@ -114,21 +134,43 @@ class JobSettings(BaseModel):
 
 
 def parse(arguments: Sequence[str]) -> JobSettings:
-    """Settings from a command line.
+    """Settings from a command line and the environment.
 
     Raises:
         BadInput: a setting is unknown or not possible, in one sentence.
     """
-    flags = _parser().parse_args(arguments)
-    given = {name: value for name, value in vars(flags).items() if value is not None}
-    file = given.pop("config", None)
-    values = (_from_file(file) if file else {}) | given
+    return gather(arguments, os.environ)[0]
+
+
+def gather(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[JobSettings, dict[str, str]]:
+    """Settings, and of each that is no default where it came from: `flags`, `environment`, or the file's name.
+
+    Raises:
+        BadInput: a setting is unknown or not possible, in one sentence.
+    """
+    flags = {name: value for name, value in vars(_parser().parse_args(arguments)).items() if value is not None}
+    file = flags.pop("config", None)
+    places = {
+        file or "": _from_file(file) if file else {},
+        "environment": _from_environment(environment),
+        "flags": flags,
+    }
+    values = {name: value for found in places.values() for name, value in found.items()}
+    sources = {name: place for place, found in places.items() for name in found}
     if "manifest" not in values:
         raise BadInput("no manifest is given; say --manifest PATH_OR_URI")
     try:
-        return JobSettings.model_validate(values)
+        return JobSettings.model_validate(values), sources
     except ValidationError as error:
-        raise BadInput(_sentence(error)) from error
+        raise BadInput(_sentence(error, sources)) from error
+
+
+def told(settings: JobSettings, sources: Mapping[str, str]) -> str:
+    """A line that says what was set, and where."""
+    places: dict[str, list[str]] = {}
+    for name, place in sources.items():
+        places.setdefault(place, []).append(f"{name}={getattr(settings, name)}")
+    return "settings: " + "; ".join(f"{', '.join(sorted(found))} ({place})" for place, found in sorted(places.items()))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
                 flag, metavar=None if choices else name.upper(), choices=choices, help=field.description
             )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these settings")
+    parser.epilog = f"Any setting may also be a variable such as {PREFIX}MAX_BATCH: flags go first, then variables."
     return parser
 
 
@@ -152,6 +195,18 @@ def _plain_type(annotation: Any) -> Any:
     if isinstance(annotation, types.UnionType):
         return next(one for one in typing.get_args(annotation) if one is not type(None))
     return annotation
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    known, found = JobSettings.model_fields, {}
+    for variable, value in environment.items():
+        name = variable.removeprefix(PREFIX).lower()
+        if variable.startswith(PREFIX) and name in known:
+            found[name] = value
+        elif variable.startswith(PREFIX) and (near := difflib.get_close_matches(name, known, 1, _LIKELY_A_TYPO)):
+            # Others may be the endpoint's.
+            say(f"the environment has {variable}, which is no setting; did you mean {PREFIX}{near[0].upper()}?")
+    return found
 
 
 def _from_file(path: str) -> dict[str, Any]:
@@ -172,6 +227,11 @@ def _from_file(path: str) -> dict[str, Any]:
     return settings | ({"max_failed": str(settings["max_failed"])} if "max_failed" in settings else {})
 
 
-def _sentence(error: ValidationError) -> str:
-    faults = [f"--{'.'.join(map(str, one['loc'])).replace('_', '-')}: {one['msg']}" for one in error.errors()]
+def _sentence(error: ValidationError, sources: Mapping[str, str]) -> str:
+    faults = []
+    for one in error.errors():
+        name = ".".join(map(str, one["loc"]))
+        place = sources.get(name, "flags")
+        shown = f"{PREFIX}{name.upper()}" if place == "environment" else f"--{name.replace('_', '-')}"
+        faults.append(f"{shown}{f' in {place}' if place not in ('flags', 'environment') else ''}: {one['msg']}")
     return "; ".join(faults)

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
@@ -32,7 +32,7 @@ from jobs.loading import check_local_model, find_check, load_synthesizer
 from jobs.manifest import Manifest, open_manifest
 from jobs.progress import Progress, clock
 from jobs.rows import RowMaker
-from jobs.settings import JobSettings, parse
+from jobs.settings import JobSettings, gather, told
 
 OK, BROKEN, TOO_MANY_FAILED = 0, 1, 3
 MODEL_LICENCE = "Boson Higgs Audio 2 Community License"
@@ -41,7 +41,7 @@ MODEL_LICENCE = "Boson Higgs Audio 2 Community License"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job that the command line describes; gives the exit status."""
     try:
-        settings = parse(sys.argv[1:] if arguments is None else arguments)
+        settings, sources = gather(sys.argv[1:] if arguments is None else arguments, os.environ)
         manifest = open_manifest(settings.manifest)
         if settings.dry_run:
             return dry_run(settings, manifest)
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HiggsError, OSError) as error:
         say(f"error: {error}")
         return BAD_ARGUMENTS
+    say(told(settings, sources))
     return run(settings, manifest)
 
 
@@ -76,7 +77,9 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
     stop, job = Stop(settings.grace_s), None
     try:
         run_id = f"{started:%Y%m%d%H%M%S}-{uuid.uuid4().hex[:6]}"
-        job = Run(settings, manifest, factory or load_synthesizer, run_id, fixed=own)
+        # A cluster that was joined may grow, be it that somebody adds machines or that they are asked for.
+        alone = own and not os.environ.get("RAY_ADDRESS")
+        job = Run(settings, manifest, factory or load_synthesizer, run_id, fixed=alone)
         if settings.model == demo.NAME:
             say(demo.NOTICE)
         say(f"{job.num_rows} rows, {job.pool.workers} workers with {job.pool.slots} slots each")
@@ -148,13 +151,18 @@ def summarize(
         "skipped": totals.skipped,
         "audio_s": round(totals.audio_s, 3),
         "audio_s_per_s": round(totals.audio_s / totals.working_s, 3) if totals.working_s else 0.0,
-        "occupancy": round(sum(one.get("occupancy", 0.0) for one in numbers) / len(numbers), 3) if numbers else None,
+        "occupancy": _mean(numbers, "occupancy"),
+        "occupancy_while_rows_waited": _mean(numbers, "occupancy_while_rows_waited"),
         "engines": engines,
         "settings": settings.model_dump(),
         "model_licence": MODEL_LICENCE,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "ray", "pyarrow")}
         | {"python": platform.python_version(), "higgs-audio-batch": importlib.metadata.version("higgs-audio-batch")},
     }
+
+
+def _mean(engines: Sequence[Mapping[str, float]], name: str) -> float | None:
+    return round(sum(one.get(name, 0.0) for one in engines) / len(engines), 3) if engines else None
 
 
 def report(settings: JobSettings, results: str, summary: dict[str, Any], *, stopped: bool) -> int:

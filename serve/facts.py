@@ -108,7 +108,8 @@ class EngineMetrics:
         "kv_blocks",
         "frames_per_s",
         "decode_frames",
-        "audio_s",
+        "audio_s_per_s",
+        "preemptions",
     )
 
     def __init__(self) -> None:

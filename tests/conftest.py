@@ -9,7 +9,10 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import hypothesis
+import pytest
 import torch
+
+from tests.s3 import Bucket
 
 # The suite runs on all cores already; more threads a worker only make them wait for each other.
 torch.set_num_threads(1)
@@ -17,3 +20,11 @@ torch.set_num_threads(1)
 # A busy machine is not a failure.
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture
+def bucket():
+    """An empty bucket on a real S3 server over HTTP."""
+    bucket = Bucket()
+    yield bucket
+    bucket.stop()

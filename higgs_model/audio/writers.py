@@ -73,11 +73,12 @@ class AudioWriter:
         self._resampler = (
             None if self._rate_hz == sample_rate_hz else soxr.ResampleStream(sample_rate_hz, self._rate_hz, 1)
         )
-        self._num_samples = 0
+        self._num_samples, self._finished = 0, False
         handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name[:100]}.", suffix=".part")
-        os.close(handle)
-        self._part = Path(name)
-        self._file = soundfile.SoundFile(name, "w", self._rate_hz, 1, **encoding(file_format, self._rate_hz))
+        self._part, self._raw = Path(name), os.fdopen(handle, "r+b", buffering=0)
+        self._file = soundfile.SoundFile(
+            handle, "w", self._rate_hz, 1, closefd=False, **encoding(file_format, self._rate_hz)
+        )
 
     def write(self, samples_N: Samples) -> None:
         """Append samples; what is beyond full scale is clipped.
@@ -98,21 +99,24 @@ class AudioWriter:
         if self._num_samples == 0:
             raise BadInput(f"{self._path.name}: there is no sample to be written")
         self._file.close()
-        if self._format == "opus":
-            with self._part.open("r+b") as file:
+        with self._raw as file:
+            if self._format == "opus":
+                file.seek(0)
                 renumber_ogg(file)
-        with self._part.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            sha256, num_bytes = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+            os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
-        num_bytes = self._part.stat().st_size
-        self._part.chmod(0o644)
         os.replace(self._part, self._path)
+        self._finished = True
         return WrittenFile(self._path, sha256, num_bytes, self._num_samples, self._rate_hz)
 
     def discard(self) -> None:
         """Leave nothing behind. After `finish` it does nothing."""
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        if not self._finished:
+            self._file.close()
+            self._raw.close()
+            self._part.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

@@ -190,7 +190,7 @@ class _SnakeWithGradient(torch.autograd.Function):
         return torch.cos(angle).sub_(1).mul_((alpha + 1e-9).reciprocal().mul_(-0.5)).add_(hidden)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         alpha, angle = ctx.saved_tensors
         slope = torch.sin(angle).mul_(gradient)
         height = torch.cos(angle).sub_(1).mul_(gradient)

@@ -134,12 +134,16 @@ class VectorQuantizer(nn.Module):
 
     def project_to_principal(self, vectors_ND: Tensor) -> None:
         """Make the narrow width the directions in which these vectors differ most."""
+        inward, outward = self.project_in, self.project_out
+        if not (isinstance(inward, nn.Linear) and isinstance(outward, nn.Linear)):
+            # The codebook is as wide as what it codes.
+            return
         mean_D = vectors_ND.mean(0)
-        basis_DW = torch.linalg.eigh((vectors_ND - mean_D).t().cov()).eigenvectors[:, -len(self.project_in.weight) :]
-        self.project_in.weight.copy_(basis_DW.t())
-        self.project_in.bias.copy_(-basis_DW.t() @ mean_D)
-        self.project_out.weight.copy_(basis_DW)
-        self.project_out.bias.copy_(mean_D)
+        basis_DW = torch.linalg.eigh((vectors_ND - mean_D).t().cov()).eigenvectors[:, -len(inward.weight) :]
+        inward.weight.copy_(basis_DW.t())
+        inward.bias.copy_(-basis_DW.t() @ mean_D)
+        outward.weight.copy_(basis_DW)
+        outward.bias.copy_(mean_D)
 
 
 class ResidualVectorQuantizer(nn.Module):

@@ -33,14 +33,19 @@ _SPECIAL = (
 _BYTES = 256
 
 
-def build() -> tuple[HiggsAudioModel, HiggsAudioCodec, PreTrainedTokenizerFast]:
-    """The parts, in float32 on the CPU."""
+def build(
+    hidden_size: int = 64, num_layers: int = 2
+) -> tuple[HiggsAudioModel, HiggsAudioCodec, PreTrainedTokenizerFast]:
+    """The parts, in float32 on the CPU; benchmarks ask for larger networks, whose logits are as wide."""
     ids = {token: _BYTES + number for number, token in enumerate(_SPECIAL)}
     with torch.random.fork_rng(devices=[]):
         # Codebooks are no parameters; they are drawn when the codec is made.
         torch.manual_seed(0)
-        model, codec = HiggsAudioModel(_config(ids)).eval(), HiggsAudioCodec(_codec_config()).eval()
-    _randomize(model, 0.2)
+        model, codec = (
+            HiggsAudioModel(_config(ids, hidden_size, num_layers)).eval(),
+            HiggsAudioCodec(_codec_config()).eval(),
+        )
+    _randomize(model, 1.6 / hidden_size**0.5)
     _randomize(codec, 0.1)
     return model, codec, _tokenizer(ids)
 
@@ -54,21 +59,21 @@ def _randomize(module: nn.Module, deviation: float) -> None:
             parameter.copy_(noise if parameter.dim() > 1 else parameter + 0.1 * noise)
 
 
-def _config(ids: dict[str, int]) -> HiggsAudioConfig:
+def _config(ids: dict[str, int], hidden_size: int, num_layers: int) -> HiggsAudioConfig:
     return HiggsAudioConfig(
         text_config={
             "vocab_size": _BYTES + len(_SPECIAL),
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
+            "hidden_size": hidden_size,
+            "intermediate_size": 2 * hidden_size,
+            "num_hidden_layers": num_layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "head_dim": 16,
+            "head_dim": hidden_size // 4,
             "max_position_embeddings": 8192,
             "eos_token_id": ids[END_OF_MESSAGE],
         },
         audio_adapter_type="dual_ffn",
-        audio_dual_ffn_layers=[0, 1],
+        audio_dual_ffn_layers=list(range(num_layers)),
         audio_num_codebooks=8,
         use_delay_pattern=True,
         skip_audio_tower=True,

@@ -108,6 +108,7 @@ class CodecWorker:
     # ------------------------------------------------------------------ in the worker's thread
 
     def _run(self) -> None:
+        torch.set_num_threads(torch.get_num_threads())  # OpenMP and MKL would give each thread a number of its own
         stream = contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         with stream, torch.inference_mode():
             for jobs in self._waiting():

@@ -88,6 +88,7 @@ class EngineLoop:
 
     def _run(self) -> None:
         device = self.engine.device
+        torch.set_num_threads(torch.get_num_threads())  # OpenMP and MKL would give each thread a number of its own
         try:
             # A thread begins with the first device of all.
             with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():

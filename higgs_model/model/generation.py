@@ -236,9 +236,9 @@ class _Generation:
         """Run the prompts; the hidden state (B, D) of each one's last position. `room` makes the cache static."""
         if self.streamer is not None:
             self.streamer.put(self.inputs.input_ids.cpu())
-        merged = self.model.merge(self.inputs, left_padding=True, round_to=1)
-        self.cache = KVCache(None if room is None else merged.embeddings_BSD.shape[1] + room)
-        hidden = self.model.backbone(merged.embeddings_BSD, merged.attention_mask_BS, merged.audio_mask_BS, self.cache)
+        merged, embeddings = self.model.merge(self.inputs, left_padding=True, round_to=1)
+        self.cache = KVCache(None if room is None else embeddings.shape[1] + room)
+        hidden = self.model.backbone(embeddings, merged.attention_mask_BS, merged.audio_mask_BS, self.cache)
         return hidden[:, -1]
 
     def feed(self) -> Tensor:

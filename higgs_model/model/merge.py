@@ -5,13 +5,13 @@
     audio positions      . . o o o . . . i i .     o audio-out, i audio-in codes; features are text positions
 
 Everything is computed at once for a batch of uneven samples, padded on either side. Where both are given, a clip's
-features come before its codes. Nothing here embeds anything or checks what it is given (`inputs` does).
+features come before its codes. `expand` decides what goes where and looks at values, on whatever device they are;
+`Expansion.filled` follows it without a look. Nothing here embeds anything or checks what it is given (`inputs` does).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,22 +36,53 @@ class Clips:
 
 
 @dataclasses.dataclass(frozen=True)
-class Merged:
-    """A batch of expanded sequences; S is the expanded length."""
+class Expansion:
+    """A batch expanded, but for its embeddings: what stands where. S is the expanded length.
 
-    embeddings_BSD: Tensor
+    `text_from` are the tokens, as indices into the flattened (B, tokens), that are no placeholders; `text_to` are their
+    places in the flattened (B, S), and `features_to`, `codes_to`, `out_to` those of the clips' positions, in order.
+    """
+
     input_ids_BS: Tensor
     attention_mask_BS: Tensor
     labels_BS: Tensor | None
     audio_in_mask_BS: Tensor
     audio_in_codes_mask_BS: Tensor
     audio_out_mask_BS: Tensor
-    sample_ids_BS: Tensor | None = None
+    sample_ids_BS: Tensor | None
+    text_from: Tensor
+    text_to: Tensor
+    features_to: Tensor
+    codes_to: Tensor
+    out_to: Tensor
 
     @property
     def audio_mask_BS(self) -> Tensor:
         """Positions that take the audio path: codes, in or out."""
         return self.audio_in_codes_mask_BS | self.audio_out_mask_BS
+
+    def filled(
+        self,
+        text_embeddings_BSD: Tensor,
+        *,
+        audio_in_features: Tensor | None,
+        audio_in_codes: Tensor | None,
+        audio_out: Tensor,
+    ) -> Tensor:
+        """Embeddings (B, S, D) of everything; zero where there is padding.
+
+        Args:
+            text_embeddings_BSD: (B, tokens, D) of all tokens; those of placeholders are not used.
+            audio_in_features, audio_in_codes, audio_out: (positions, D) of all clips of a kind.
+        """
+        text = text_embeddings_BSD.flatten(0, 1)
+        embeddings = text.new_zeros(self.input_ids_BS.numel(), text.shape[1])
+        parts = [(self.text_to, text[self.text_from]), (self.out_to, audio_out)]
+        parts += [(self.features_to, audio_in_features)] if audio_in_features is not None else []
+        parts += [(self.codes_to, audio_in_codes)] if audio_in_codes is not None else []
+        for where, part in parts:
+            embeddings = embeddings.index_copy(0, where, part.to(embeddings.dtype))
+        return embeddings.view(*self.input_ids_BS.shape, -1)
 
 
 def code_clips(embeddings: Tensor, starts: Tensor) -> Clips:
@@ -66,33 +97,31 @@ def feature_clips(features: Tensor, lengths: Tensor) -> Clips:
     return Clips(features[real], lengths)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Expansion:
-    """Where everything goes. P counts the expanded positions of the whole batch, row after row.
-
-    `source` (P,) is the token that a position comes from, `target` (P,) its place in the flattened (B, length) result;
-    `from_text`, `from_features`, `from_codes`, `from_out` (P,) bool say what fills it.
-    """
-
-    length: int
-    source: Tensor
-    target: Tensor
-    from_text: Tensor
-    from_features: Tensor
-    from_codes: Tensor
-    from_out: Tensor
-
-
-def _expand(
+def expand(
     config: HiggsAudioConfig,
     input_ids_BS: Tensor,
+    attention_mask_BS: Tensor,
+    labels_BS: Tensor | None = None,
+    sample_ids_BS: Tensor | None = None,
+    *,
     num_features: Tensor | int,
     num_codes: Tensor | int,
     num_frames: Tensor,
     left_padding: bool,
     round_to: int,
-) -> _Expansion:
-    """Plan the expansion, from how many positions each clip has: of features, of codes, of audio-out frames."""
+) -> Expansion:
+    """Plan the expansion of every placeholder to its clip.
+
+    Args:
+        input_ids_BS, attention_mask_BS, labels_BS: the prompts, with one placeholder a clip.
+        sample_ids_BS: which of the samples packed into its row a token belongs to.
+        num_features, num_codes, num_frames: (clips,) positions of each clip: of features, of codes, of frames.
+        left_padding: whether rows end or begin together.
+        round_to: the expanded length is a multiple of this.
+
+    Raises:
+        BadInput: a row has no position at all.
+    """
     is_in = input_ids_BS == config.audio_in_token_idx
     is_out = input_ids_BS == config.audio_out_token_idx
     counts, features = torch.ones_like(input_ids_BS), torch.zeros_like(input_ids_BS)
@@ -101,117 +130,64 @@ def _expand(
     counts[is_out] = num_frames
 
     ends = counts.cumsum(dim=1)
+    batch_size, num_tokens = input_ids_BS.shape
     length = _rounded_up(int(ends[:, -1].max()), round_to)
     starts = ends - counts + ((length - ends[:, -1:]) if left_padding else 0)
 
-    flat_counts, (batch_size, num_tokens) = counts.flatten(), input_ids_BS.shape
-    token = torch.arange(batch_size * num_tokens, device=input_ids_BS.device)
-    source = token.repeat_interleave(flat_counts)
+    # P counts the expanded positions of the whole batch, row after row: the token that each comes from, what it is, and
+    # its row and column in the result.
+    flat_counts = counts.flatten()
+    source = torch.arange(batch_size * num_tokens, device=input_ids_BS.device).repeat_interleave(flat_counts)
     within_clip = torch.arange(source.numel(), device=source.device) - (flat_counts.cumsum(0) - flat_counts)[source]
-    row_start = token // num_tokens * length
     from_in, from_out = is_in.flatten()[source], is_out.flatten()[source]
     from_features = from_in & (within_clip < features.flatten()[source])
-    return _Expansion(
-        length=length,
-        source=source,
-        target=(row_start + starts.flatten())[source] + within_clip,
-        from_text=~(from_in | from_out),
-        from_features=from_features,
-        from_codes=from_in & ~from_features,
-        from_out=from_out,
+    from_text = ~(from_in | from_out)
+    attended = attention_mask_BS.flatten()[source].bool() | ~from_text
+    row, column = source // num_tokens, starts.flatten()[source] + within_clip
+
+    first, stop = _used_columns(column, row, attended, (batch_size, length), left_padding, round_to)
+    # What falls off is padding in every row.
+    inside = (column >= first) & (column < stop)
+    target = row * (stop - first) + column - first
+
+    def placed(values: Tensor, fill: int | bool) -> Tensor:
+        result = values.new_full((batch_size * (stop - first),), fill)
+        result[target[inside]] = values[inside]
+        return result.view(batch_size, stop - first)
+
+    def of_tokens(values_BS: Tensor) -> Tensor:
+        return values_BS.flatten()[source]
+
+    labels = None if labels_BS is None else of_tokens(labels_BS).masked_fill(~from_text, tokens.IGNORE_INDEX)
+    return Expansion(
+        input_ids_BS=placed(of_tokens(input_ids_BS), config.pad_token_id or 0),
+        attention_mask_BS=placed(attended, fill=False),
+        labels_BS=None if labels is None else placed(labels, tokens.IGNORE_INDEX),
+        audio_in_mask_BS=placed(from_in, fill=False),
+        audio_in_codes_mask_BS=placed(from_in & ~from_features, fill=False),
+        audio_out_mask_BS=placed(from_out, fill=False),
+        sample_ids_BS=None if sample_ids_BS is None else placed(of_tokens(sample_ids_BS), -1),
+        text_from=source[from_text & inside],
+        text_to=target[from_text & inside],
+        features_to=target[from_features],
+        codes_to=target[from_in & ~from_features],
+        out_to=target[from_out],
     )
+
+
+def _used_columns(
+    column: Tensor, row: Tensor, attended: Tensor, shape: tuple[int, int], left_padding: bool, round_to: int
+) -> tuple[int, int]:
+    """From where to where columns are real in any row, in steps of `round_to`."""
+    used = torch.zeros(shape, dtype=torch.bool, device=column.device)
+    used[row[attended], column[attended]] = True
+    if bool((empty := ~used.any(dim=1)).any()):
+        raise BadInput(f"the prompt in row {int(empty.nonzero()[0])} is empty: it is all clips without a frame")
+    columns = used.any(dim=0).nonzero().squeeze(1)
+    if left_padding:
+        return int(columns[0]) // round_to * round_to, shape[1]
+    return 0, _rounded_up(int(columns[-1]) + 1, round_to)
 
 
 def _rounded_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
-
-
-def merge(
-    config: HiggsAudioConfig,
-    input_ids_BS: Tensor,
-    text_embeddings_BSD: Tensor,
-    attention_mask_BS: Tensor,
-    labels_BS: Tensor | None,
-    *,
-    audio_in_features: Clips | None,
-    audio_in_codes: Clips | None,
-    audio_out: Clips,
-    left_padding: bool,
-    round_to: int,
-    sample_ids_BS: Tensor | None = None,
-) -> Merged:
-    """Expand every placeholder to its clip.
-
-    Args:
-        input_ids_BS, attention_mask_BS, labels_BS: the prompts, with one placeholder a clip.
-        text_embeddings_BSD: (B, S, D) embeddings of all tokens; those of placeholders are not used.
-        left_padding: whether rows end or begin together.
-        round_to: the expanded length is a multiple of this.
-        sample_ids_BS: (B, S), which of the samples packed into its row a token belongs to.
-
-    Raises:
-        BadInput: a row has no position at all.
-    """
-    plan = _expand(
-        config,
-        input_ids_BS,
-        audio_in_features.lengths if audio_in_features else 0,
-        audio_in_codes.lengths if audio_in_codes else 0,
-        audio_out.lengths,
-        left_padding,
-        round_to,
-    )
-    shape = (input_ids_BS.shape[0], plan.length)
-
-    def placed(values: Tensor, fill: int | bool) -> Tensor:
-        result = values.new_full((shape[0] * shape[1],), fill)
-        result[plan.target] = values
-        return result.view(shape)
-
-    def of_tokens(values_BS: Tensor) -> Tensor:
-        return values_BS.flatten()[plan.source]
-
-    attended = placed(of_tokens(attention_mask_BS).bool() | ~plan.from_text, fill=False)
-    if bool((empty := ~attended.any(dim=1)).any()):
-        raise BadInput(f"the prompt in row {int(empty.nonzero()[0])} is empty: it is all clips without a frame")
-
-    text = text_embeddings_BSD.flatten(0, 1)
-    embeddings = text.new_zeros(shape[0] * shape[1], text.shape[1])
-    parts = [(plan.from_text, text[plan.source[plan.from_text]]), (plan.from_out, audio_out.embeddings)]
-    if audio_in_features is not None:
-        parts.append((plan.from_features, audio_in_features.embeddings))
-    if audio_in_codes is not None:
-        parts.append((plan.from_codes, audio_in_codes.embeddings))
-    for where, part in parts:
-        embeddings = embeddings.index_copy(0, plan.target[where], part.to(embeddings.dtype))
-
-    labels = None
-    if labels_BS is not None:
-        own = of_tokens(labels_BS).masked_fill(~plan.from_text, tokens.IGNORE_INDEX)
-        labels = placed(own, tokens.IGNORE_INDEX)
-    merged = Merged(
-        embeddings_BSD=embeddings.view(*shape, -1),
-        input_ids_BS=placed(of_tokens(input_ids_BS), config.pad_token_id or 0),
-        attention_mask_BS=attended,
-        labels_BS=labels,
-        audio_in_mask_BS=placed(plan.from_features | plan.from_codes, fill=False),
-        audio_in_codes_mask_BS=placed(plan.from_codes, fill=False),
-        audio_out_mask_BS=placed(plan.from_out, fill=False),
-        sample_ids_BS=None if sample_ids_BS is None else placed(of_tokens(sample_ids_BS), -1),
-    )
-    return _trimmed(merged, left_padding, round_to)
-
-
-def _trimmed(merged: Merged, left_padding: bool, round_to: int) -> Merged:
-    """Without the columns that are padding in every row, in steps of `round_to`."""
-    used = merged.attention_mask_BS.any(dim=0).nonzero().squeeze(1)
-    length = merged.attention_mask_BS.shape[1]
-    if left_padding:
-        columns = slice(int(used[0]) // round_to * round_to, length)
-    else:
-        columns = slice(0, _rounded_up(int(used[-1]) + 1, round_to))
-    if columns == slice(0, length):
-        return merged
-    parts = {field.name: getattr(merged, field.name) for field in dataclasses.fields(merged)}
-    cut: dict[str, Any] = {name: None if part is None else part[:, columns] for name, part in parts.items()}
-    return Merged(**cut)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,17 @@ from higgs_model.model.heads import HiggsAudioDecoderProjector
 from higgs_model.model.inputs import ModelInputs, check_cache, check_inputs
 from higgs_model.model.layers import HiggsAudioDualFFNDecoderLayer, Routing, build_layers
 from higgs_model.model.masks import build_masks
-from higgs_model.model.merge import TRAINING_ROUND_TO, Clips, Merged, code_clips, feature_clips, merge
+from higgs_model.model.merge import TRAINING_ROUND_TO, Clips, Expansion, code_clips, expand, feature_clips
 from higgs_model.model.output import HiggsAudioOutput
 from higgs_model.model.tower import HiggsAudioEncoder, HiggsAudioFeatureProjector
+
+
+class _BatchClips(NamedTuple):
+    """What fills the placeholders of a batch."""
+
+    features: Clips | None
+    codes: Clips | None
+    out: Clips
 
 
 class HiggsAudioModel(PreTrainedModel):
@@ -173,33 +181,48 @@ class HiggsAudioModel(PreTrainedModel):
             embedded = self.audio_out_embed_projector(embedded)
         return embedded
 
-    def merge(
-        self, inputs: ModelInputs, *, left_padding: bool, round_to: int, sample_ids_BS: Tensor | None = None
-    ) -> Merged:
-        """Embed a checked batch and expand its placeholders."""
-        features: Clips | None = None
-        mels, tower, projector = inputs.audio_features, self.audio_tower, self.audio_encoder_proj
-        # Without a clip the tower still runs when gradients are wanted: every parameter must be in the graph.
-        if tower is not None and projector is not None and mels is not None and (len(mels) or torch.is_grad_enabled()):
-            encoded, lengths = tower(mels, inputs.audio_feature_attention_mask)
-            features = self._present(feature_clips(projector(encoded), lengths), inputs)
-        codes: Clips | None = None
+    def merge(self, inputs: ModelInputs, *, left_padding: bool, round_to: int) -> tuple[Expansion, Tensor]:
+        """Expand a checked batch's placeholders, and embed it: what stands where, and (B, S, D)."""
+        clips = self._clips(inputs)
+        expansion = expand(
+            self.config,
+            inputs.input_ids,
+            inputs.attention_mask,
+            inputs.label_ids,
+            num_features=clips.features.lengths if clips.features else 0,
+            num_codes=clips.codes.lengths if clips.codes else 0,
+            num_frames=clips.out.lengths,
+            left_padding=left_padding,
+            round_to=round_to,
+        )
+        embeddings = expansion.filled(
+            self.embed_tokens(inputs.input_ids),
+            audio_in_features=clips.features.embeddings if clips.features else None,
+            audio_in_codes=clips.codes.embeddings if clips.codes else None,
+            audio_out=clips.out.embeddings,
+        )
+        return expansion, embeddings
+
+    def encode_features(self, mels: Tensor, mel_mask: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Recordings for the backbone (clips, positions, D), and how many positions of each are real; None: no tower.
+
+        Without a clip the tower still runs when gradients are wanted: every parameter must be in the graph.
+        """
+        if self.audio_tower is None or self.audio_encoder_proj is None or not (len(mels) or torch.is_grad_enabled()):
+            return None
+        encoded, lengths = self.audio_tower(mels, mel_mask)
+        return self.audio_encoder_proj(encoded), lengths
+
+    def _clips(self, inputs: ModelInputs) -> _BatchClips:
+        features, codes = None, None
+        if inputs.audio_features is not None and inputs.audio_feature_attention_mask is not None:
+            encoded = self.encode_features(inputs.audio_features, inputs.audio_feature_attention_mask)
+            features = None if encoded is None else self._present(feature_clips(*encoded), inputs)
         if inputs.audio_in_ids is not None and inputs.audio_in_ids_start is not None:
             codes = code_clips(self.embed_frames(inputs.audio_in_ids.T), inputs.audio_in_ids_start)
             codes = self._present(codes, inputs)
-        return merge(
-            self.config,
-            inputs.input_ids,
-            self.embed_tokens(inputs.input_ids),
-            inputs.attention_mask,
-            inputs.label_ids,
-            audio_in_features=features,
-            audio_in_codes=codes,
-            audio_out=code_clips(self.embed_frames(inputs.audio_out_ids.T), inputs.audio_out_ids_start),
-            left_padding=left_padding,
-            round_to=round_to,
-            sample_ids_BS=sample_ids_BS,
-        )
+        out = code_clips(self.embed_frames(inputs.audio_out_ids.T), inputs.audio_out_ids_start)
+        return _BatchClips(features, codes, out)
 
     def _present(self, clips: Clips, inputs: ModelInputs) -> Clips:
         """No clips of this kind at all, though there are recordings: each has length zero here."""
@@ -220,6 +243,7 @@ class HiggsAudioModel(PreTrainedModel):
         all_audio: bool | None = None,
         has_padding: bool | None = None,
         sample_ids_BS: Tensor | None = None,
+        routing: Routing | None = None,
     ) -> Tensor:
         """Decoder layers and final norm, over new positions that may continue those in `cache`.
 
@@ -227,8 +251,9 @@ class HiggsAudioModel(PreTrainedModel):
             attended_BS: bool, real positions. audio_BS: bool, positions that take the audio path.
             all_audio: True or False when the caller knows that no position is of the other kind.
             has_padding: whether a new position is not real; None looks.
-            sample_ids_BS: int64, which of the samples packed into a row, one after the other, a position belongs to: none
-                sees another, and each counts its positions from 0. Not with a cache.
+            sample_ids_BS: int64, which of the samples packed into a row, one after the other, a position belongs to:
+                none sees another, and each counts its positions from 0. Not with a cache.
+            routing: what follows from `audio_BS`, when the caller knows it already.
 
         Returns:
             (B, S, D).
@@ -254,7 +279,7 @@ class HiggsAudioModel(PreTrainedModel):
             with_audio_only=self.config.use_audio_out_self_attention and all_audio is not False,
             sample_ids_BL=sample_ids_BS,
         )
-        routing = Routing.of(audio_BS, all_audio)
+        routing = routing or Routing.of(audio_BS, all_audio)
         rope = self.rotary_emb(embeddings_BSD, position_ids)
         hidden = embeddings_BSD
         for layer in self.layers:
@@ -315,12 +340,12 @@ class HiggsAudioModel(PreTrainedModel):
             check_cache(past_key_values, inputs.input_ids.shape[0])
         if use_cache and past_key_values is None:
             past_key_values = KVCache()
-        merged = self.merge(
+        merged, embeddings = self.merge(
             inputs,
             left_padding=use_cache or inputs.input_ids.shape[0] == 1,
             round_to=1 if use_cache else TRAINING_ROUND_TO,
         )
-        hidden = self.backbone(merged.embeddings_BSD, merged.attention_mask_BS, merged.audio_mask_BS, past_key_values)
+        hidden = self.backbone(embeddings, merged.attention_mask_BS, merged.audio_mask_BS, past_key_values)
         output = HiggsAudioOutput(
             logits=self.audio_decoder_proj.text_logits(hidden) if self.config.use_text_head else None,
             audio_logits=self.audio_decoder_proj.audio_logits(hidden[merged.audio_out_mask_BS]),

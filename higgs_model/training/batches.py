@@ -43,31 +43,26 @@ class Samples:
         folder: the shards of one manifest.
 
     Attributes:
+        lengths: (rows, 3) positions of head, turn, and reference, which is 0 where there is none.
         faults: rows that are not among them, and why.
     """
 
     def __init__(self, folder: Path, needs: Needs, sizes: Sizes, longest: int) -> None:
-        self._needs, self._sizes = needs, sizes
         self._shards = [Shard(path) for path in sorted(folder.glob("rows-*.safetensors"))]
         self.faults = [fault for shard in self._shards for fault in shard.faults]
-        places: list[tuple[int, int]] = []
-        lengths: list[tuple[int, int, int]] = []
-        speakers: list[str | None] = []
+        self._places: list[tuple[int, int]] = []
+        self._speakers: list[str | None] = []
+        lengths = [np.empty((0, 3), np.int64)]
         for number, shard in enumerate(self._shards):
-            for row in range(len(shard)):
-                sample = shard[row]
-                length = self._lengths(sample)
-                if length[0] + length[1] > longest:
-                    self.faults.append(
-                        f"{sample.id}: it takes {length[0] + length[1]} positions, and batch.longest is {longest}"
-                    )
-                    continue
-                places.append((number, row))
-                lengths.append(length)
-                speakers.append(sample.speaker)
-        self._places = places
-        self.lengths = np.array(lengths, np.int64).reshape(-1, 3)
-        self._speakers = speakers
+            found = shard.lengths(needs.placeholders, sizes.heard, lambda num_frames, _: sizes.out(num_frames))
+            whole = found[:, 0] + found[:, 1]
+            for row in np.flatnonzero(whole > longest).tolist():
+                self.faults.append(f"{shard[row].id}: it takes {whole[row]} positions, and batch.longest is {longest}")
+            kept = np.flatnonzero(whole <= longest)
+            self._places += [(number, row) for row in kept.tolist()]
+            self._speakers += [shard.speakers[row] for row in kept.tolist()]
+            lengths.append(found[kept])
+        self.lengths = np.concatenate(lengths)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -106,22 +101,6 @@ class Samples:
             tuple(sample.recordings[clip] for tokens, sample in parts for clip in tokens.clips),
         )
 
-    def _lengths(self, sample: PreparedSample) -> tuple[int, int, int]:
-        head, turn = self._length(sample, sample.head), self._length(sample, sample.turn)
-        return head, turn, 0 if sample.reference is None else self._length(sample, sample.reference)
-
-    def _length(self, sample: PreparedSample, tokens: Tokens) -> int:
-        length = len(tokens.ids) - len(tokens.clips)
-        kinds = iter(tokens.ids[np.isin(tokens.ids, self._needs.placeholders)].tolist())
-        for clip, kind in zip(tokens.clips, kinds, strict=True):
-            heard = sample.recordings[clip]
-            num_frames = 0 if heard.codes_KT is None else heard.codes_KT.shape[1]
-            if kind == self._needs.audio_in_id:
-                length += self._sizes.heard(num_frames, 0 if heard.samples_N is None else len(heard.samples_N))
-            else:
-                length += self._sizes.out(num_frames)
-        return length
-
 
 class Batches:
     """An endless, numbered sequence of batches: each epoch's samples once, then the next epoch's.
@@ -137,7 +116,7 @@ class Batches:
         self._seed, self._shuffle = seed, shuffle
 
     def after(self, done: int) -> Iterator[tuple[int, list[list[Drawn]]]]:
-        """Batches from number `done` on, each with the number of its epoch: rows of one sample, or of several packed."""
+        """Batches from number `done` on, each with its epoch: rows of one sample, or of several packed."""
         epoch = 0
         while True:
             planned = self.epoch(epoch)

@@ -5,8 +5,9 @@
 
 A label is what the model has to say itself where it stands. Inside a clip that is a code of each codebook, delayed as
 the clip is; BOS, and what the delay fills up, is forced and so no label. `<|audio_eos|>` follows a clip by rule, never
-drawn from the text head, so it is none either. Recordings for the audio tower are cut into pieces of its length, and the
-three tokens around a placeholder are repeated for each. Nothing is cut off: what is too long is not let in by `batches`.
+drawn from the text head, so it is none either. Recordings for the audio tower are cut into pieces of its length, and
+the three tokens around a placeholder are repeated for each. Nothing is cut off: `batches` lets nothing in that is too
+long.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +26,9 @@ from transformers import WhisperFeatureExtractor
 from higgs_model import tokens
 from higgs_model.config import HiggsAudioConfig
 from higgs_model.delay import apply_delay_pattern, to_stream
-from higgs_model.model.merge import TRAINING_ROUND_TO
+from higgs_model.model.loss import next_labels
+from higgs_model.model.merge import TRAINING_ROUND_TO, expand
+from higgs_model.training.batch import Batch, Places
 from higgs_model.training.store import SAMPLE_RATE_HZ, Heard
 
 MEL_HOP_SAMPLES = 160
@@ -40,58 +43,6 @@ class Example:
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
     recordings: tuple[Heard, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """What `HiggsAudioModel.forward` takes, under its names, and what the loss is divided by.
-
-    Attributes:
-        sample_ids: (B, S) int64, which of the samples packed into a row a token belongs to; None: one sample a row.
-        num_labels: how many tokens are learnt.
-        num_code_labels: (K,) how many codes of each codebook.
-        num_positions: B × the expanded length, padding included.
-        num_real: positions that are no padding.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    audio_features: Tensor | None
-    audio_feature_attention_mask: Tensor | None
-    audio_in_ids: Tensor | None
-    audio_in_ids_start: Tensor | None
-    audio_out_ids: Tensor
-    audio_out_ids_start: Tensor
-    label_ids: Tensor
-    label_audio_ids: Tensor
-    sample_ids: Tensor | None
-    num_labels: int
-    num_code_labels: tuple[int, ...]
-    num_positions: int
-    num_real: int
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device, without waiting for it where memory is pinned."""
-        tensors = {
-            field.name: value.to(device, non_blocking=True)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **tensors)
-
-    def pinned(self) -> Batch:
-        """The same in memory that a GPU can fetch by itself."""
-        tensors = {
-            field.name: value.pin_memory()
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **tensors)
-
-    def inputs(self) -> dict[str, Any]:
-        """Arguments of `HiggsAudioModel.forward` and `generate`."""
-        names = [field.name for field in dataclasses.fields(self) if not field.name.startswith(("num_", "sample_ids"))]
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +71,9 @@ class Sizes:
         return num_frames + self.stream_extra
 
     def heard(self, num_frames: int, num_samples: int) -> int:
-        """Of a recording that it hears, with the tokens around further pieces, and without the first placeholder."""
+        """Of a recording that it hears, in place of its placeholder; with the tokens around further pieces."""
         pieces = self.pieces(num_samples)
-        total = 3 * (len(pieces) - 1)
+        total = 2 * (len(pieces) - 1)
         if self.in_codes:
             total += num_frames + len(pieces) * self.stream_extra
         if self.piece_samples is not None:
@@ -150,25 +101,41 @@ class Collator:
     def __init__(self, config: HiggsAudioConfig) -> None:
         self._config = config
         self._sizes = Sizes.of(config)
-        self._bos, self._eos = config.audio_stream_bos_id, config.audio_stream_eos_id
+        # The configuration has made sure of them.
+        self._bos, self._eos = cast(int, config.audio_stream_bos_id), cast(int, config.audio_stream_eos_id)
 
     def __call__(self, rows: Sequence[Sequence[Example]]) -> Batch:
         """A batch of rows, each of one sample or of several that are packed."""
         made = [[_Sequence.of(self, example) for example in row] for row in rows]
         parts = [part for row in made for part in row]
         ids = [np.concatenate([part.ids for part in row]) for row in made]
-        lengths = [sum(part.num_positions for part in row) for row in made]
-        packed = any(len(row) > 1 for row in made)
         numbers = [np.repeat(np.arange(len(row)), [len(part.ids) for part in row]) for row in made]
         outs = [clip for part in parts for clip in part.outs]
         labels = [clip for part in parts for clip in part.out_labels]
         label_ids = self._padded([np.concatenate([part.labels for part in row]) for row in made], tokens.IGNORE_INDEX)
         label_audio_ids = self._joined(labels)
         in_codes = [clip for part in parts for clip in part.in_codes]
-        features, mask = self._features([piece for part in parts for piece in part.pieces])
+        pieces = [piece for part in parts for piece in part.pieces]
+        features, mask = self._features(pieces)
+        input_ids = self._padded(ids, self._config.pad_token_id or 0)
+        attention_mask = self._padded([np.ones(len(row), np.int64) for row in ids], 0)
+        num_features = torch.tensor([_features(len(piece)) for piece in pieces], dtype=torch.int64)
+        expansion = expand(
+            self._config,
+            input_ids,
+            attention_mask,
+            label_ids,
+            self._padded(numbers, 0) if any(len(row) > 1 for row in made) else None,
+            num_features=num_features if pieces else 0,
+            num_codes=_lengths(in_codes) if in_codes else 0,
+            num_frames=_lengths(outs),
+            left_padding=False,
+            round_to=TRAINING_ROUND_TO,
+        )
+        most = self._config.audio_encoder_config.max_source_positions // 2
         return Batch(
-            input_ids=self._padded(ids, self._config.pad_token_id or 0),
-            attention_mask=self._padded([np.ones(len(row), np.int64) for row in ids], 0),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
             audio_features=features,
             audio_feature_attention_mask=mask,
             audio_in_ids=self._joined(in_codes) if self._sizes.in_codes else None,
@@ -177,11 +144,9 @@ class Collator:
             audio_out_ids_start=_start(outs),
             label_ids=label_ids,
             label_audio_ids=label_audio_ids,
-            sample_ids=self._padded(numbers, 0) if packed else None,
+            places=Places.of(expansion, num_features, most, next_labels(label_audio_ids, _start(outs))),
             num_labels=int((label_ids != tokens.IGNORE_INDEX).sum()),
             num_code_labels=tuple((label_audio_ids != tokens.IGNORE_INDEX).sum(dim=1).tolist()),
-            num_positions=len(rows) * -(-max(lengths) // TRAINING_ROUND_TO) * TRAINING_ROUND_TO,
-            num_real=sum(lengths),
         )
 
     def stream(self, codes_KT: NDArray[np.int16]) -> Tensor:
@@ -243,7 +208,6 @@ class _Sequence:
     out_labels: list[Tensor]
     in_codes: list[Tensor]
     pieces: list[NDArray[np.int16]]
-    num_positions: int
 
     @classmethod
     def of(cls, collator: Collator, example: Example) -> _Sequence:
@@ -253,7 +217,6 @@ class _Sequence:
         labels = np.where(example.trained, ids, tokens.IGNORE_INDEX)
         places = np.flatnonzero((ids == in_id) | (ids == out_id))
         outs, out_labels, in_codes, pieces = list[Tensor](), list[Tensor](), list[Tensor](), list[NDArray[np.int16]]()
-        num_positions = len(ids) - len(places)
         repeats = np.ones(len(ids), np.int64)
         for place, heard in zip(places.tolist(), example.recordings, strict=True):
             num_frames = 0 if heard.codes_KT is None else heard.codes_KT.shape[1]
@@ -263,11 +226,9 @@ class _Sequence:
                 learnt = collator.labels(heard.codes_KT)
                 out_labels.append(learnt if example.trained[place] else torch.full_like(learnt, tokens.IGNORE_INDEX))
                 labels[place : place + 2] = tokens.IGNORE_INDEX
-                num_positions += sizes.out(num_frames)
                 continue
             spans = sizes.pieces(num_samples)
             repeats[place] = len(spans)
-            num_positions += sizes.heard(num_frames, num_samples)
             if heard.samples_N is not None:
                 pieces += [heard.samples_N[start:stop] for start, stop in spans]
             if heard.codes_KT is not None:
@@ -276,19 +237,22 @@ class _Sequence:
         if (repeats > 1).any():
             order = _with_repeats(repeats)
             ids, labels = ids[order], labels[order]
-        return cls(ids, labels, outs, out_labels, in_codes, pieces, num_positions)
+        return cls(ids, labels, outs, out_labels, in_codes, pieces)
 
 
 def _with_repeats(repeats: NDArray[np.int64]) -> NDArray[np.int64]:
     """Indices of tokens, those of a placeholder and its two neighbours again for each further piece."""
     order: list[int] = []
-    for at, count in enumerate(repeats.tolist()):
+    for at in range(len(repeats)):
         order.append(at)
         if at and repeats[at - 1] > 1:
             order += [at - 2, at - 1, at] * (int(repeats[at - 1]) - 1)
     return np.array(order)
 
 
+def _lengths(clips: Sequence[Tensor]) -> Tensor:
+    return torch.tensor([clip.shape[1] for clip in clips], dtype=torch.int64)
+
+
 def _start(clips: Sequence[Tensor]) -> Tensor:
-    lengths = torch.tensor([0, *(clip.shape[1] for clip in clips)], dtype=torch.int64)
-    return lengths.cumsum(0)[:-1]
+    return torch.cat([torch.zeros(1, dtype=torch.int64), _lengths(clips)]).cumsum(0)[:-1]

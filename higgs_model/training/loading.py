@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoTokenizer, HiggsAudioV2Config, PreTrainedTokenizerBase
 
-from higgs_model import tokens
+from higgs_model import demo, tokens
 from higgs_model.checkpoint import locate
 from higgs_model.config import HiggsAudioConfig, from_transformers_layout
 from higgs_model.errors import BadCheckpoint, BadConfig
@@ -33,13 +33,13 @@ class Trainee:
     """What is trained: a network's configuration, and the tokenizer that goes with it; weights come later.
 
     Attributes:
-        checkpoint: where the weights are; None: they are drawn.
-        revision: of a checkpoint on the hub.
+        checkpoint: where the weights are; None: they are the demo's, or drawn.
     """
 
     config: HiggsAudioConfig
     tokenizer: Tokenizer
     checkpoint: Path | None = None
+    is_demo: bool = False
 
     @classmethod
     def of(cls, init: Init) -> Trainee:
@@ -49,7 +49,10 @@ class Trainee:
             BadCheckpoint: checkpoint or tokenizer are not there.
             BadConfig: the network contradicts itself or the tokenizer.
         """
-        if init.checkpoint is not None:
+        if init.checkpoint == demo.NAME:
+            network, _, tokenizer = demo.build()
+            trainee = cls(network.config, cast(Tokenizer, tokenizer), is_demo=True)
+        elif init.checkpoint is not None:
             folder = locate(init.checkpoint, revision=init.revision).directory
             tokenizer = _tokenizer(folder if init.tokenizer is None else locate(init.tokenizer).directory)
             trainee = cls(HiggsAudioConfig.from_pretrained(folder), cast(Tokenizer, tokenizer), folder)
@@ -63,6 +66,8 @@ class Trainee:
         """The network in float32, its weights read, or drawn from the seed."""
         if self.checkpoint is not None:
             return HiggsAudioModel.from_pretrained(self.checkpoint, dtype=torch.float32, device=device)
+        if self.is_demo:
+            return demo.build()[0].to(device, torch.float32)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return HiggsAudioModel(self.config).to(device)

@@ -1,8 +1,8 @@
 """The loss of a batch, as a module that data-parallel wrappers can wrap.
 
 The same losses as `HiggsAudioModel.forward` gives, with two differences that training needs: logits are computed only
-where something is learnt, and each loss is a sum divided by what the caller says, so that the gradient of a step does not
-depend on how its samples were cut into batches and given to workers.
+where something is learnt, and each loss is a sum divided by what the caller says, so that the gradient of a step does
+not depend on how its samples were cut into batches and given to workers.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from higgs_model import tokens
 from higgs_model.errors import BadConfig
-from higgs_model.model.inputs import ModelInputs
-from higgs_model.model.loss import next_labels, summed_codebook_cross_entropy, summed_cross_entropy
-from higgs_model.model.merge import TRAINING_ROUND_TO
+from higgs_model.model.layers import Routing
+from higgs_model.model.loss import summed_codebook_cross_entropy, summed_cross_entropy
 from higgs_model.model.model import HiggsAudioModel
-from higgs_model.training.collator import Batch
+from higgs_model.training.batch import Batch
 from higgs_model.training.settings import Loss
 
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """Of one batch: `total` is what is minimised; the sums over its labels, `text` () and `codebooks` (K,), are for the log."""
+    """Of one batch: `total` is minimised; `text` () and `codebooks` (K,) are sums over its labels, for the log."""
 
     total: Tensor
     text: Tensor
@@ -47,6 +45,7 @@ class Objective(nn.Module):
         self.model = model
         self._settings = settings
         scaled = torch.tensor(weights, dtype=torch.float32, device=model.embed_tokens_device)
+        self.codebook_weights: Tensor
         self.register_buffer("codebook_weights", scaled / scaled.sum(), persistent=False)
 
     def forward(self, batch: Batch, num_labels: Tensor) -> Losses:
@@ -56,28 +55,39 @@ class Objective(nn.Module):
             num_labels: (1 + K,) float32, how many tokens and how many codes of each codebook are learnt in the whole
                 step, which sums are divided by.
         """
-        model, settings = self.model, self._settings
-        merged = model.merge(
-            _inputs(batch), left_padding=False, round_to=TRAINING_ROUND_TO, sample_ids_BS=batch.sample_ids
-        )
-        hidden = model.backbone(
-            merged.embeddings_BSD, merged.attention_mask_BS, merged.audio_mask_BS, sample_ids_BS=merged.sample_ids_BS
-        )
+        model, settings, places = self.model, self._settings, batch.places
+        hidden = self._hidden(batch).flatten(0, 1)
         text = hidden.new_zeros((), dtype=torch.float32)
-        if model.config.use_text_head and merged.labels_BS is not None:
-            following = merged.labels_BS[:, 1:]
-            learnt = following != tokens.IGNORE_INDEX
-            logits = model.audio_decoder_proj.text_logits(hidden[:, :-1][learnt])
-            text = summed_cross_entropy(logits, following[learnt], settings.label_smoothing)
-        labels = next_labels(batch.label_audio_ids, batch.audio_out_ids_start)
-        frames = (labels != tokens.IGNORE_INDEX).any(dim=0)
-        audio_logits = model.audio_decoder_proj.audio_logits(hidden[merged.audio_out_mask_BS][frames])
-        codebooks = summed_codebook_cross_entropy(audio_logits, labels[:, frames], settings.label_smoothing)
+        if model.config.use_text_head:
+            logits = model.audio_decoder_proj.text_logits(hidden[places.learnt_at])
+            text = summed_cross_entropy(logits, places.learnt_ids, settings.label_smoothing)
+        audio_logits = model.audio_decoder_proj.audio_logits(hidden[places.frames_at])
+        codebooks = summed_codebook_cross_entropy(audio_logits, places.frame_codes_KF, settings.label_smoothing)
         counts = num_labels.clamp(min=1)
         weighted = (codebooks / counts[1:] * self.codebook_weights).sum()
         return Losses(settings.text * text / counts[0] + settings.audio * weighted, text, codebooks)
 
-
-def _inputs(batch: Batch) -> ModelInputs:
-    names = [field.name for field in dataclasses.fields(ModelInputs)]
-    return ModelInputs(**{name: getattr(batch, name) for name in names})
+    def _hidden(self, batch: Batch) -> Tensor:
+        """(B, S, D): the batch through the backbone, without a look at what is on the device."""
+        model, places, expansion = self.model, batch.places, batch.places.expansion
+        features, codes = None, None
+        if batch.audio_features is not None and batch.audio_feature_attention_mask is not None:
+            encoded = model.encode_features(batch.audio_features, batch.audio_feature_attention_mask)
+            features = None if encoded is None else encoded[0].flatten(0, 1)[places.features_from]
+        if batch.audio_in_ids is not None:
+            codes = model.embed_frames(batch.audio_in_ids.T)
+        embeddings = expansion.filled(
+            model.embed_tokens(batch.input_ids),
+            audio_in_features=features,
+            audio_in_codes=codes,
+            audio_out=model.embed_frames(batch.audio_out_ids.T),
+        )
+        audio_BS = expansion.audio_mask_BS
+        return model.backbone(
+            embeddings,
+            expansion.attention_mask_BS,
+            audio_BS,
+            has_padding=places.num_real < places.num_positions,
+            sample_ids_BS=expansion.sample_ids_BS,
+            routing=Routing(audio_BS.unsqueeze(-1), None, (places.text_at, places.audio_at)),
+        )

@@ -9,8 +9,8 @@ A row has one of two forms:
   `{"type": "text", "text"}` and of `{"type": "audio", "audio_url"}`. What the assistant says from message
   `start_index` on is learnt.
 
-`audio` and `audio_url` are recordings by path or URI, or codes: a `.npy` file of (K, T) integers. Nothing here reads them, or
-knows the network.
+`audio` and `audio_url` are recordings by path or URI, or codes: a `.npy` file of (K, T) integers. Nothing here reads
+them, or knows the network.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Sample:
     Attributes:
         head: from the beginning of the text to the references.
         turn: the text and the recording that says it; of ChatML nothing, all of it is head.
-        reference: the row's recording in the place of the head of another row of its speaker; None where that may not be.
+        reference: the row's recording in the place of the head of another row of its speaker; None: it cannot be there.
         sources: the recordings, each a path or URI, or a voice of the library.
         speaker: who speaks; None: nobody knows.
     """
@@ -119,9 +119,7 @@ class SampleReader:
     def _simple(self, identity: str, row: Row) -> Sample:
         audio, speaker = row.get("audio"), row.get("speaker")
         if not isinstance(audio, str) or not audio:
-            raise BadInput(
-                f"audio is {audio!r}; wanted the path of the recording, or messages instead of text and audio"
-            )
+            raise BadInput(f"audio is {audio!r}; wanted the recording's path, or messages instead of text and audio")
         try:
             script = Script.model_validate({**row, "id": identity, "chunk_method": "none"})
         except ValidationError as error:
@@ -131,7 +129,7 @@ class SampleReader:
             raise BadInput(f"the text is {len(chunks)} chunks; wanted one, so [pause:…] must not be inside of it")
         references = script.references(self._voices)
         names = [name for message in references.messages for name in message.clips]
-        sources = (*(references.recordings[name] for name in names), audio)
+        sources: tuple[str | Voice, ...] = (*(references.recordings[name] for name in names), audio)
         own = take_message(0)
         known = None if _absent(speaker) else str(speaker)
         spoken = (chunk_message(chunks[0].prompt_text), own)
@@ -157,15 +155,17 @@ class SampleReader:
             given = _json(given)
         if not isinstance(given, list | tuple | np.ndarray) or not len(given):
             raise BadInput("messages must be a list of at least one message")
-        start = row.get("start_index")
-        first = 0 if _absent(start) else int(start)
+        first = row["start_index"] if not _absent(row.get("start_index")) else 0
+        if not isinstance(first, int | float) or not 0 <= first < len(given) or first != int(first):
+            raise BadInput(f"start_index is {first!r}; wanted the number of a message, 0 to {len(given) - 1}")
+        first = int(first)
         sources: list[str] = []
         messages = [_message(f"messages[{at}]", one, sources) for at, one in enumerate(given)]
         for at, (one, following) in enumerate(zip(messages, messages[1:], strict=False)):
             if one.role == following.role == "assistant":
                 if not self._has_more:
                     raise BadInput(
-                        f"messages[{at}] and the next are both the assistant's, but there is no {MORE_FOLLOWS}"
+                        f"messages[{at}] and the next are both the assistant's, but the tokenizer has no {MORE_FOLLOWS}"
                     )
                 messages[at] = dataclasses.replace(one, end=MORE_FOLLOWS)
         if not any(message.role == "assistant" for message in messages[first:]):

@@ -11,11 +11,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from higgs_model import demo
 from higgs_model.errors import BadConfig
+from higgs_model.script.script import Script, faults
+
+
+def _from_anywhere(value: str) -> str:
+    """A path means the same to workers, which run in folders of their own; the demo's name, hub ids and URIs stay."""
+    path = Path(value).expanduser()
+    return str(path.absolute()) if value != demo.NAME and "://" not in value and path.exists() else value
+
+
+Place = Annotated[str, AfterValidator(_from_anywhere)]
+"""A path, a URI or a hub id."""
 
 
 class _Settings(BaseModel):
@@ -26,15 +38,15 @@ class Init(_Settings):
     """What is trained: a checkpoint, or a network from nothing.
 
     Attributes:
-        checkpoint: folder or hub id, of either layout.
-        config: a `config.json`'s path or its content. What it leaves out of special token ids and vocabulary size is taken
-            from the tokenizer.
+        checkpoint: demo, a folder or a hub id, of either layout.
+        config: a `config.json`'s path or its content. What it leaves out of special token ids and vocabulary size is
+            taken from the tokenizer.
         tokenizer: folder or hub id; by default the checkpoint's own.
     """
 
-    checkpoint: str | None = None
-    config: str | dict[str, Any] | None = None
-    tokenizer: str | None = None
+    checkpoint: Place | None = None
+    config: Place | dict[str, Any] | None = None
+    tokenizer: Place | None = None
     revision: str | None = None
 
     @model_validator(mode="after")
@@ -54,16 +66,17 @@ class Data(_Settings):
         voices: library for rows that name a `voice`.
         reference: share of the samples of rows with a `speaker` that begin with another recording of that speaker, as
             a cloned voice does; drawn anew in each epoch.
-        turns: rows of one speaker that may follow each other in a sample, as chunks of a long script do; how many is drawn.
+        turns: rows of one speaker that may follow each other in a sample, as chunks of a long script do; how many do is
+            drawn.
         bad_rows: how many rows may be faulty, and are left out; more end the training before it begins.
     """
 
-    manifest: str
-    validation: str | None = None
-    voices: str | None = None
-    reference: float = Field(0.5, ge=0, le=1)
-    turns: int = Field(1, ge=1, le=64)
-    bad_rows: int = Field(0, ge=0)
+    manifest: Place
+    validation: Place | None = None
+    voices: Place | None = None
+    reference: float = Field(default=0.5, ge=0, le=1)
+    turns: int = Field(default=1, ge=1, le=64)
+    bad_rows: int = Field(default=0, ge=0)
 
 
 class Batch(_Settings):
@@ -76,9 +89,9 @@ class Batch(_Settings):
         pack: fill rows of `longest` positions with several samples each, instead of batching samples of like length.
     """
 
-    positions: int = Field(8192, ge=16)
-    accumulate: int = Field(1, ge=1)
-    longest: int = Field(4096, ge=16)
+    positions: int = Field(default=8192, ge=16)
+    accumulate: int = Field(default=1, ge=1)
+    longest: int = Field(default=4096, ge=16)
     pack: bool = False
 
     @model_validator(mode="after")
@@ -92,13 +105,13 @@ class Optimizer(_Settings):
     """AdamW, with a linear warm-up and a cosine to `final_share` of the learning rate."""
 
     steps: int = Field(ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    final_share: float = Field(0.1, ge=0, le=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    final_share: float = Field(default=0.1, ge=0, le=1)
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    clip_norm: float | None = Field(1.0, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
 
     @field_validator("betas")
     @classmethod
@@ -115,10 +128,10 @@ class Loss(_Settings):
         codebooks: weight of each codebook; they are divided by their sum. None: equal.
     """
 
-    text: float = Field(1.0, ge=0)
-    audio: float = Field(1.0, ge=0)
+    text: float = Field(default=1.0, ge=0)
+    audio: float = Field(default=1.0, ge=0)
     codebooks: tuple[float, ...] | None = None
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     @field_validator("codebooks")
     @classmethod
@@ -153,8 +166,8 @@ class Checkpoints(_Settings):
         dtype: of the model at the end.
     """
 
-    every: int = Field(1000, ge=1)
-    keep: int = Field(2, ge=1)
+    every: int = Field(default=1000, ge=1)
+    keep: int = Field(default=2, ge=1)
     layouts: tuple[Literal["original", "transformers"], ...] = ("original",)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
@@ -169,10 +182,22 @@ class Previews(_Settings):
 
     every: int = Field(ge=1)
     rows: tuple[dict[str, Any], ...] = Field(min_length=1)
-    max_frames: int = Field(500, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    top_k: int = Field(50, ge=0)
-    seed: int = Field(0, ge=0)
+    max_frames: int = Field(default=500, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+    top_k: int = Field(default=50, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("rows")
+    @classmethod
+    def _scripts(cls, rows: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for number, row in enumerate(rows):
+            try:
+                Script.model_validate({"id": f"row{number}", **row})
+            except ValidationError as error:
+                raise ValueError(f"{number}: {'; '.join(faults(error))}") from None
+        return tuple(
+            row | ({"ref_audio": _from_anywhere(row["ref_audio"])} if row.get("ref_audio") else {}) for row in rows
+        )
 
 
 class TrainingSettings(_Settings):
@@ -180,7 +205,7 @@ class TrainingSettings(_Settings):
 
     output: str
     init: Init
-    codec: str | None = None
+    codec: Place | None = None
     data: Data
     optimizer: Optimizer
     batch: Batch = Batch()
@@ -192,14 +217,13 @@ class TrainingSettings(_Settings):
     gradient_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     device: str | None = None
-    log_every: int = Field(10, ge=1)
-    validate_every: int = Field(500, ge=1)
-    seed: int = Field(0, ge=0, lt=2**63)
+    log_every: int = Field(default=10, ge=1)
+    validate_every: int = Field(default=500, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @field_validator("output")
     @classmethod
-    def _from_anywhere(cls, value: str) -> str:
-        """A path means the same to workers, which run in folders of their own."""
+    def _shared(cls, value: str) -> str:
         if "://" in value:
             raise ValueError("must be a folder that all workers see, not a URI")
         return str(Path(value).expanduser().absolute())

@@ -1,8 +1,9 @@
-"""States that a training can go on from: weights as a checkpoint that anything can load, and beside them the optimizer's.
+"""States that a training can go on from: weights as a checkpoint that anything can load, beside them the optimizer's.
 
     OUT/checkpoints/step-00001000/   config.json, model.safetensors, tokenizer · optimizer.safetensors, training.json
 
-A state is whole or absent: it gets its name when all of it is written.
+A state is whole or absent: it gets its name when all of it is written. What is spread over several workers is put
+together tensor by tensor, so that any number of workers can go on from it.
 """
 
 from __future__ import annotations
@@ -16,20 +17,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from higgs_model.errors import BadCheckpoint
 from higgs_model.model.model import HiggsAudioModel
 from higgs_model.training.loading import Trainee
 from higgs_model.training.workers import Workers
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
 _STATE, _OPTIMIZER = "training.json", "optimizer.safetensors"
 _WINDOW = "window"
 
@@ -40,10 +35,12 @@ class Progress:
 
     Attributes:
         step: steps that are done.
+        batches: and batches that were learnt in them, by all workers.
         settings: under which, as plain values.
     """
 
     step: int
+    batches: int
     settings: dict[str, Any]
 
 
@@ -72,8 +69,12 @@ class Snapshots:
         workers: Workers,
     ) -> None:
         """Write a state; all workers must call it."""
-        weights = whole_weights(model)
-        moments = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+        weights = whole_weights(model, workers)
+        moments = {
+            f"{name}/{key}": _whole(value, workers)
+            for name, parameter in _trained(model)
+            for key, value in optimizer.state[parameter].items()
+        }
         if workers.is_first:
             path = self._folder / f"step-{progress.step:08d}"
             draft = path.with_name(f".{path.name}.part")
@@ -81,8 +82,7 @@ class Snapshots:
             model.save_pretrained(draft, state=weights)
             trainee.save_tokenizer(draft)
             # Learning rate and the like follow from the settings; what torch remembers of them is not kept.
-            tensors = {name: value for name, value in moments.items() if isinstance(value, Tensor)}
-            save_file({**tensors, _WINDOW: window.cpu()}, draft / _OPTIMIZER)
+            save_file({**moments, _WINDOW: window.cpu()}, draft / _OPTIMIZER)
             (draft / _STATE).write_text(json.dumps(dataclasses.asdict(progress), indent=2) + "\n")
             shutil.rmtree(path, ignore_errors=True)
             os.replace(draft, path)
@@ -91,9 +91,9 @@ class Snapshots:
         workers.wait()
 
 
-def whole_weights(model: HiggsAudioModel) -> dict[str, Tensor]:
+def whole_weights(model: HiggsAudioModel, workers: Workers) -> dict[str, Tensor]:
     """The model's tensors on the first worker's CPU, wherever their parts are; all workers must call it."""
-    return get_model_state_dict(model, options=_WHOLE)
+    return {name: _whole(tensor, workers) for name, tensor in model.state_dict().items()}
 
 
 def read_progress(state: Path) -> Progress:
@@ -109,11 +109,37 @@ def read_progress(state: Path) -> Progress:
 
 
 def restore_optimizer(state: Path, model: HiggsAudioModel, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Give the optimizer its state back, and the sums since the last line of the log."""
+    """Give the optimizer its state back, and the sums since the last line of the log.
+
+    Raises:
+        BadCheckpoint: it is the state of other weights.
+    """
     tensors = load_file(state / _OPTIMIZER)
     window = tensors.pop(_WINDOW)
-    current = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
-    if lacking := sorted(name for name, value in current.items() if isinstance(value, Tensor) and name not in tensors):
-        raise BadCheckpoint(f"{state / _OPTIMIZER} has nothing of {lacking[0]}: other weights were trained then")
-    set_optimizer_state_dict(model, optimizer, {**current, **tensors}, options=_WHOLE)
+    kept: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        owner, _, key = name.rpartition("/")
+        kept.setdefault(owner, {})[key] = tensor
+    trained = dict(_trained(model))
+    if kept.keys() != trained.keys():
+        raise BadCheckpoint(f"{state / _OPTIMIZER} is of other weights than those that are trained now")
+    for name, parameter in trained.items():
+        optimizer.state[parameter] = {key: _like(value, parameter) for key, value in kept[name].items()}
     return window
+
+
+def _trained(model: HiggsAudioModel) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _whole(tensor: Tensor, workers: Workers) -> Tensor:
+    """All of a tensor on the first worker's CPU; nothing of it on the others'."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().cpu() if workers.is_first else torch.empty(0)
+
+
+def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """On the parameter's device, and spread as it is."""
+    if isinstance(parameter, DTensor) and value.dim():
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)

@@ -1,7 +1,8 @@
-"""Prepared samples on disk: tokens, codes and samples, ready to be batched. Shards are written whole, and mapped, not read.
+"""Prepared samples on disk: tokens, codes and samples, ready to be batched.
 
-A shard is one safetensors file: the stretches of tokens of all its rows one after the other, the codes and 16 kHz samples
-of all their recordings one after the other, and where each begins. Ids, speakers and faults are in its header.
+A shard is one safetensors file, whole or absent, and mapped into memory: the stretches of tokens of all its rows one
+after the other, the codes and 16 kHz samples of all their recordings one after the other, and where each begins. Ids,
+speakers and faults are in its header.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from higgs_model.training.samples import Tokens
 SAMPLE_RATE_HZ = 16_000
 """Of the samples that the audio tower hears."""
 _STRETCHES = ("head", "turn", "reference")
+Length = Callable[[int, int], int]
+"""Positions, from frames and samples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """One recording of a sample, in the forms that the network takes: codes (K, T), samples (N,) of full scale ±32767."""
+    """One recording, in the forms that the network takes: codes (K, T), samples (N,) of full scale ±32767."""
 
     codes_KT: NDArray[np.int16] | None
     samples_N: NDArray[np.int16] | None
@@ -107,6 +110,33 @@ class Shard:
             reference=reference if self._arrays["has_reference"][row] else None,
             recordings=tuple(self._recording(at) for at in range(first, last)),
         )
+
+    def lengths(self, kinds: tuple[int, int], heard: Length, said: Length) -> NDArray[np.int64]:
+        """(rows, 3) positions that each row's head, turn and reference take in a network; 0 for no reference.
+
+        Args:
+            kinds: the placeholders of what is heard and of what is said.
+            heard, said: the positions that so many frames and samples take in place of such a placeholder.
+        """
+        arrays = self._arrays
+        is_placeholder = np.isin(arrays["ids"], kinds)
+        owners = np.repeat(np.arange(len(self) * len(_STRETCHES)), np.diff(arrays["clips_start"]))
+        at = arrays["recordings_start"][owners // len(_STRETCHES)] + arrays["clips"]
+        frames, samples = np.diff(arrays["codes_start"])[at], np.diff(arrays["samples_start"])[at]
+        taken = [
+            (heard if kind == kinds[0] else said)(int(one), int(other)) - 1
+            for kind, one, other in zip(arrays["ids"][is_placeholder], frames, samples, strict=True)
+        ]
+        lengths = np.diff(arrays["ids_start"]) + np.bincount(owners, taken, len(self) * len(_STRETCHES)).astype(
+            np.int64
+        )
+        return lengths.reshape(-1, len(_STRETCHES))
+
+    @property
+    def speakers(self) -> list[str | None]:
+        """Of each row, if it is known."""
+        speakers: list[str | None] = self.header["speakers"]
+        return speakers
 
     def _span(self, name: str, at: int) -> tuple[int, int]:
         starts = self._arrays[name]

@@ -14,20 +14,23 @@ import dataclasses
 import itertools
 import math
 import queue
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from higgs_model.errors import BadConfig, HiggsError
 from higgs_model.training import snapshots
+from higgs_model.training.batch import Batch
 from higgs_model.training.batches import Batches, Drawn, Samples
-from higgs_model.training.collator import Batch, Collator
+from higgs_model.training.collator import Collator
 from higgs_model.training.journal import Journal, Value
 from higgs_model.training.loading import Trainee
 from higgs_model.training.objective import Losses, Objective
@@ -64,7 +67,7 @@ class Trainer:
 
     Args:
         report: told the first worker's log, besides the journal.
-        preview: lets the network speak after a step; called by the first worker.
+        preview: lets the network speak after a step; for the first worker, the others wait for it in the next step.
     """
 
     def __init__(
@@ -83,12 +86,14 @@ class Trainer:
         self.output = Path(settings.output)
         self._snapshots = Snapshots(self.output, settings.checkpoints.keep)
         state = self._snapshots.latest()
-        self.step = self._begun(state)
+        self.step, self._batches_done = self._begun(state)
         source = trainee if state is None else dataclasses.replace(trainee, checkpoint=state)
         self.model = source.build(settings.seed, self.workers.device).train()
         freeze(self.model, settings.freeze)
         if settings.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # The older name goes away in transformers 6, the newer is not there before 5.2x.
+            enable = getattr(self.model, "activation_checkpointing_enable", None)
+            (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
         objective = Objective(self.model, settings.loss)
         self.wrapped = self.workers.wrap(objective, settings.parallel, settings.precision)
         self.optimizer = build_optimizer(self.model, settings.optimizer)
@@ -99,34 +104,36 @@ class Trainer:
         self._collate = Collator(self.model.config)
         self._stopping = False
 
-    def _begun(self, state: Path | None) -> int:
-        """Steps that were done before; refuses what would not be the same training."""
+    def _begun(self, state: Path | None) -> tuple[int, int]:
+        """Steps and batches that were done before; refuses what would not be the same training."""
         if state is None:
-            return 0
+            return 0, 0
         progress = snapshots.read_progress(state)
-        now = self.settings.model_dump(mode="json")
-        differ = [
-            name for name, value in now.items() if name not in _MAY_CHANGE and progress.settings.get(name) != value
-        ]
+        now, before = _fixed(self.settings.model_dump(mode="json")), _fixed(progress.settings)
+        differ = [name for name, value in now.items() if before.get(name) != value]
         if differ:
             raise BadConfig(
-                f"{self.output} holds a training with other settings ({', '.join(differ)}); give another output, or remove it"
+                f"{self.output} holds a training with other settings ({', '.join(differ)}); "
+                "give another output, or remove it"
             )
-        return progress.step
+        return progress.step, progress.batches
 
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> bool:
         """Train to the end; False if it was told to stop before, having kept its state."""
-        total = self.settings.optimizer.steps
-        journal = Journal(self.output, self.step) if self.workers.is_first else None
-        with self._told_to_stop(), contextlib.closing(self._batches()) as ahead:
+        total, first = self.settings.optimizer.steps, self.workers.is_first
+        with contextlib.ExitStack() as held:
+            journal = held.enter_context(contextlib.closing(Journal(self.output, self.step))) if first else None
+            held.enter_context(self._told_to_stop())
+            ahead = held.enter_context(contextlib.closing(self._batches()))
             began_s, positions = time.perf_counter(), 0
             while self.step < total and not self._stopping:
                 batches = list(itertools.islice(ahead, self.settings.batch.accumulate))
                 norm = self._update([batch for _, batch in batches])
                 self.step += 1
-                positions += sum(batch.num_real for _, batch in batches)
+                self._batches_done += len(batches) * self.workers.count
+                positions += sum(batch.places.num_real for _, batch in batches)
                 if self._due(self.settings.log_every):
                     values = self._measured(norm) | {"epoch": batches[-1][0]}
                     now_s = time.perf_counter()
@@ -138,8 +145,6 @@ class Trainer:
             self._save()
         if self.step == total:
             self._finish()
-        if journal is not None:
-            journal.close()
         return self.step == total
 
     def _update(self, batches: Sequence[Batch]) -> Tensor:
@@ -147,7 +152,10 @@ class Trainer:
         settings, workers = self.settings, self.workers
         torch.manual_seed(hash((settings.seed, self.step, workers.rank)))
         counts = torch.tensor([[batch.num_labels, *batch.num_code_labels] for batch in batches], dtype=torch.float64)
-        counts = workers.total(counts.sum(dim=0).to(workers.device))
+        counts = counts.sum(dim=0)
+        if workers.device.type == "cuda":
+            counts = counts.pin_memory()
+        counts = workers.total(counts.to(workers.device, non_blocking=True))
         for at, batch in enumerate(batches):
             with workers.holding_back(self.wrapped, at == len(batches) - 1):
                 losses = self._pass(self.wrapped, batch, counts.float())
@@ -172,12 +180,11 @@ class Trainer:
             losses: Losses = objective(batch.to(device), counts)
         return losses
 
-    def _batches(self) -> Iterator[tuple[int, Batch]]:
+    def _batches(self) -> Generator[tuple[int, Batch]]:
         """This worker's batches from here on, each with its epoch, collated ahead in a thread."""
         settings, workers = self.settings, self.workers
         batches = Batches(self.corpus.train, settings.data, settings.batch, settings.seed)
-        done = self.step * settings.batch.accumulate * workers.count
-        mine = itertools.islice(batches.after(done), workers.rank, None, workers.count)
+        mine = itertools.islice(batches.after(self._batches_done), workers.rank, None, workers.count)
         on_gpu = workers.device.type == "cuda"
         ready: queue.Queue[tuple[int, Batch] | BaseException] = queue.Queue(_BATCHES_AHEAD)
         ended = threading.Event()
@@ -219,25 +226,28 @@ class Trainer:
         if self.corpus.validation is not None and (last or self._due(settings.validate_every)):
             self._tell(journal, self.validate())
         if settings.previews is not None and self._preview and (last or self._due(settings.previews.every)):
-            if self.workers.is_first:
-                self.model.eval()
-                self._preview(self.step, self.model)
-                self.model.train()
-            self.workers.wait()
+            self.model.eval()
+            self._preview(self.step, self.model)
+            self.model.train()
         if self._due(settings.checkpoints.every) and not last:
             self._save()
 
     def _measured(self, norm: Tensor) -> dict[str, Value]:
         """The losses since the last time, of all workers; waits for the device."""
-        values = self._losses(self.workers.total(self._window.clone()), "")
+        window = self.workers.total(self._window.clone())
+        self._check(window)
+        values = self._losses(window, "")
         self._window.zero_()
-        if not math.isfinite(float(values["loss"])):  # type: ignore[arg-type]
-            raise Diverged(
-                f"the loss is no number since step {self.step - self.settings.log_every + 1} or later; go on from the last "
-                f"state with a lower learning rate, in another output"
-            )
         rate = learning_rate(self.settings.optimizer, self.step - 1)
         return values | {"grad_norm": float(norm), "learning_rate": rate}
+
+    def _check(self, window: Tensor) -> None:
+        """See that the losses of some steps are numbers, before anything is made of them."""
+        if not bool(torch.isfinite(window).all()):
+            raise Diverged(
+                f"the loss is no number at step {self.step} or a little before; "
+                "begin again with a lower learning rate, in another output"
+            )
 
     def _losses(self, window: Tensor, prefix: str) -> dict[str, Value]:
         sums, counts = window.view(2, -1).tolist()
@@ -282,20 +292,29 @@ class Trainer:
             self._report(self.step, values)
 
     def _save(self) -> None:
-        progress = Progress(self.step, self.settings.model_dump(mode="json"))
+        progress = Progress(self.step, self._batches_done, self.settings.model_dump(mode="json"))
         window = self.workers.total(self._window.clone()) / self.workers.count
+        self._check(window)
         self._snapshots.save(progress, self.model, self.optimizer, window, self.trainee, self.workers)
 
     def _finish(self) -> None:
         """Write the trained model, in each layout that is wanted."""
         wanted = self.settings.checkpoints
-        state = snapshots.whole_weights(self.model)
+        state = snapshots.whole_weights(self.model, self.workers)
         if self.workers.is_first:
             for at, layout in enumerate(wanted.layouts):
                 folder = self.output / ("model" if at == 0 else f"model-{layout}")
                 self.model.save_pretrained(folder, layout=layout, state=state, dtype=getattr(torch, wanted.dtype))
                 self.trainee.save_tokenizer(folder)
+                self._add_codec(folder)
         self.workers.wait()
+
+    def _add_codec(self, folder: Path) -> None:
+        """Put the codec beside the weights, if it is a folder, so that the result speaks as it is."""
+        given, checkpoint = self.settings.codec, self.trainee.checkpoint
+        source = Path(given) if given is not None else None if checkpoint is None else checkpoint / "codec"
+        if source is not None and source.is_dir():
+            shutil.copytree(source, folder / "codec", dirs_exist_ok=True)
 
     @contextlib.contextmanager
     def _told_to_stop(self) -> Iterator[None]:
@@ -317,3 +336,10 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under which it is the same training, whatever it runs on."""
+    kept = {name: value for name, value in settings.items() if name not in _MAY_CHANGE}
+    # Fewer workers with more passes each take the same steps.
+    return kept | {"batch": {**settings["batch"], "accumulate": None}}

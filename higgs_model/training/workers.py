@@ -11,6 +11,7 @@ import dataclasses
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,10 +29,8 @@ class Workers:
     @classmethod
     def here(cls, device: str | None = None) -> Workers:
         """By the environment; `device` is by default this worker's GPU, else the CPU."""
-        joined = dist.is_available() and dist.is_initialized()
+        joined = dist.is_initialized()
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if chosen.type == "cuda" and chosen.index is None:
-            chosen = torch.device("cuda", torch.cuda.current_device())
         return cls(dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1, chosen)
 
     @property
@@ -55,9 +54,11 @@ class Workers:
         if parallel == "fsdp":
             dtype = torch.bfloat16 if precision == "bfloat16" else None
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+            mesh = init_device_mesh(self.device.type, (self.count,))
             for layer in objective.model.layers:
-                fully_shard(layer, mp_policy=policy)
-            fully_shard(objective, mp_policy=policy)
+                fully_shard(layer, mesh=mesh, mp_policy=policy)
+            # What the losses are divided by is not to be rounded.
+            fully_shard(objective, mesh=mesh, mp_policy=dataclasses.replace(policy, cast_forward_inputs=False))
             return objective
         if self.count == 1:
             return objective

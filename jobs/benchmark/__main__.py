@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 
-NAMES = ("codec", "engine", "job", "model", "serve", "voice")
+NAMES = ("capacity", "codec", "engine", "job", "model", "scale", "serve", "voice")
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ import torch
 from higgs_model import Script
 from higgs_model.engine.settings import EngineSettings
 from higgs_model.synthesizer import SynthesisSettings, Synthesizer
-from jobs.benchmark import measure
+from jobs.benchmark import checkpoint, measure
 
 _SENTENCE = "The miller's daughter went down to the river before the sun was up. "
 _SOAK_PATIENCE_S = 30
@@ -40,7 +40,7 @@ _START_S = 300.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Command line of this benchmark."""
-    parser.add_argument("--model", default="demo", help="as for the endpoint")
+    checkpoint.add_arguments(parser)
     parser.add_argument("--slots", type=int, default=16, help="requests that are spoken at the same time")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--requests", type=int, default=64, help="requests in a round; fewer for few clients")
@@ -57,6 +57,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, print the table, and return it."""
     if arguments.quick:
         arguments.clients, arguments.requests, arguments.frames, arguments.rounds = [1, 4], 8, 50, 1
+        arguments.hidden_size, arguments.layers = 64, 2
+    with tempfile.TemporaryDirectory(prefix="higgs-") as folder:
+        arguments.model = checkpoint.named_or_random(arguments, Path(folder))
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     print(f"{arguments.model}, {arguments.slots} slots, {measure.machine(torch.device('cpu'))}")
     with endpoint(arguments.model, arguments.slots, max(arguments.clients) if not arguments.soak else 32) as place:
         if arguments.soak:

@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import boto3
 import lhotse
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,6 @@ import srt
 import webvtt
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.qa import validate_recordings_and_supervisions
-from moto.server import ThreadedMotoServer
 
 from jobs.commands import run_command
 from jobs.export import shards
@@ -236,27 +234,17 @@ def test_maps_and_lists_of_parquet_manifests_are_read_as_they_are(tmp_path, caps
 
 # A folder's scratch space is cleaned up with it, and Python would rather be told.
 @pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
-def test_a_bucket_is_a_folder(tmp_path, capsys, monkeypatch):
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key",
-                            "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="books")
-        job("s3://books/out")
-        for kind in ("nemo", "hf", "vtt"):
-            assert run(capsys, "--results", "s3://books/out", "--to", kind)[0] == 0
-        found = [entry["Key"] for entry in client.list_objects_v2(Bucket="books", Prefix="out/export")["Contents"]]
-        assert "out/export/nemo/manifest.jsonl" in found
-        assert "out/export/hf/data/train-00000-of-00001.parquet" in found
-        assert sum(key.endswith(".vtt") for key in found) == 3
-        content = client.get_object(Bucket="books", Key="out/export/nemo/manifest.jsonl")["Body"].read()
-        assert json.loads(content.splitlines()[0])["audio_filepath"].startswith("s3://books/out/audio/")
-    finally:
-        server.stop()
+def test_a_bucket_is_a_folder(bucket, capsys, monkeypatch):
+    bucket.open_to(monkeypatch)
+    job(f"{bucket.uri}/out")
+    for kind in ("nemo", "hf", "vtt"):
+        assert run(capsys, "--results", f"{bucket.uri}/out", "--to", kind)[0] == 0
+    found = [name for name in bucket.names() if name.startswith("out/export")]
+    assert "out/export/nemo/manifest.jsonl" in found
+    assert "out/export/hf/data/train-00000-of-00001.parquet" in found
+    assert sum(key.endswith(".vtt") for key in found) == 3
+    content = bucket.get("out/export/nemo/manifest.jsonl")
+    assert json.loads(content.splitlines()[0])["audio_filepath"].startswith(f"{bucket.uri}/out/audio/")
 
 
 @pytest.mark.parametrize(

@@ -219,3 +219,19 @@ def test_results_have_one_schema_and_hold_odd_values(tmp_path):
     assert table.schema.equals(schema)
     (row,) = table.to_pylist()
     assert (row["id"], row["pages"], row["note"]) == ("?", None, '{"deep": [1]}')
+
+
+def test_how_full_an_engine_was_is_kept_from_before_its_last_rows(tmp_path):
+    async def told():
+        book = ledger(tmp_path, 2)
+        await book.begin([ticket(0)])
+        book.report("w", {"occupancy": 0.9})
+        await book.begin([ticket(1)])
+        await book.commit([result(0)])
+        book.report("w", {"occupancy": 0.5})
+        book.report("other", {"occupancy": 0.4})
+        return book.snapshot()[1]
+
+    engines = asyncio.run(told())
+    assert engines["w"] == {"occupancy": 0.5, "occupancy_while_rows_waited": 0.9}
+    assert engines["other"]["occupancy_while_rows_waited"] == 0.4

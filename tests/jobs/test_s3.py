@@ -10,18 +10,11 @@ import pytest
 import soundfile
 
 from tests.jobs.running import FAKE, results, run
-from tests.jobs.s3 import Bucket, Stumbling
+from tests.s3 import Stumbling
 
 pytestmark = pytest.mark.xdist_group("ray")
 
 LONG = "A long row is uploaded in several parts. " * 80
-
-
-@pytest.fixture
-def bucket():
-    bucket = Bucket()
-    yield bucket
-    bucket.stop()
 
 
 def test_a_job_ends_complete_although_the_server_stumbles(bucket, monkeypatch):
@@ -57,8 +50,7 @@ def test_a_job_ends_complete_although_the_server_stumbles(bucket, monkeypatch):
     assert status == 0, said
     assert "20 done before" in said
 
-    for name, value in bucket.environment().items():
-        monkeypatch.setenv(name, value)
+    bucket.open_to(monkeypatch)
     found = results(f"{bucket.uri}/out")
     assert {row["id"]: row["status"] for row in found.values()} == {row["id"]: "ok" for row in rows}
     for row in found.values():

@@ -2,11 +2,9 @@
 
 import io
 
-import boto3
 import numpy as np
 import pytest
 import soundfile
-from moto.server import ThreadedMotoServer
 
 from higgs_model.errors import BadInput
 from jobs.storage import open_voices, read_bytes
@@ -27,34 +25,17 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture(params=["folder", "s3"])
 def library(request, tmp_path, monkeypatch):
     if request.param == "folder":
         for name, content in FILES.items():
             (tmp_path / name).write_bytes(content)
         return str(tmp_path)
-    endpoint = request.getfixturevalue("server")
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="books")
+    bucket = request.getfixturevalue("bucket")
+    bucket.open_to(monkeypatch)
     for name, content in FILES.items():
-        client.put_object(Bucket="books", Key=f"voices/{name}", Body=content)
-    return "s3://books/voices"
+        bucket.put(f"voices/{name}", content)
+    return f"{bucket.uri}/voices"
 
 
 def test_a_library_is_the_same_wherever_it_lies(library):

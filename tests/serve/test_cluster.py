@@ -13,6 +13,7 @@ import urllib.request
 
 import numpy as np
 import openai
+import psutil
 import pytest
 import soundfile
 import torch
@@ -235,6 +236,27 @@ def test_metrics_are_where_ray_exports_them(cluster):
 
     # Processes hand their numbers on every few seconds.
     assert wait_for(exported, 60)
+
+
+def test_a_killed_replica_breaks_its_streams_off_and_another_takes_its_place(cluster):
+    """Whoever listens must not take half a recording for a whole one."""
+    processes = psutil.Process().children(recursive=True)
+    (replica,) = [one for one in processes if "ServeReplica:default:Synthesizer" in " ".join(one.cmdline())]
+    connection = http.client.HTTPConnection(cluster.url.removeprefix("http://"), timeout=60)
+    connection.request("POST", "/v1/audio/speech", json.dumps(LONG))
+    with connection.getresponse() as answer:
+        answer.read(1000)
+        replica.kill()
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            answer.read()
+    connection.close()
+
+    def served():
+        status, headers, _ = ask(cluster.url, "/v1/audio/speech", LONG | {"max_frames": 30})
+        assert status in (200, 429, 503)
+        return status == 200
+
+    assert wait_for(served, 90)
 
 
 def test_a_stream_ends_although_its_replicas_are_replaced(cluster):

@@ -15,7 +15,7 @@ from tests.serve.conftest import recording
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-SECTION = README[README.index("## Ask the endpoint") : README.index("## Words")]
+SECTION = README[README.index("## Ask the endpoint") : README.index("## Train")]
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,10 @@
 
 import io
 import json
-import os
 
-import boto3
 import openai
 import pytest
 import soundfile
-from moto.server import ThreadedMotoServer
 
 from serve.errors import BadRequest
 from serve.library import VoiceLibrary, check_name
@@ -19,28 +16,13 @@ from tests.serve.test_speech import ask, multipart
 CONSENT = "Ann Example, recorded by herself on 3 May, agreed to its use for audiobooks."
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    saved = dict(os.environ)
-    os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-    }
-    boto3.client("s3").create_bucket(Bucket="voices")
-    yield "s3://voices/library"
-    os.environ.clear()
-    os.environ |= saved
-    server.stop()
-
-
 @pytest.fixture(params=["folder", "s3"])
-def place(request, tmp_path):
-    return str(tmp_path) if request.param == "folder" else request.getfixturevalue("bucket") + f"/{id(tmp_path)}"
+def place(request, tmp_path, monkeypatch):
+    if request.param == "folder":
+        return str(tmp_path)
+    bucket = request.getfixturevalue("bucket")
+    bucket.open_to(monkeypatch)
+    return f"{bucket.uri}/library"
 
 
 def upload(url, name, content=None, headers=(), **fields):

@@ -65,8 +65,9 @@ class Case:
         return answer[0].transpose(0, 1)
 
     def close(self, found, wanted):
+        # Probabilities are rounded to the pool's type, and large scores make that weigh more than the sums do.
         scale = max(float(wanted.abs().max()), 1.0)
-        atol = scale * {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[self.dtype]
+        atol = scale * {torch.float32: 2e-5, torch.float16: 1.5e-2, torch.bfloat16: 6e-2}[self.dtype]
         torch.testing.assert_close(found.cpu().double(), wanted, atol=atol, rtol=0)
 
 

@@ -84,6 +84,26 @@ def test_seconds_of_speech_are_learnt_in_seconds():
     assert (found[0] == wanted[0]).float().mean() > 0.3
 
 
+def test_a_codec_learns_without_being_taught_apart():
+    one = trainer(steps=120, taught_steps=0, decoder_from=None)
+    judge, sound = CodecLoss(24_000, floor=3e-3), torch.from_numpy(vowels())[None]
+
+    def mel():
+        one.codec.eval()
+        with torch.no_grad():
+            loss = judge(one.codec(sound), sound).mel.item()
+        one.codec.train()
+        return loss
+
+    before, heard = mel(), []
+    while one.step < one.settings.steps:
+        heard.append(one.run_step()[0].mel.item())
+    assert np.mean(heard[-10:]) < 0.8 * np.mean(heard[:5])
+    assert mel() < 0.85 * before
+    # Of sixteen; a codebook that has collapsed uses one or two.
+    assert len(one.codec.encode(vowels(), 24_000).unique()) > 4
+
+
 def test_a_restart_at_any_stage_changes_nothing(tmp_path):
     whole = trainer()
     wanted = [whole.run_step()[0].total.item() for _ in range(SHORT.steps)]

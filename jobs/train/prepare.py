@@ -2,8 +2,8 @@
 
     manifest ─▶ stretches of rows ─▶ Ray Data, codecs side by side, or here ─▶ OUT/prepared/…/rows-*.safetensors
 
-A shard that is there is not made again, so that this too can be killed and gone on with. What was prepared is used as long
-as manifest, codec, tokenizer and what the network takes are the same; of recordings only the path is looked at.
+A shard that is there is not made again, so that this too can be killed and gone on with. What was prepared is used as
+long as manifest, codec, tokenizer and what the network takes are the same; of recordings only the path is looked at.
 """
 
 from __future__ import annotations
@@ -108,11 +108,11 @@ def prepare(settings: TrainingSettings, uri: str, trainee: Trainee, workers: int
         (_with_ray if workers else _here)(source, trainee, folder, todo, workers or 1)
     samples = open_samples(settings, folder, trainee)
     if len(samples.faults) > settings.data.bad_rows:
-        shown = "\n  ".join(samples.faults[:_SHOWN_FAULTS])
         more = len(samples.faults) - _SHOWN_FAULTS
         raise BadInput(
-            f"the manifest {uri!r} has {len(samples.faults)} faulty rows, data.bad_rows allows "
-            f"{settings.data.bad_rows}:\n  {shown}" + (f"\n  and {more} more" if more > 0 else "")
+            f"the manifest {uri!r} has {len(samples.faults)} faulty rows, data.bad_rows is {settings.data.bad_rows}: "
+            + "; ".join(samples.faults[:_SHOWN_FAULTS])
+            + (f"; and {more} more" if more > 0 else "")
         )
     for fault in samples.faults:
         say(f"left out: {fault}")

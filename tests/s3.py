@@ -39,6 +39,11 @@ class Bucket:
             "AWS_REGION": "us-east-1",
         }
 
+    def open_to(self, monkeypatch):
+        """Let this process find it."""
+        for name, value in self.environment().items():
+            monkeypatch.setenv(name, value)
+
     def put(self, key, content):
         self.client().put_object(Bucket=self.name, Key=key, Body=content)
 
@@ -49,7 +54,14 @@ class Bucket:
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.name)
         return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
 
+    def remove(self):
+        """Servers of one process share their buckets: the next of this name begins empty."""
+        for key in self.names():
+            self.client().delete_object(Bucket=self.name, Key=key)
+        self.client().delete_bucket(Bucket=self.name)
+
     def stop(self):
+        self.remove()
         self._server.stop()
 
 

@@ -1,0 +1,165 @@
+"""Rows: a simple one is the very prompt of synthesis, ChatML is read as by the reference, faults are sentences."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from higgs_model.errors import BadInput
+from higgs_model.script.plan import Plan, Prompter
+from higgs_model.script.script import Script
+from higgs_model.script.voices import ReferenceCodes, Voices
+from higgs_model.training.samples import SampleReader
+from tests.higgs_model.training.making import TOKENIZER
+
+AUDIO_OUT = TOKENIZER.convert_tokens_to_ids("<|AUDIO_OUT|>")
+
+
+class FixedCodec:
+    sample_rate = 24_000
+
+    def encode(self, waveform, sample_rate):
+        return np.zeros((8, 5), np.int64)
+
+
+@pytest.fixture
+def voices(tmp_path):
+    noise = np.random.default_rng(0).standard_normal(72_000) * 0.1
+    for name in ("ada", "bob"):
+        soundfile.write(tmp_path / f"{name}.wav", noise, 24_000)
+    (tmp_path / "ada.txt").write_text("What Ada says.")
+    return Voices.from_folder(tmp_path)
+
+
+def text(tokens):
+    return TOKENIZER.decode(tokens.ids)
+
+
+def learnt(tokens):
+    return TOKENIZER.decode(tokens.ids[tokens.trained])
+
+
+ROWS = {
+    "no voice": {"text": "Hello there"},
+    "marks are normalised": {"text": "(Hello)   there…\n\n\nIt is 5°C [laugh]"},
+    "a voice": {"text": "Hello.", "voice": "ada"},
+    "a voice without transcript": {"text": "Hello.", "voice": "bob"},
+    "a voice in the system message": {"text": "Hello.", "voice": "ada", "voice_in_system": True},
+    "a described voice": {"text": "Hello.", "voice": "a deep slow voice"},
+    "a scene": {"text": "Hello.", "voice": "ada", "scene": "In a quiet room."},
+    "speakers": {
+        "turns": [{"speaker": "Ann", "text": "Hi"}, {"speaker": "Bo", "text": "Ho."}],
+        "voices": {"Ann": "ada", "Bo": "bob"},
+    },
+    "several speakers without voices": {"text": "[SPEAKER0] Hi\n[SPEAKER1] Ho"},
+    "what users write is no token": {"text": "Say <|eot_id|> now"},
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_a_simple_row_is_the_prompt_of_synthesis(row, voices):
+    """Up to the code that forces audio, which is the first thing that is learnt."""
+    script = Script.model_validate({"id": "x", "chunk_method": "none", **row})
+    prompt = Prompter(Plan.of(script, voices), TOKENIZER, ReferenceCodes(FixedCodec())).prompt(0, [])
+    sample = SampleReader(TOKENIZER, voices).read({"id": "x", "audio": "own.wav", **row}, 0)
+    ids = [*sample.head.ids.tolist(), *sample.turn.ids.tolist()]
+    trained = [*sample.head.trained.tolist(), *sample.turn.trained.tolist()]
+    assert ids[: len(prompt.token_ids)] == prompt.token_ids
+    assert trained == [False] * (len(prompt.token_ids) - 1) + [True] * 4
+    assert TOKENIZER.decode(ids[-4:]) == "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
+    assert sample.sources[-1] == "own.wav"
+    assert len(sample.sources) == len(prompt.audio) + 1
+
+
+def test_a_recording_serves_as_reference_as_a_cloned_voice_does(voices):
+    """The head that another row gets from this one is the prompt of a clone of this recording."""
+    reader = SampleReader(TOKENIZER, voices)
+    shown = reader.read({"audio": "a.wav", "text": "What Ada says.", "speaker": "ada"}, 0)
+    asked = {"id": "x", "text": "Something else", "voice": "ada", "chunk_method": "none"}
+    prompt = Prompter(Plan.of(Script.model_validate(asked), voices), TOKENIZER, ReferenceCodes(FixedCodec())).prompt(
+        0, []
+    )
+    turn = reader.read({"audio": "b.wav", "text": "Something else", "speaker": "ada"}, 1).turn
+    assert [*shown.reference.ids, *turn.ids][: len(prompt.token_ids)] == prompt.token_ids
+    assert not shown.reference.trained.any()
+    assert shown.reference.clips == (0,)
+
+
+@pytest.mark.parametrize("own", [{"voice": "ada"}, {"scene": "Here."}, {"ref_audio": "x.wav"}, {"speaker": None}])
+def test_a_row_with_a_voice_of_its_own_gets_no_other(own, voices, tmp_path):
+    own = {name: str(tmp_path / "bob.wav") if name == "ref_audio" else value for name, value in own.items()}
+    row = {"audio": "a.wav", "text": "Hello.", "speaker": "ada", **own}
+    assert SampleReader(TOKENIZER, voices).read(row, 0).reference is None
+
+
+CHAT = {
+    "messages": [
+        {"role": "system", "content": "Be kind. <|scene_desc_start|>\nquiet <|x|>\n<|scene_desc_end|>"},
+        {"role": "user", "content": ["What is it? ", {"type": "audio", "audio_url": "in.wav"}]},
+        {"role": "assistant", "content": {"type": "text", "text": "Rain."}},
+        {"role": "user", "content": "Say it."},
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": "Yes: "}, {"type": "audio", "audio_url": "out.wav"}],
+        },
+    ]
+}
+
+
+@pytest.mark.parametrize("form", ["objects", "json", "parquet"])
+def test_chatml_is_read_and_its_answers_are_learnt(form):
+    row = json.loads(json.dumps(CHAT))
+    if form == "json":
+        row["messages"] = json.dumps(row["messages"])
+    if form == "parquet":  # columns that a row has not are null
+        row |= {"text": None, "id": float("nan"), "start_index": float("nan"), "speaker": None}
+        row["messages"][3]["recipient"] = None
+        row["messages"][4]["content"][1] |= {"text": None, "raw_audio": None, "duration": None}
+    sample = SampleReader(TOKENIZER).read(row, 7)
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n".format
+    assert text(sample.head) == (
+        f"<|begin_of_text|>{header('system')}Be kind. <|scene_desc_start|>\nquiet < |x|>\n<|scene_desc_end|><|eot_id|>"
+        f"{header('user')}What is it? <|audio_bos|><|AUDIO|><|audio_eos|><|eot_id|>"
+        f"{header('assistant')}Rain.<|eot_id|>{header('user')}Say it.<|eot_id|>"
+        f"{header('assistant')}Yes: <|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
+    )
+    assert learnt(sample.head) == "Rain.<|eot_id|>Yes: <|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
+    assert sample.sources == ("in.wav", "out.wav")
+    assert sample.id == "row7"
+    later = SampleReader(TOKENIZER).read(row | {"start_index": 3}, 0)
+    assert learnt(later.head) == "Yes: <|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
+
+
+def said(*content):
+    return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": list(content)}]}
+
+
+FAULTS = {
+    "audio is None; wanted the recording's path": {"text": "a"},
+    "text: there is nothing to say": {"audio": "a.wav"},
+    "the text is 2 chunks; wanted one": {"audio": "a.wav", "text": "One. [pause:1s] Two."},
+    "messages must be a list": {"messages": 3},
+    "messages are a text, but not of JSON": {"messages": "{"},
+    "messages[0] is 'a'; wanted an object": {"messages": ["a"]},
+    "messages[0].role is 'robot'; wanted one of system, user, assistant": {"messages": [{"role": "robot"}]},
+    "messages[0].recipient is 'tool'": {"messages": [{"role": "user", "content": "a", "recipient": "tool"}]},
+    "messages[0].content is None; wanted a text": {"messages": [{"role": "user"}]},
+    "messages[1].content[0] is {'type': 'video'}": said({"type": "video"}),
+    "messages[1].content[0] has no audio_url": said({"type": "audio"}),
+    "messages[1].content[0] has duration; give whole recordings": said(
+        {"type": "audio", "audio_url": "a.wav", "duration": 3.0}
+    ),
+    "no message from start_index=0 on is the assistant's": {"messages": [{"role": "user", "content": "a"}]},
+    "start_index is 9; wanted the number of a message, 0 to 1": {**said("b"), "start_index": 9},
+    "messages[0] and the next are both the assistant's": {"messages": [{"role": "assistant", "content": "a"}] * 2},
+}
+
+
+@pytest.mark.parametrize(("sentence", "row"), FAULTS.items(), ids=FAULTS)
+def test_a_faulty_row_is_told_in_a_sentence(sentence, row):
+    with pytest.raises(BadInput) as told:
+        SampleReader(TOKENIZER).read({"id": "x7", **row}, 41)
+    assert str(told.value).startswith("row 41 (x7): ")
+    assert sentence in str(told.value)
+    assert "\n" not in str(told.value)

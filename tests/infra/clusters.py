@@ -1,0 +1,115 @@
+"""Ray clusters of several nodes on this machine, each node in a process group of its own, as machines would be."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from ray.job_submission import JobSubmissionClient
+
+from tests.jobs.running import ENVIRONMENT, ROOT, Cluster, children, free_port, kill_group
+
+# A machine that is gone is noticed after seconds, not after half a minute; one that is only slow has its time.
+IMPATIENT = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "4",
+    "RAY_metrics_report_interval_ms": "1000",
+}
+
+
+class Head(Cluster):
+    """A head with a dashboard, which takes jobs."""
+
+    def __init__(self, num_cpus):
+        self.dashboard_port, self.metrics_port = free_port(), free_port()
+        # Short: names of sockets go on behind it, and are bounded.
+        self.folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
+        super().__init__(
+            num_cpus,
+            *("--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", self.dashboard_port),
+            *("--dashboard-agent-listen-port", free_port(), "--metrics-export-port", self.metrics_port),
+            *("--temp-dir", self.folder),
+        )
+
+    def __exit__(self, *_):
+        super().__exit__()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def session(self):
+        """Logs, and what Ray has unpacked."""
+        (session,) = self.folder.glob("session_2*")
+        return session
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def nodes(self):
+        """Nodes that live; none before the dashboard does."""
+        with (
+            contextlib.suppress(urllib.error.URLError),
+            urllib.request.urlopen(f"{self.url}/nodes?view=summary") as answer,
+        ):
+            nodes = json.load(answer)["data"]["summary"]
+            return [node for node in nodes if node["raylet"].get("state") == "ALIVE"]
+        return []
+
+    def metrics(self):
+        """What the head exports to Prometheus, as text."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as answer:
+            return answer.read().decode()
+
+    def client(self):
+        """A job client, as soon as the head takes jobs."""
+        end = time.monotonic() + 60
+        while True:
+            try:
+                return JobSubmissionClient(self.url)
+            except ConnectionError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.3)
+
+
+def processes(node, name):
+    """Those of a node whose title has a name in it; Ray gives actors theirs."""
+    titles = [Path(f"/proc/{pid}/cmdline") for pid in children(node.process.pid)]
+    return [path.parent.name for path in titles if path.exists() and name.encode() in path.read_bytes()]
+
+
+class Node:
+    """A further node of a cluster."""
+
+    def __init__(self, head, num_cpus, *options):
+        command = [
+            *(Path(sys.executable).with_name("ray"), "start", "--block", "--address", head.address),
+            *("--num-cpus", num_cpus, "--dashboard-agent-listen-port", free_port()),
+            *("--metrics-export-port", free_port(), "--object-store-memory", 100_000_000, *options),
+        ]
+        self.process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+    def kill(self):
+        """As a machine that loses its power."""
+        kill_group(self.process)
+        self.process.wait()

@@ -1,0 +1,93 @@
+"""The image's steps where no Docker engine runs: `python -m tests.infra.exercise_image FOLDER`.
+
+Files that `.dockerignore` lets through are copied as COPY says, and RUN lines are run in their order and environment,
+with a fresh virtual environment in place of the base image's Python. What needs root, which is there for the operating
+system of the image, is only said. Afterwards the demo job is run with what was installed, from a folder of its own.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import dockerfile
+from docker.utils.build import exclude_paths
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = ROOT / "infra/Dockerfile"
+
+
+def steps():
+    """Commands of the Dockerfile in order."""
+    return dockerfile.parse_file(str(DOCKERFILE))
+
+
+def context():
+    """Files that a COPY can reach, by Docker's own rules; it also sends its list of exceptions."""
+    patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    return sorted(
+        name for name in exclude_paths(str(ROOT), patterns) if (ROOT / name).is_file() and name != ".dockerignore"
+    )
+
+
+def copy(step, into):
+    """What one COPY does; says how many files there were."""
+    *sources, target = step.value
+    count = 0
+    for source in sources:
+        inside = [name for name in context() if name == source or name.startswith(f"{source}/")]
+        for name in inside:
+            path = into / target / (name.removeprefix(f"{source}/") if name != source else Path(name).name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, path)
+        count += len(inside)
+    return count
+
+
+def main(folder):
+    """Go through the Dockerfile; gives nothing back, and raises where the image's build would end."""
+    work = Path(folder).resolve() / "work"
+    work.mkdir(parents=True)
+    venv.create(work.parent / "venv", with_pip=True)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment["PATH"] = f"{work.parent / 'venv/bin'}:{environment['PATH']}"
+    user = "1000"
+    for step in steps():
+        say(f"{step.start_line:3} {step.original.splitlines()[0]}")
+        if step.cmd == "USER":
+            (user,) = step.value
+        elif step.cmd == "COPY":
+            say(f"    {copy(step, work)} files")
+        elif step.cmd == "RUN" and user == "0":
+            say("    as root, in the image only")
+        elif step.cmd == "RUN":
+            subprocess.run(["bash", "-c", step.value[0]], cwd=work, env=environment, check=True)
+        elif step.cmd == "ENV":
+            pairs = dict(zip(step.value[::2], step.value[1::2], strict=True))
+            environment |= {
+                name: str(work.parent / "models") if value == "/models" else value for name, value in pairs.items()
+            }
+    examples = work / "jobs/examples"
+    subprocess.run(
+        [
+            *("python", "-W", "ignore", "-m", "jobs.synthesize", "--manifest", examples / "scripts.jsonl"),
+            *("--voices", examples / "voices", "--output", "out", "--limit", "2", "--attempts", "1"),
+        ],
+        cwd=work.parent,
+        env=environment,
+        check=True,
+    )
+    made = list((work.parent / "out/audio").rglob("*.wav"))
+    say(f"the demo made {len(made)} files")
+    assert len(made) == 2
+
+
+def say(message):
+    sys.stdout.write(f"{message}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,104 @@
+"""The capacity page: its numbers are those that were measured, and its tables follow from them."""
+
+import pickle
+import re
+import tracemalloc
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import ledger
+from jobs.benchmark import capacity, scale
+from jobs.benchmark.__main__ import NAMES
+
+ROOT = Path(__file__).parents[2]
+TEXT = capacity.PAGE.read_text()
+N = capacity.numbers(TEXT)
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_number_says_how_it_is_known():
+    rows = [line for line in TEXT.split("## ")[0].splitlines() if line.startswith("| `")]
+    assert len(rows) == len(N) >= 12
+    known = {name: how for name, _, _, how, _ in capacity._NUMBER.findall(TEXT)}
+    assert {known["gpu_audio_s_per_s"], known["job_share"]} == {"assumed"}
+    assert {name for name, how in known.items() if how == "measured"} >= {
+        "rows_per_s",
+        "s3_part_mb",
+        "driver_bytes_a_row",
+    }
+
+
+def test_the_tables_follow_from_the_numbers():
+    """`python -m jobs.benchmark capacity --write infra/capacity.md` makes it so."""
+    assert capacity.computed(TEXT, N) == TEXT
+    assert capacity.computed(TEXT, N | {"gpu_audio_s_per_s": 250.0}) != TEXT
+
+
+def test_a_few_of_them_by_hand():
+    # 100 audio seconds a second, 0.94 of it in a job: 94 audio hours an hour, for 3 $.
+    assert capacity.effective_rate({"gpu_audio_s_per_s": 100, "job_share": 0.94}) == pytest.approx(94)
+    assert capacity.cost_an_audio_hour(3, 94) == pytest.approx(0.0319, abs=1e-4)
+    assert capacity.gpus_for(10_000, 24, 94) == 5  # 4 make 9,024 hours
+    assert capacity.gpus_for(94 * 24, 24, 94) == 1
+    assert capacity.rows_per_s_wanted(100, 94, 10) == pytest.approx(940)
+    assert capacity.rows_per_s_through(940, 360) == 360
+    # A minute of WAV is 2.9 MB; ten are 28.8 MB, four parts of 8 MB, with a call before and one behind.
+    assert [capacity.s3_writes(seconds, N) for seconds in (60, 600)] == [1, 6]
+
+
+def test_what_is_measured_is_what_the_readme_says():
+    speed = README[README.index("## Speed") :]
+    (rows_per_s,) = re.findall(r"(\d[\d,]*) rows a second", speed)
+    assert N["rows_per_s"] == float(rows_per_s.replace(",", ""))
+    assert N["wav_mb_an_hour"] == 24_000 * 2 * 3600 / 1e6
+    assert N["result_part_every_s"] == ledger._SLOWEST_COMMIT_S
+
+
+def test_what_the_driver_keeps_of_a_row():
+    from jobs.pipeline import plan_units
+
+    count, draw = 200_000, np.random.default_rng(0)
+    pool = types.SimpleNamespace(workers=100, rows_at_once=384)
+    tracemalloc.start()
+    ids = [draw.integers(1, 2**63, 1000).astype(np.uint64) for _ in range(count // 1000)]
+    chars = [draw.integers(75, 225, 1000) for _ in range(count // 1000)]
+    units = [pickle.dumps(unit) for unit in plan_units(ids, chars, pool)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert units
+    assert 0.5 * N["driver_bytes_a_row"] < peak / count < 1.1 * N["driver_bytes_a_row"]
+
+
+def test_both_are_benchmarks():
+    assert {"capacity", "scale"} <= set(NAMES)
+
+
+def test_fake_gpus_are_as_fast_as_they_say():
+    """Rows together take as long as their audio does at the rate of all slots."""
+    import asyncio
+    import time
+
+    from higgs_model.script.plan import Plan
+    from higgs_model.script.script import Script
+    from higgs_model.script.voices import Voices
+
+    fakes = scale.FakeGpus(slots=4, slot_rate=50.0)
+    script = Script.model_validate({"id": "a", "text": "river " * 25, "chunk_method": "none"})
+    plan = Plan.of(script, Voices(), None)
+    audio_s = sum(len(chunk.text) for chunk in plan.chunks) / 15
+
+    async def speak():
+        async for _ in fakes.speak(plan):
+            pass
+
+    async def speak_all():
+        await asyncio.gather(*(speak() for _ in range(8)))
+
+    start_s = time.monotonic()
+    asyncio.run(speak_all())
+    ideal_s = 8 * audio_s / (4 * 50.0)
+    assert ideal_s <= time.monotonic() - start_s < 3 * ideal_s + 0.2
+    assert 0.3 < fakes.numbers()["occupancy"] <= 1.0

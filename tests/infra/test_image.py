@@ -1,0 +1,59 @@
+"""The image, without an engine that builds it: see `exercise_image.py` for its steps, run."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from tests.infra.exercise_image import DOCKERFILE, ROOT, context, copy, steps
+
+MEGABYTE = 1 << 20
+
+
+def test_a_linter_has_nothing_to_say():
+    """hadolint: unknown instructions, unpinned bases, shells that swallow errors."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("hadolint"), "--no-color", DOCKERFILE],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_it_stands_on_rays_image_and_ends_without_root():
+    commands = steps()
+    (base,) = [step.value[0] for step in commands if step.cmd == "FROM"]
+    (argument,) = [step.value[0] for step in commands if step.cmd == "ARG" and "=" in step.value[0]]
+    version = argument.removeprefix("RAY_VERSION=")
+    assert base == "rayproject/ray:${RAY_VERSION}-py311"
+    assert f"ray=={version}" in (ROOT / "constraints.txt").read_text().split()
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"] == ">=3.11"
+    users = [step.value[0] for step in commands if step.cmd == "USER"]
+    assert users[-1] == "1000"
+
+
+def test_packages_come_before_code():
+    """So that a change of code leaves the largest layer as it is."""
+    order = [(step.cmd, " ".join(step.value)) for step in steps()]
+    packages = next(n for n, (command, text) in enumerate(order) if command == "RUN" and "--requirement" in text)
+    code = [n for n, (command, text) in enumerate(order) if command == "COPY" and "higgs_model" in text]
+    assert packages < min(code)
+
+
+def test_weights_are_kept_in_a_volume():
+    (environment,) = [step.value for step in steps() if step.cmd == "ENV"]
+    (volume,) = [step.value for step in steps() if step.cmd == "VOLUME"]
+    assert dict(zip(environment[::2], environment[1::2], strict=True))["HF_HOME"] == volume[0]
+
+
+def test_the_context_is_small_and_has_all_that_is_copied(tmp_path):
+    names = context()
+    tops = {name.split("/")[0] for name in names}
+    files = {"pyproject.toml", "constraints.txt", "LICENSE", "THIRD_PARTY.md", "README.md"}
+    assert tops == files | {"higgs_model", "jobs", "serve"}
+    assert not [name for name in names if "__pycache__" in name]
+    assert sum((ROOT / name).stat().st_size for name in names) < 20 * MEGABYTE
+    assert all(copy(step, tmp_path) for step in steps() if step.cmd == "COPY")
+    for name in ("serve/page.html", "higgs_model/py.typed", "jobs/examples/scripts.jsonl", "pyproject.toml"):
+        assert (tmp_path / name).is_file()

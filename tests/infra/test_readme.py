@@ -1,0 +1,72 @@
+"""The deployment's README: every command is one that there is, with flags that it has; every file is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jobs.settings import gather
+from tests.infra.kustomized import build
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "infra/README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line]
+RAY = [line for line in COMMANDS if line.startswith(".venv/bin/ray ")]
+
+
+def words_of(command):
+    return shlex.split(re.sub(r"\$\(.*?\)|\$PWD", "/x", command))
+
+
+def test_every_command_is_one_that_this_page_can_use():
+    known = {"make", "export", ".venv/bin/ray", "docker", "kubectl", "helm", "curl", "prometheus"}
+    assert {words_of(command)[0] for command in COMMANDS} <= known
+    assert len(COMMANDS) > 20
+
+
+@pytest.mark.parametrize("command", RAY, ids=lambda line: "-".join(line.split()[1:4]))
+def test_rays_commands_have_these_flags(command):
+    words, _, _ = (part.split() for part in command.partition(" -- "))
+    names = [word for word in words[1:3] if not word.startswith("-") and word.isalpha()]
+    names = names if names[0] == "job" else names[:1]
+    from ray.scripts.scripts import cli
+
+    known = cli
+    for name in names:
+        known = known.commands[name]
+    flags = {option for parameter in known.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= flags, command
+
+
+def test_jobs_that_are_submitted_have_settings_that_there_are():
+    found = [command.partition(" -- ")[2] for command in RAY if "job submit" in command]
+    assert len(found) >= 3
+    for job in found:
+        words = shlex.split(job.replace("$PWD", "/x"))
+        assert words[:3] in (["python", "-m", "jobs.synthesize"], ["/x/.venv/bin/python", "-m", "jobs.synthesize"])
+        gather(words[3:], {})
+
+
+def test_everything_that_is_named_is_there():
+    for path in re.findall(r"infra/[\w./-]+", README):
+        assert (ROOT / path.rstrip(".")).exists(), path
+    listed = re.findall(r"^\| `([\w./]+)`", README, re.MULTILINE)
+    assert {name.rstrip("/") for name in listed} | {"README.md"} == {path.name for path in (ROOT / "infra").iterdir()}
+
+
+def test_kubernetes_names_are_those_of_the_manifests():
+    """KubeRay calls a job's submitter as the job, services and the token after the cluster."""
+    manifests = [one for kind in ("job", "service", "cluster") for one in build(ROOT / f"infra/kuberay/gpu/{kind}")]
+    names = {one["kind"]: one["metadata"]["name"] for one in manifests}
+    for part in (
+        f"get rayjob {names['RayJob']} ",
+        f"logs --follow job/{names['RayJob']}",
+        f"get rayservice {names['RayService']} ",
+        f"service/{names['RayService']}-serve-svc 8000",
+        f"service/{names['RayCluster']}-head-svc 8265",
+        f"get secret {names['RayCluster']} -o",
+        "create secret generic higgs ",
+    ):
+        assert any(part in command for command in COMMANDS), part

@@ -1,0 +1,25 @@
+"""GPUs that only wait, behind the real pipeline."""
+
+import argparse
+import math
+
+import pytest
+
+from jobs.benchmark import scale
+
+pytestmark = [
+    pytest.mark.usefixtures("cluster"),
+    # Ray warns of its own deprecations.
+    pytest.mark.filterwarnings("ignore"),
+    # One cluster serves all of these tests.
+    pytest.mark.xdist_group("ray"),
+]
+
+
+def test_rows_do_not_come_faster_than_the_gpus_speak(tmp_path):
+    arguments = argparse.Namespace(row_s=6.0, workers=1, slots=4)
+    # 4 slots of 10 audio seconds a second each: 40 audio seconds, between 6 and 7 rows, a second.
+    slow = scale.measure(tmp_path, "slow", 40, arguments, slot_rate=10.0)
+    fast = scale.measure(tmp_path, "fast", 40, arguments, slot_rate=math.inf)
+    assert slow["rows_per_s"] < 1.15 * 40 / 6 < fast["rows_per_s"]
+    assert fast["occupancy"] < slow["occupancy"] <= 1.0
