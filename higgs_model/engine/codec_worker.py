@@ -18,6 +18,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,10 @@ from higgs_model.codec.codec import HiggsAudioCodec
 from higgs_model.codec.streaming import StreamingDecoder, WindowedClip
 from higgs_model.engine.request import Codes
 from higgs_model.errors import HiggsError
+
+# oneDNN keeps what it has compiled for a convolution of each shape, 1,024 of them by default, and reads this before the
+# first one. Clips end in every length: hundreds of megabytes for what comes once. Portions in mid-clip need some 200.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 Samples = NDArray[np.float32]
 Decoder = StreamingDecoder | WindowedClip
