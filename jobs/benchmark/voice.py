@@ -68,10 +68,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             soundfile.write(Path(library, f"{name}.wav"), samples, SAMPLE_RATE_HZ, subtype="PCM_16")
             Path(library, f"{name}.txt").write_text(text, encoding="utf-8")
         synthesizer = Synthesizer.from_pretrained(arguments.model, voices=library, engine=EngineSettings(max_slots=16))
-    try:
-        result = _measure(arguments, synthesizer, recogniser, known, new, references)
-    finally:
-        synthesizer.close()
+        try:
+            result = _measure(arguments, synthesizer, recogniser, known, new, references)
+        finally:
+            synthesizer.close()
     return result | {"model": arguments.model, "temperature": arguments.temperature, **machine(torch.device("cpu"))}
 
 
