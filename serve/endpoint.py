@@ -13,6 +13,7 @@ from typing import Any
 
 from higgs_model.script.script import Script
 from serve.api import OPENAI_VOICES, Delivery, SpeechRequest, read_script
+from serve.aside import aside, is_short
 from serve.config import EndpointConfig
 from serve.errors import ApiError, BadRequest, Busy, NotReady
 from serve.events import Backend, Condition, SpeakJob
@@ -93,7 +94,8 @@ class Endpoint:
     ) -> Answer:
         until_s = asyncio.get_running_loop().time() + self.config.request_timeout_s - facts.elapsed_s()
         has_recording = brought is not None or recording is not None
-        script = await asyncio.to_thread(self._script, dict(row) | ({"ref_audio": _BROUGHT} if has_recording else {}))
+        named = dict(row) | ({"ref_audio": _BROUGHT} if has_recording else {})
+        script = await aside(self._script, named, at_once=is_short(row))
         facts.characters, facts.format = len(script.tagged_text()), delivery.response_format
         facts.voice = _BROUGHT if has_recording else script.voice
         reference = await self._reference(brought, recording)

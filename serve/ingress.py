@@ -54,7 +54,8 @@ class HandleBackend:
     """The replicas, through Serve's handle."""
 
     def __init__(self, replicas: DeploymentHandle, slots_a_replica: int) -> None:
-        self._speak = replicas.options(stream=True).speak
+        # By value: events then come over gRPC, not each as an object of Ray's store, which takes twice as long.
+        self._speak = replicas.options(stream=True, _by_reference=False).speak
         self._app = serve.get_replica_context().app_name
         self._slots_a_replica, self._running = slots_a_replica, 1
         self._condition: Condition = "loading"

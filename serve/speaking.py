@@ -6,7 +6,6 @@ engine go on with others at once.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
@@ -23,6 +22,7 @@ from higgs_model.script.plan import Plan
 from higgs_model.script.script import Script, faults
 from higgs_model.script.voices import Voice, Voices
 from higgs_model.synthesizer.records import Piece, SpokenChunk
+from serve.aside import aside, is_short
 from serve.events import ChunkFacts, Event, Failed, Sound, SpeakJob, Started
 from serve.library import VoiceLibrary
 
@@ -66,7 +66,9 @@ class Speaker:
     async def answer(self, job: SpeakJob) -> AsyncGenerator[Event]:
         """The events of a job."""
         try:
-            plan = await asyncio.to_thread(self._plan, job)
+            # Voices are read from where they are kept; a text alone is soon planned.
+            alone = job.reference is None and not {"voice", "voices"} & job.row.keys()
+            plan = await aside(self._plan, job, at_once=alone and is_short(job.row))
             text = plan.script.tagged_text()
             yield Started(self.speaks.sample_rate, len(plan.chunks), self.speaks.count_tokens(text), plan.warnings)
             async with contextlib.aclosing(self.speaks.speak(plan, live=job.live, priority=PRIORITY)) as pieces:

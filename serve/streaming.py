@@ -24,6 +24,7 @@ from higgs_model.audio.streams import StreamEncoder
 from higgs_model.audio.writers import to_pcm16
 from higgs_model.errors import BadInput
 from serve.api import Delivery
+from serve.aside import aside
 from serve.errors import ApiError, BadRequest, Internal, NotReady, TooSlow
 from serve.events import Backend, ChunkFacts, Event, Failed, Sound, SpeakJob, Started
 from serve.facts import RequestFacts
@@ -67,16 +68,16 @@ class Answer:
     async def audio(self) -> AsyncGenerator[tuple[bytes, ChunkFacts | None]]:
         """Encoded bytes, and chunks as they end."""
         voice = self._encoded
-        aside = self.delivery.speed != 1 or self.delivery.response_format not in ("pcm", "wav")
+        plain = self.delivery.speed == 1 and self.delivery.response_format in ("pcm", "wav")
         async for sound in self._sounds():
-            samples, content = await asyncio.to_thread(voice.push, sound.pcm) if aside else voice.push(sound.pcm)
+            samples, content = await aside(voice.push, sound.pcm, at_once=plain)
             self.facts.audio_s += samples / self.started.sample_rate_hz
             if sound.chunk is not None:
                 self.chunks.append(sound.chunk)
                 self.facts.chunks += 1
             if content or sound.chunk is not None:
                 yield content, sound.chunk
-        samples, content = await asyncio.to_thread(voice.finish)
+        samples, content = await aside(voice.finish, at_once=plain)
         self.facts.audio_s += samples / self.started.sample_rate_hz
         if content:
             yield content, None

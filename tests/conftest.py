@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Ray's workers would stand back behind the tests that run beside them.
+os.environ["RAY_worker_niceness"] = "0"
 # Triton looks when it is imported, which torch may do.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"

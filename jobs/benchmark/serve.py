@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=250, help="of the longest answer; the shortest has a fifth")
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds")
     parser.add_argument(
+        "--proxy", choices=["haproxy", "python"], default="haproxy", help="which of Serve's proxies takes the requests"
+    )
+    parser.add_argument(
         "--soak", type=float, default=0, metavar="SECONDS", help="instead: clients of whom half go away"
     )
     parser.add_argument("--soak-clients", type=int, default=200)
@@ -64,8 +67,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
-    print(f"{arguments.model}, {arguments.slots} slots, {measure.machine(torch.device('cpu'))}")
-    with endpoint(arguments.model, arguments.slots, max(arguments.clients) if not arguments.soak else 32) as place:
+    print(f"{arguments.model}, {arguments.slots} slots, {arguments.proxy}, {measure.machine(torch.device('cpu'))}")
+    queued = 32 if arguments.soak else max(arguments.clients)
+    with endpoint(arguments.model, arguments.slots, queued, arguments.proxy) as place:
         if arguments.soak:
             return asyncio.run(soak(place, arguments.soak, arguments.soak_clients))
         return compare(place, arguments)
@@ -84,7 +88,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def endpoint(model: str, slots: int, queued: int) -> Iterator[Place]:
+def endpoint(model: str, slots: int, queued: int, proxy: str) -> Iterator[Place]:
     """`serve run` with a Ray of its own, from its start to its end."""
     with tempfile.TemporaryDirectory(prefix="higgs-") as name:
         folder = Path(name)
@@ -95,6 +99,9 @@ def endpoint(model: str, slots: int, queued: int) -> Iterator[Place]:
         config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}
         (folder / "serve.yaml").write_text(json.dumps(config))
         environment = {"RAY_ADDRESS": "local", "RAY_TMPDIR": name, "RAY_USAGE_STATS_ENABLED": "0"}
+        environment |= {"RAY_SERVE_ENABLE_HA_PROXY": str(int(proxy == "haproxy"))}
+        # Else everything else on the machine goes before Ray's workers, and the synthesizer alone is none of them.
+        environment |= {"RAY_worker_niceness": "0"}
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "ray.serve.scripts", "run", str(folder / "serve.yaml")],
@@ -178,7 +185,12 @@ def compare(place: Place, arguments: argparse.Namespace) -> dict[str, Any]:
     alone = Synthesizer.from_pretrained(
         arguments.model, engine=EngineSettings(max_slots=arguments.slots), settings=SynthesisSettings()
     )
-    table: dict[str, Any] = {"model": arguments.model, "slots": arguments.slots, "by_clients": {}}
+    table: dict[str, Any] = {
+        "model": arguments.model,
+        "slots": arguments.slots,
+        "proxy": arguments.proxy,
+        "by_clients": {},
+    }
     try:
         table["overhead"] = asyncio.run(_overhead(place, alone, 5 if arguments.quick else 100))
         print(f"overhead of a short request: {table['overhead']}")
