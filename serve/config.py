@@ -41,6 +41,8 @@ class EndpointConfig(BaseModel):
 
     min_replicas: int = Field(1, ge=1, description="synthesizers that are always there")
     max_replicas: int = Field(1, ge=1, description="synthesizers under load")
+    upscale_delay_s: float = Field(30.0, ge=0, description="how long load lasts before another synthesizer is started")
+    downscale_delay_s: float = Field(600.0, ge=0, description="how long one is not needed before it is stopped")
     gpus_per_replica: float | None = Field(None, ge=0, description="share of a GPU; by default 1 where there are any")
     cpus_per_replica: float = Field(1.0, ge=0, description="of a synthesizer, as Ray counts them")
     max_batch: int = Field(16, ge=1, le=1024, description="requests that a synthesizer speaks at the same time")

@@ -86,6 +86,8 @@ def options(config: EndpointConfig, gpus: float) -> dict[str, Any]:
                 "min_replicas": config.min_replicas,
                 "max_replicas": config.max_replicas,
                 "target_ongoing_requests": max(1.0, 0.75 * config.max_batch),
+                "upscale_delay_s": config.upscale_delay_s,
+                "downscale_delay_s": config.downscale_delay_s,
             }
         }
     return scaling | {

@@ -274,3 +274,33 @@ def test_a_stream_ends_although_its_replicas_are_replaced(cluster):
     assert first + rest == whole
     other = ask(cluster.url, "/v1/audio/speech", LONG | {"max_frames": 60})[2]
     assert np.frombuffer(other[:1000], np.int16).tobytes() != whole[:1000]
+
+
+def test_load_brings_another_synthesizer_and_leisure_takes_it_away(cluster):
+    from ray import serve
+
+    def running():
+        states = serve.status().applications["default"].deployments["Synthesizer"].replica_states
+        return states.get("RUNNING", 0)
+
+    cluster.deploy(max_replicas=2, upscale_delay_s=1, downscale_delay_s=5)
+    assert running() == 1
+    there, statuses = threading.Event(), []
+
+    def client(number):
+        while not there.is_set():
+            status, _, _ = ask(cluster.url, "/v1/audio/speech", LONG | {"seed": number, "max_frames": 200})
+            statuses.append(status)
+
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(SLOTS + QUEUED)]
+    for one in clients:
+        one.start()
+    try:
+        assert wait_for(lambda: running() == 2, 120)
+    finally:
+        there.set()
+        for one in clients:
+            one.join(60)
+    assert set(statuses) == {200}
+    assert wait_for(lambda: running() == 1, 120)
+    assert ask(cluster.url, "/v1/audio/speech", LONG | {"max_frames": 10})[0] == 200
