@@ -3,9 +3,10 @@
 In: samples at the codec's rate. Out: features (B, T, D), the mean over *all* hidden states of a frozen HuBERT
 or WavLM; and the two small convolutional networks between those features and the latents that are quantized.
 
-The speech model is transformers' own. It is always in evaluation mode and takes no gradients, whatever mode
-the codec is in (but for small ones that are made from nothing: see `training.codec`). It sees the whole of what it is given (its attention, and HuBERT-base's first normalisation,
-run over all of it), so features of a piece are not exactly those of the whole.
+The speech model is transformers' own. It is always in evaluation mode, and takes no gradients, whatever mode the codec
+is in, but for a small one that is made from nothing (`training.codec`). It sees the whole of what it is given (its
+attention, and HuBERT-base's first normalisation, run over all of it), so features of a piece are not exactly those of
+the whole.
 """
 
 from __future__ import annotations
