@@ -17,6 +17,7 @@ from huggingface_hub import save_torch_state_dict, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from higgs_model.errors import BadCheckpoint
 
@@ -70,6 +71,22 @@ def locate(path_or_hub_id: str | Path, *, revision: str | None = None, local_fil
     except HfHubHTTPError as error:
         raise BadCheckpoint(f"the hub has no {name!r} at revision {revision or 'main'} for you: {error}") from error
     return Location(Path(snapshot), revision=Path(snapshot).name)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a checkpoint's weights.
+
+    Raises:
+        BadCheckpoint: there is none, or it cannot be read.
+    """
+    try:
+        # With a configuration at hand transformers does not look at the network's, whose type it does not know.
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, config=PreTrainedConfig(), local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"{directory} has no tokenizer that can be read: {error}") from error
+    return tokenizer
 
 
 class TensorFiles:

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from higgs_model import demo
 from higgs_model.audio.writers import check_rate
 from higgs_model.errors import BadInput
 from jobs.commands import Arguments, say
@@ -118,7 +119,8 @@ class JobSettings(BaseModel):
 
     def heard(self) -> dict[str, Any]:
         """What changes the audio of a row beyond what the row says itself."""
-        return {name: getattr(self, name) for name in HEARD}
+        told = {name: getattr(self, name) for name in HEARD}
+        return told | ({"model": f"{demo.NAME}@{demo.version()}"} if self.model == demo.NAME else {})
 
     def row_defaults(self) -> dict[str, Any]:
         """What rows get that say nothing of it themselves."""

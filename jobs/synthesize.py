@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
-from higgs_model import demo
 from higgs_model.errors import HiggsError
 from jobs.cluster import connect
 from jobs.commands import BAD_ARGUMENTS, say
@@ -80,8 +79,6 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
         # A cluster that was joined may grow, be it that somebody adds machines or that they are asked for.
         alone = own and not os.environ.get("RAY_ADDRESS")
         job = Run(settings, manifest, factory or load_synthesizer, run_id, fixed=alone)
-        if settings.model == demo.NAME:
-            say(demo.NOTICE)
         say(f"{job.num_rows} rows, {job.pool.workers} workers with {job.pool.slots} slots each")
         if job.found_done:
             say(f"{job.found_done} rows are done from earlier runs; --overwrite makes them again")

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -34,7 +36,7 @@ from higgs_model.training.codec import CodecTrainer, CodecTraining
 from higgs_model.training.recordings import Recordings
 from jobs.commands import Arguments, run_command, say
 
-_STATE = "state.pt"
+_STATE, _CONFIG = "state.pt", "config.json"
 
 
 class CodecJob(BaseModel):
@@ -80,7 +82,7 @@ def _main(arguments: Sequence[str]) -> int:
 
 def train(job: CodecJob) -> HiggsAudioCodec:
     """Train, or go on; what is finished is loaded."""
-    if (job.output / "config.json").exists():
+    if (job.output / _CONFIG).exists():
         return HiggsAudioCodec.from_pretrained(job.output)
     job.output.mkdir(parents=True, exist_ok=True)
     trainer, state = load_trainer(job), job.output / _STATE
@@ -99,8 +101,18 @@ def train(job: CodecJob) -> HiggsAudioCodec:
             if trainer.step % job.save_every == 0:
                 trainer.save(state)
     trainer.save(state)
-    trainer.codec.eval().save_pretrained(job.output, job.layout)
+    _publish(trainer.codec.eval(), job)
     return trainer.codec
+
+
+def _publish(codec: HiggsAudioCodec, job: CodecJob) -> None:
+    """Write the checkpoint; its configuration, by which it is known to be finished, comes last."""
+    draft = job.output / ".checkpoint.part"
+    shutil.rmtree(draft, ignore_errors=True)
+    codec.save_pretrained(draft, job.layout)
+    for path in sorted(draft.iterdir(), key=lambda path: path.name == _CONFIG):
+        os.replace(path, job.output / path.name)
+    draft.rmdir()
 
 
 def load_trainer(job: CodecJob) -> CodecTrainer:
@@ -118,6 +130,10 @@ def _codec(job: CodecJob) -> HiggsAudioCodec:
     if (job.codec is None) == (job.checkpoint is None):
         raise BadConfig("a codec's training needs `codec`, to begin from nothing, or `checkpoint`, to go on from one")
     if job.checkpoint is not None:
+        if job.training.teach_semantic:
+            raise BadConfig(
+                "training.teach_semantic is for a codec from nothing; a checkpoint's semantic model has learnt"
+            )
         return HiggsAudioCodec.from_pretrained(job.checkpoint)
     known = {field.name for field in dataclasses.fields(HiggsAudioCodecConfig)}
     values = dict(job.codec or {})
@@ -130,14 +146,17 @@ def _codec(job: CodecJob) -> HiggsAudioCodec:
 
 def _recordings(job: CodecJob, sample_rate_hz: int) -> Recordings:
     try:
-        rows = [json.loads(line) for line in job.manifest.read_text(encoding="utf-8").splitlines()]
-        paths = [row["audio"] for row in rows]
+        with job.manifest.open(encoding="utf-8") as lines:
+            paths = [json.loads(line)["audio"] for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{job.manifest}: wanted a JSON object with `audio` a line ({error})") from error
     random.Random(job.training.seed).shuffle(paths)
     left, recordings = job.max_hours * 3600 * sample_rate_hz, []
     for path in paths:
-        samples, rate_hz = soundfile.read(path, dtype="int16", always_2d=True)
+        try:
+            samples, rate_hz = soundfile.read(path, dtype="int16", always_2d=True)
+        except soundfile.SoundFileError as error:
+            raise BadInput(f"{job.manifest}: {path} cannot be read: {error}") from error
         if rate_hz != sample_rate_hz or samples.shape[1] != 1:
             mono = to_mono((samples.T / 32768).astype("float32"))
             recordings.append(resample(mono, rate_hz, sample_rate_hz))

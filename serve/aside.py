@@ -14,7 +14,8 @@ _SHORT_CHARS = 2000
 def is_short(row: Mapping[str, Any]) -> bool:
     """Whether a manifest's row is read and planned in a millisecond or so. To change threads for it costs half of that,
     and far more while the engine keeps the interpreter busy."""
-    return "turns" not in row and len(str(row.get("text", ""))) <= _SHORT_CHARS
+    plain = "turns" not in row and not row.get("spoken_forms") and row.get("chunk_method") != "word"
+    return plain and len(str(row.get("text", ""))) <= _SHORT_CHARS
 
 
 async def aside(act: Callable[..., Result], *arguments: object, at_once: bool) -> Result:

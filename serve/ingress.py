@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from grpc.aio import AioRpcError
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -71,7 +72,7 @@ class HandleBackend:
         except (GeneratorExit, asyncio.CancelledError):
             events.cancel()
             raise
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, AioRpcError) as error:
             logger.error("request %s lost its synthesizer", job.request_id, exc_info=error)
             raise NotReady("the synthesizer was lost; ask again", retry_after_s=_RETRY_LOST_S) from error
 
@@ -112,5 +113,5 @@ def options(config: EndpointConfig) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": config.request_timeout_s + _DRAIN_S,
         # Its line a request would only say less than ours.
         "logging_config": {"enable_access_log": False},
-        "ray_actor_options": {"num_cpus": 0, "runtime_env": replica.ONE_LOOP},
+        "ray_actor_options": {"num_cpus": 0, "runtime_env": replica.TRANSPORT},
     }

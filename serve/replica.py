@@ -22,11 +22,15 @@ NAME = "Synthesizer"
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5, 30
 _DRAIN_S = 5
 
-ONE_LOOP = {
-    "env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+TRANSPORT = {
+    "env_vars": {
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
+    }
 }
-"""Our coroutines never block, so they may share Serve's event loop: a portion of sound then changes threads less often
-on its way, which an engine that keeps the interpreter busy makes dear."""
+"""Our coroutines do not block, so they may share Serve's event loop: a portion of sound then changes threads less often
+on its way, which an engine that keeps the interpreter busy makes dear. A message may hold a whole recording."""
 
 Factory = Callable[[EndpointConfig], "Speaks"]
 """Builds the synthesizer of a replica."""
@@ -57,6 +61,7 @@ class Replica:
             torch.set_num_threads(threads)
         library = None if config.voices is None else VoiceLibrary(open_store(config.voices))
         self._speaker = Speaker(factory(config), library, config.seed)
+        self._speaker.warm_up()
         self._metrics = EngineMetrics()
 
     async def speak(self, job: SpeakJob) -> AsyncGenerator[Event]:
@@ -100,5 +105,5 @@ def options(config: EndpointConfig, gpus: float) -> dict[str, Any]:
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
         # Its line a request would only say less than ours.
         "logging_config": {"enable_access_log": False},
-        "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": gpus, "runtime_env": ONE_LOOP},
+        "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": gpus, "runtime_env": TRANSPORT},
     }

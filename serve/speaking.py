@@ -63,6 +63,10 @@ class Speaker:
         self.speaks, self._library, self._seed = speaks, library, seed
         self.broken: BaseException | None = None
 
+    def warm_up(self) -> None:
+        """Load what the first text would wait for, such as the classifier of languages."""
+        Plan.of(Script.model_validate({"id": "warm-up", "text": "Good morning."}), Voices())
+
     async def answer(self, job: SpeakJob) -> AsyncGenerator[Event]:
         """The events of a job."""
         try:

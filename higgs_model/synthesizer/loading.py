@@ -10,10 +10,9 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
 from higgs_model import demo
-from higgs_model.checkpoint import locate
+from higgs_model.checkpoint import load_tokenizer, locate
 from higgs_model.codec.codec import HiggsAudioCodec
 from higgs_model.engine.settings import EngineSettings
 from higgs_model.engine.watch import WatchLimits
@@ -69,19 +68,19 @@ def load(model: str | Path, codec: str | Path | None, device: torch.device, dtyp
         BadCheckpoint: one of them is not there or cannot be read.
     """
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    if str(model) == demo.NAME:
-        network, coder, tokenizer = demo.build()
-        return Parts(network.to(device, dtype), coder.to(device).cast(dtype), tokenizer, demo.NAME)
+    model = demo.located(model)
     network = HiggsAudioModel.from_pretrained(model, dtype=dtype, device=device)
     folder = locate(model).directory
-    source = _codec_of(folder, codec)
+    source = codec_of(folder, codec)
     coder = HiggsAudioCodec.from_pretrained(source, device=device, dtype=dtype)
     if coder.num_codebooks != network.config.audio_num_codebooks:
         raise BadCheckpoint(
             f"the codec {str(source)!r} has {coder.num_codebooks} codebooks, the model {str(model)!r} speaks "
             f"{network.config.audio_num_codebooks}: they do not belong together"
         )
-    return Parts(network, coder, _tokenizer(folder), f"{coder.revision or content_id(Path(source))}/{dtype}")
+    return Parts(
+        network, coder, cast(Tokenizer, load_tokenizer(folder)), f"{coder.revision or content_id(Path(source))}/{dtype}"
+    )
 
 
 def load_codec(
@@ -94,26 +93,23 @@ def load_codec(
     Raises:
         BadCheckpoint: it is not there or cannot be read.
     """
-    if str(model) == demo.NAME:
-        return demo.build()[1].to(device).cast(dtype)
-    folder = Path(model).expanduser()
+    folder = Path(demo.located(model)).expanduser()
     if codec is None and not folder.is_dir() and str(model).startswith(("/", ".", "~")):
         raise BadCheckpoint(f"{model} is not a folder: a checkpoint is a folder with config.json and its weights")
-    source = _codec_of(folder, codec)
-    return HiggsAudioCodec.from_pretrained(source, device=device, dtype=dtype)
+    return HiggsAudioCodec.from_pretrained(codec_of(folder, codec), device=device, dtype=dtype)
 
 
-def _codec_of(folder: Path, codec: str | Path | None) -> str | Path:
-    """Where the codec of a model is, whose folder is given."""
-    inside = folder / "codec"
-    return codec or (inside if inside.is_dir() else PUBLISHED_CODEC)
+def codec_of(model: str | Path, codec: str | Path | None) -> str | Path:
+    """Where the codec of a model is: the one that is named; else the folder `codec` in the model's; else the published.
 
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    try:
-        return cast(Tokenizer, AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{folder} has no tokenizer that can be read: {error}") from error
+    Args:
+        model: a name of the hub, of which nothing is fetched, has no folder.
+        codec: `demo` is that of the model of this name.
+    """
+    if codec:
+        return demo.FOLDER / "codec" if str(codec) == demo.NAME else codec
+    inside = Path(demo.located(model)).expanduser() / "codec"
+    return inside if inside.is_dir() else PUBLISHED_CODEC
 
 
 def content_id(folder: Path) -> str:

@@ -43,11 +43,13 @@ class Samples:
         folder: the shards of one manifest.
 
     Attributes:
+        name: follows from all that the samples follow from.
         lengths: (rows, 3) positions of head, turn, and reference, which is 0 where there is none.
         faults: rows that are not among them, and why.
     """
 
     def __init__(self, folder: Path, needs: Needs, sizes: Sizes, longest: int) -> None:
+        self.name = folder.name
         self._shards = [Shard(path) for path in sorted(folder.glob("rows-*.safetensors"))]
         self.faults = [fault for shard in self._shards for fault in shard.faults]
         self._places: list[tuple[int, int]] = []

@@ -35,7 +35,7 @@ from higgs_model.errors import BadConfig
 from higgs_model.training.analysis import Analysis
 from higgs_model.training.recordings import Recordings
 
-_DECIDES_CODES = ("acoustic_encoder", "encoder_semantic", "fc", "quantizer")
+_DECIDES_CODES = ("semantic_model", "acoustic_encoder", "encoder_semantic", "fc", "quantizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,12 +181,13 @@ class CodecTrainer:
         return self.codec.quantizer.encode(self._analysis(whole[None]), self.codec.num_codebooks)[0]
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on, beside settings and recordings."""
+        """All that the next step depends on, beside settings and crops of the recordings."""
         return {
             "step": self.step,
             "codec": self.codec.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "generator": self._generator_state,
+            "analysis": self._analysis.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -194,6 +195,8 @@ class CodecTrainer:
         self.step, self._generator_state = state["step"], state["generator"]
         self.codec.load_state_dict(state["codec"])
         self._optimizer.load_state_dict(state["optimizer"])
+        # Other recordings would be analysed otherwise, and codes would mean something else.
+        self._analysis.load_state_dict(state["analysis"])
 
     def save(self, path: Path) -> None:
         """Write the state; the file is whole or the one before it."""

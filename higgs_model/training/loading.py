@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoTokenizer, HiggsAudioV2Config, PreTrainedTokenizerBase
+from transformers import HiggsAudioV2Config, PreTrainedTokenizerBase
 
 from higgs_model import demo, tokens
-from higgs_model.checkpoint import locate
+from higgs_model.checkpoint import load_tokenizer, locate
 from higgs_model.config import HiggsAudioConfig, from_transformers_layout
-from higgs_model.errors import BadCheckpoint, BadConfig
+from higgs_model.errors import BadConfig
 from higgs_model.model.model import HiggsAudioModel
 from higgs_model.script.prompt import END_OF_MESSAGE, Tokenizer
 from higgs_model.training.settings import Init
@@ -33,13 +34,12 @@ class Trainee:
     """What is trained: a network's configuration, and the tokenizer that goes with it; weights come later.
 
     Attributes:
-        checkpoint: where the weights are; None: they are the demo's, or drawn.
+        checkpoint: where the weights are; None: they are drawn.
     """
 
     config: HiggsAudioConfig
     tokenizer: Tokenizer
     checkpoint: Path | None = None
-    is_demo: bool = False
 
     @classmethod
     def of(cls, init: Init) -> Trainee:
@@ -49,15 +49,12 @@ class Trainee:
             BadCheckpoint: checkpoint or tokenizer are not there.
             BadConfig: the network contradicts itself or the tokenizer.
         """
-        if init.checkpoint == demo.NAME:
-            network, _, tokenizer = demo.build()
-            trainee = cls(network.config, cast(Tokenizer, tokenizer), is_demo=True)
-        elif init.checkpoint is not None:
-            folder = locate(init.checkpoint, revision=init.revision).directory
-            tokenizer = _tokenizer(folder if init.tokenizer is None else locate(init.tokenizer).directory)
+        if init.checkpoint is not None:
+            folder = locate(demo.located(init.checkpoint), revision=init.revision).directory
+            tokenizer = load_tokenizer(folder if init.tokenizer is None else locate(init.tokenizer).directory)
             trainee = cls(HiggsAudioConfig.from_pretrained(folder), cast(Tokenizer, tokenizer), folder)
         else:
-            tokenizer = _tokenizer(locate(str(init.tokenizer)).directory)
+            tokenizer = load_tokenizer(locate(str(init.tokenizer)).directory)
             trainee = cls(_config(init.config, tokenizer), cast(Tokenizer, tokenizer))
         _check(trainee.config, tokenizer)
         return trainee
@@ -66,8 +63,6 @@ class Trainee:
         """The network in float32, its weights read, or drawn from the seed."""
         if self.checkpoint is not None:
             return HiggsAudioModel.from_pretrained(self.checkpoint, dtype=torch.float32, device=device)
-        if self.is_demo:
-            return demo.build()[0].to(device, torch.float32)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return HiggsAudioModel(self.config).to(device)
@@ -77,17 +72,9 @@ class Trainee:
         cast(PreTrainedTokenizerBase, self.tokenizer).save_pretrained(folder)
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{folder} has no tokenizer that can be read: {error}") from error
-    return tokenizer
-
-
 def _config(given: str | dict[str, Any] | None, tokenizer: PreTrainedTokenizerBase) -> HiggsAudioConfig:
     """A network's configuration, what it leaves out taken from the tokenizer."""
-    values = _read(given) if isinstance(given, str) else dict(given or {})
+    values = _read(given) if isinstance(given, str) else _known(dict(given or {}))
     if values.get("model_type") == HiggsAudioV2Config.model_type:
         return HiggsAudioConfig(**_without_type(from_transformers_layout(values)))
     added = tokenizer.get_added_vocab()
@@ -100,6 +87,16 @@ def _config(given: str | dict[str, Any] | None, tokenizer: PreTrainedTokenizerBa
     text.setdefault("vocab_size", len(cast(Any, tokenizer)))
     text.setdefault("eos_token_id", added.get(END_OF_MESSAGE))
     return HiggsAudioConfig(**_without_type({**values, "text_config": text}))
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    """What stands in the settings themselves; a file may hold anything besides, as those of checkpoints do."""
+    names = {field.name for field in dataclasses.fields(HiggsAudioConfig)}
+    for name in values:
+        if name not in names and values.get("model_type") != HiggsAudioV2Config.model_type and name != "model_type":
+            near = difflib.get_close_matches(name, names, n=1)
+            raise BadConfig(f"init.config has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return values
 
 
 def _read(path: str) -> dict[str, Any]:

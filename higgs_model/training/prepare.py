@@ -23,7 +23,7 @@ from higgs_model.config import HiggsAudioConfig
 from higgs_model.errors import BadInput
 from higgs_model.script.voices import Voice
 from higgs_model.training.samples import Row, Sample, SampleReader
-from higgs_model.training.store import SAMPLE_RATE_HZ, Heard, PreparedSample, write_shard
+from higgs_model.training.store import SAMPLE_RATE_HZ, Heard, PreparedSample, read_header, write_shard
 
 if TYPE_CHECKING:
     from higgs_model.codec.codec import HiggsAudioCodec
@@ -102,8 +102,8 @@ class Preparer:
         self._heard: collections.OrderedDict[tuple[str, bool, bool], Heard] = collections.OrderedDict()
 
     def write(self, path: Path, rows: Sequence[Row | str], first: int) -> None:
-        """Write the shard of the rows that begin with row `first` of the manifest, if it is not there yet."""
-        if path.is_file():
+        """Write the shard of the rows that begin with row `first` of the manifest, unless it is there, faultless."""
+        if not needs_work(path):
             return
         samples, faults = self.prepare(rows, first)
         write_shard(path, samples, faults, self._needs.num_codebooks)
@@ -216,6 +216,11 @@ def _low(recording: Recording) -> NDArray[np.int16]:
 def shard_path(folder: Path, first: int) -> Path:
     """Where the shard is whose first row is row `first` of the manifest."""
     return folder / f"rows-{first:09d}.safetensors"
+
+
+def needs_work(path: Path) -> bool:
+    """Whether a shard is to be made: it is not there, or some of its rows were faulty, which may have been mended."""
+    return not path.is_file() or bool(read_header(path)["faults"])
 
 
 def stretches(rows: Iterable[Row | str], size: int = ROWS_A_SHARD) -> Iterator[tuple[int, list[Row | str]]]:

@@ -230,8 +230,12 @@ class TrainingSettings(_Settings):
 
     @model_validator(mode="after")
     def _previews_are_possible(self) -> Self:
-        if self.previews is not None and self.parallel == "fsdp":
+        if self.previews is None:
+            return self
+        if self.parallel == "fsdp":
             raise ValueError("previews need parallel: ddp; with fsdp no worker has the whole network")
+        if self.codec is None and self.init.checkpoint is None:
+            raise ValueError("previews need a codec to be heard with")
         return self
 
 

@@ -37,11 +37,13 @@ class Progress:
         step: steps that are done.
         batches: and batches that were learnt in them, by all workers.
         settings: under which, as plain values.
+        data: what identifies the samples that are learnt.
     """
 
     step: int
     batches: int
     settings: dict[str, Any]
+    data: str = ""
 
 
 class Snapshots:
@@ -68,15 +70,15 @@ class Snapshots:
         trainee: Trainee,
         workers: Workers,
     ) -> None:
-        """Write a state; all workers must call it."""
+        """Write a state, if it is not there; all workers must call it."""
         weights = whole_weights(model, workers)
         moments = {
             f"{name}/{key}": _whole(value, workers)
             for name, parameter in _trained(model)
             for key, value in optimizer.state[parameter].items()
         }
-        if workers.is_first:
-            path = self._folder / f"step-{progress.step:08d}"
+        path = self._folder / f"step-{progress.step:08d}"
+        if workers.is_first and not path.is_dir():
             draft = path.with_name(f".{path.name}.part")
             shutil.rmtree(draft, ignore_errors=True)
             model.save_pretrained(draft, state=weights)
@@ -84,7 +86,6 @@ class Snapshots:
             # Learning rate and the like follow from the settings; what torch remembers of them is not kept.
             save_file({**moments, _WINDOW: window.cpu()}, draft / _OPTIMIZER)
             (draft / _STATE).write_text(json.dumps(dataclasses.asdict(progress), indent=2) + "\n")
-            shutil.rmtree(path, ignore_errors=True)
             os.replace(draft, path)
             for old in sorted(self._folder.glob("step-*"))[: -self._keep]:
                 shutil.rmtree(old)

@@ -82,12 +82,18 @@ def _starts(lengths: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """What a shard says of its rows: ids, speakers, faults."""
+    with safe_open(path, framework="pt") as file:
+        return {name: json.loads(value) for name, value in file.metadata().items()}
+
+
 class Shard:
     """One file of prepared samples, mapped into memory."""
 
     def __init__(self, path: Path) -> None:
+        self.header = read_header(path)
         with safe_open(path, framework="pt") as file:
-            self.header: dict[str, Any] = {name: json.loads(value) for name, value in file.metadata().items()}
             self._arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118  (not a dict)
 
     def __len__(self) -> int:

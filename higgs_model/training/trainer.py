@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from higgs_model.errors import BadConfig, HiggsError
+from higgs_model.errors import BadConfig, BadInput, HiggsError
 from higgs_model.training import snapshots
 from higgs_model.training.batch import Batch
 from higgs_model.training.batches import Batches, Drawn, Samples
@@ -84,6 +84,8 @@ class Trainer:
         self.workers = workers or Workers.here(settings.device)
         self._report, self._preview = report, preview
         self.output = Path(settings.output)
+        if corpus.validation is not None and not len(corpus.validation):
+            raise BadInput(f"the manifest {settings.data.validation!r} has no sample that can be tried")
         self._snapshots = Snapshots(self.output, settings.checkpoints.keep)
         state = self._snapshots.latest()
         self.step, self._batches_done = self._begun(state)
@@ -100,7 +102,8 @@ class Trainer:
         num_books = self.model.config.audio_num_codebooks
         self._window = torch.zeros(2 * (1 + num_books), dtype=torch.float64, device=self.workers.device)
         if state is not None:
-            self._window.copy_(snapshots.restore_optimizer(state, self.model, self.optimizer))
+            window = snapshots.restore_optimizer(state, self.model, self.optimizer)
+            self._window.copy_(window / self.workers.count)
         self._collate = Collator(self.model.config)
         self._stopping = False
 
@@ -115,6 +118,11 @@ class Trainer:
             raise BadConfig(
                 f"{self.output} holds a training with other settings ({', '.join(differ)}); "
                 "give another output, or remove it"
+            )
+        if progress.data not in ("", self.corpus.train.name):
+            raise BadConfig(
+                f"{self.output} holds a training on other data: the manifest {self.settings.data.manifest!r}, its "
+                "voices or the codec have changed; give another output, or remove it"
             )
         return progress.step, progress.batches
 
@@ -292,8 +300,9 @@ class Trainer:
             self._report(self.step, values)
 
     def _save(self) -> None:
-        progress = Progress(self.step, self._batches_done, self.settings.model_dump(mode="json"))
-        window = self.workers.total(self._window.clone()) / self.workers.count
+        settings = self.settings.model_dump(mode="json")
+        progress = Progress(self.step, self._batches_done, settings, self.corpus.train.name)
+        window = self.workers.total(self._window.clone())
         self._check(window)
         self._snapshots.save(progress, self.model, self.optimizer, window, self.trainee, self.workers)
 

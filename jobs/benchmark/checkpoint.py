@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from higgs_model.demo import standin
+from jobs.benchmark import random_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def named_or_random(arguments: argparse.Namespace, folder: Path) -> str:
     """The name of the checkpoint that was asked for; a random one is written to `folder`."""
     if arguments.model:
         return str(arguments.model)
-    model, codec, tokenizer = standin.build(arguments.hidden_size, arguments.layers)
+    model, codec, tokenizer = random_model.build(arguments.hidden_size, arguments.layers)
     model.save_pretrained(folder)
     codec.save_pretrained(folder / "codec")
     tokenizer.save_pretrained(folder)

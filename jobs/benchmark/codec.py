@@ -22,7 +22,7 @@ from jobs.benchmark.codec_peer import transformers_port
 
 SIZES = {
     "published": HiggsAudioCodecConfig(),
-    "demo": HiggsAudioCodecConfig(
+    "small": HiggsAudioCodecConfig(
         encoder_channels=8,
         decoder_channels=128,
         acoustic_dim=64,

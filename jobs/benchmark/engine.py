@@ -105,7 +105,7 @@ class Bench:
         self.bandwidth = measure.read_bandwidth(self._device, 4096 if on_cuda else 256)
         self._codec = None
         if not arguments.without_codec:
-            codec = HiggsAudioCodec(CODEC_SIZES["published" if on_cuda else "demo"])
+            codec = HiggsAudioCodec(CODEC_SIZES["published" if on_cuda else "small"])
             self._codec = codec.to(self._device).cast(model.dtype).eval()
 
     def row(self, slots: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 Needs the synthesizers that taught the demo (espeak-ng, flite) and pocketsphinx (`pip install '.[voice]'`). Sentences
 and, for likeness, voices are ones that the demo was not trained with. Parts:
+`audio_s_per_s`: how fast the sentences below were spoken.
 `words`: word error rate of the model, of the codec's copies of the teacher, and of the teacher, on the same sentences.
 `likeness`: over all pairs of held-out voices, how often what a voice's clone says is nearer to its own reference.
 `minutes`: one long script; chunks with faults, and steps in the waveform where chunks meet.
@@ -14,6 +15,7 @@ import asyncio
 import dataclasses
 import itertools
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,12 +88,16 @@ def _measure(
     def scripts(utterances: Sequence[Utterance]) -> list[Script]:
         return [_script(arguments, one.id, one.text, one.voice.name) for one in utterances]
 
+    start_s = time.perf_counter()
     made = asyncio.run(_spoken(synthesizer, scripts(known)))
+    speed = sum(len(sound) for sound, _ in made) / SAMPLE_RATE_HZ / (time.perf_counter() - start_s)
     if arguments.keep:
         arguments.keep.mkdir(parents=True, exist_ok=True)
         for one, (sound, _) in zip(known, made, strict=True):
             soundfile.write(arguments.keep / f"{one.id}.wav", sound, SAMPLE_RATE_HZ)
-    result: dict[str, Any] = {"words": words(recogniser, synthesizer, known, [sound for sound, _ in made])}
+    result: dict[str, Any] = {"audio_s_per_s": round(speed, 2)}
+    result["words"] = words(recogniser, synthesizer, known, [sound for sound, _ in made])
+    print(f"{speed:.1f} seconds of audio a second, 16 at once, references' encoding included")
     for group, rates in result["words"].items():
         print(f"word error rate, {group}: " + ", ".join(f"{name} {value}" for name, value in rates.items()))
     clones = [sound for sound, _ in asyncio.run(_spoken(synthesizer, scripts(new)))]

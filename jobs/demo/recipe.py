@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from higgs_model.codec.checkpoint import write_checkpoint
 from higgs_model.codec.codec import HiggsAudioCodec
-from higgs_model.demo.tokenizer import build_tokenizer
-from higgs_model.errors import BadConfig
+from higgs_model.errors import BadConfig, BadInput
 from jobs import train_codec
 from jobs.commands import say
 from jobs.demo import data
+from jobs.demo.tokenizer import build_tokenizer
 from jobs.train import train
 from jobs.train_codec import CodecJob
 
@@ -97,7 +97,7 @@ def make(recipe: Recipe, work: Path, output: Path) -> None:
     settings = work / "model.yaml"
     settings.write_text(yaml.safe_dump(model_settings(recipe, work)), encoding="utf-8")
     if train(["--config", str(settings)]) != 0:
-        raise BadConfig("the model's training was stopped; run the same command again to go on")
+        raise BadInput("the model's training did not come to its end; the same command goes on with it")
     say("6 of 6: one folder")
     pack(work, output)
 
@@ -163,4 +163,7 @@ def pack(work: Path, output: Path) -> None:
     if output.exists():
         shutil.rmtree(output)
     shutil.copytree(folder, output)
+    for path in output.rglob("*.safetensors"):
+        # Else only their owner could read them, wherever they are installed.
+        path.chmod(0o644)
     say(f"{output}: {size / 1e6:.1f} MB")

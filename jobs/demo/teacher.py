@@ -14,6 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from higgs_model.audio.resample import resample
+from higgs_model.errors import BadInput
 from jobs.demo.voices import VOICES, Voice
 
 SAMPLE_RATE_HZ = 24_000
@@ -23,7 +24,7 @@ _EDGE_S = 0.06
 """Silence that is left before the first and after the last sound."""
 
 
-class NoSynthesizer(RuntimeError):
+class NoSynthesizer(BadInput):
     """A synthesizer is not installed."""
 
 

@@ -16,15 +16,17 @@ from typing import Any
 
 import torch
 
-from higgs_model.errors import BadInput
+from higgs_model.errors import BadInput, HiggsError
 from higgs_model.training.journal import Value
 from higgs_model.training.settings import TrainingSettings
+from higgs_model.training.trainer import Diverged
 from higgs_model.training.workers import Workers
 from jobs.cluster import connect
 from jobs.commands import say
 from jobs.train.worker import WorkersFailed, told_line, train_here
 
 _RESTARTS = 3
+_REFUSED = "refused.json"
 _LOOK_EVERY_S = 2.0
 
 
@@ -32,7 +34,8 @@ def train_on_cluster(settings: TrainingSettings, folders: Sequence[Path], worker
     """Train in so many workers; gives whether it came to its end.
 
     Raises:
-        BadInput: the cluster has GPUs, but too few.
+        BadInput: the cluster has GPUs, but too few; or what the workers found wrong with settings or data.
+        Diverged: the loss is no number any more.
         WorkersFailed: whatever it was, it came again and again.
     """
     import ray
@@ -57,12 +60,19 @@ def train_on_cluster(settings: TrainingSettings, folders: Sequence[Path], worker
             failure_config=FailureConfig(max_failures=_RESTARTS),
         ),
     )
+    refused = Path(settings.output) / _REFUSED
+    refused.unlink(missing_ok=True)
     with _followed(Path(settings.output) / "log.jsonl"):
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise WorkersFailed(last[:300]) from error
+            if not refused.exists():
+                last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                raise WorkersFailed(last[:300]) from error
+    if refused.exists():
+        told = json.loads(refused.read_text(encoding="utf-8"))
+        refused.unlink()
+        raise (Diverged if told["diverged"] else BadInput)(told["message"])
     return True
 
 
@@ -99,7 +109,8 @@ def _loop(told: Mapping[str, Any]) -> None:
     from ray.train.torch import get_device
 
     settings = TrainingSettings.model_validate(told["settings"])
-    device = settings.device or str(get_device())
+    # Which of a machine's GPUs is Ray's to say.
+    device = "cpu" if settings.device == "cpu" else str(get_device())
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     else:
@@ -109,4 +120,9 @@ def _loop(told: Mapping[str, Any]) -> None:
     def report(step: int, values: Mapping[str, Value]) -> None:
         ray.train.report({"step": step, **values})
 
-    train_here(settings, [Path(one) for one in told["folders"]], Workers.here(device), report)
+    try:
+        train_here(settings, [Path(one) for one in told["folders"]], Workers.here(device), report)
+    except HiggsError as error:
+        # It would come again after every restart; the driver reads why.
+        told = {"diverged": isinstance(error, Diverged), "message": str(error)}
+        (Path(settings.output) / _REFUSED).write_text(json.dumps(told), encoding="utf-8")

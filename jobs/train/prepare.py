@@ -21,11 +21,11 @@ import pyarrow as pa
 import torch
 
 from higgs_model.errors import BadInput
-from higgs_model.synthesizer.loading import content_id, load_codec
+from higgs_model.synthesizer.loading import codec_of, content_id, load_codec
 from higgs_model.training.batches import Samples
 from higgs_model.training.collator import Sizes
 from higgs_model.training.loading import Trainee
-from higgs_model.training.prepare import Needs, Preparer, shard_path, stretches
+from higgs_model.training.prepare import Needs, Preparer, needs_work, shard_path, stretches
 from higgs_model.training.samples import Row, SampleReader
 from higgs_model.training.settings import TrainingSettings
 from jobs.cluster import THREADS_A_CPU_WORKER, connect
@@ -77,7 +77,8 @@ class Source:
             with manifest.filesystem.open_input_stream(path) as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-        codec = self.settings.codec or self.settings.init.checkpoint or ""
+        named = (self.settings.init.checkpoint, self.settings.codec)
+        codec = codec_of(named[0] or "", named[1]) if any(named) else ""
         vocabulary: Any = trainee.tokenizer
         told = {
             "version": _VERSION,
@@ -102,7 +103,7 @@ def prepare(settings: TrainingSettings, uri: str, trainee: Trainee, workers: int
     """
     source = Source(uri, settings)
     folder = source.folder(trainee)
-    todo = [(first, rows) for first, rows in stretches(source.rows()) if not shard_path(folder, first).is_file()]
+    todo = [(first, rows) for first, rows in stretches(source.rows()) if needs_work(shard_path(folder, first))]
     if todo:
         say(f"preparing {sum(len(rows) for _, rows in todo)} rows of {uri}")
         (_with_ray if workers else _here)(source, trainee, folder, todo, workers or 1)

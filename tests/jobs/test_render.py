@@ -35,6 +35,7 @@ ROWS = [
     {"id": "early", "text": "[pause:250ms] It begins late.", "language": "en"},
 ]  # fmt: skip
 SCHEMA = (("text", pa.string()), ("turns", pa.string()))
+CODEBOOK_SIZE = 256
 OPTIONS = {"attempts": 2, "keep_codes": True}
 MADE = {
     "as it was": {},
@@ -55,7 +56,7 @@ class RandomCodes:
         for start in range(0, frames, request.stream_every):
             count = min(request.stream_every, frames - start)
             reason = FinishReason.STOP if start + count == frames else None
-            yield Update(request.id, random.integers(0, 1024, (8, count)), reason)
+            yield Update(request.id, random.integers(0, CODEBOOK_SIZE, (8, count)), reason)
 
 
 @contextlib.contextmanager

@@ -13,12 +13,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from higgs_model.demo.standin import build
 from higgs_model.script.voices import Voices
 from higgs_model.synthesizer.loading import load
 from higgs_model.training.batches import Drawn
 from higgs_model.training.samples import SampleReader
 from higgs_model.training.settings import TrainingSettings, load_settings
+from jobs.benchmark.random_model import build
 from jobs.commands import run_command
 from jobs.train import train
 from tests.higgs_model.training import making
@@ -83,11 +83,17 @@ def test_the_readmes_and_the_examples_settings_and_rows_are_right():
     assert [sample.reference is not None for sample in samples] == [True, False, False, True, True, True]
 
 
+def test_a_network_that_is_misspelt_is_refused(tmp_path, capsys):
+    path = write(tmp_path, {"audio_num_codebook": 3})
+    assert run_command(train, ["--config", str(path)]) == 2
+    assert "has no 'audio_num_codebook'; did you mean 'audio_num_codebooks'?" in capsys.readouterr().err
+
+
 def test_a_network_that_is_not_the_tokenizers_is_refused(tmp_path, capsys):
     path = write(tmp_path, {"audio_out_token_idx": 7})
     making.rows(tmp_path)
     assert run_command(train, ["--config", str(path)]) == 2
-    assert "audio_out_token_idx=7, but the tokenizer's <|AUDIO_OUT|> is 265" in capsys.readouterr().err
+    assert "audio_out_token_idx=7, but the tokenizer's <|AUDIO_OUT|> is 266" in capsys.readouterr().err
 
 
 def test_faulty_rows_are_told_or_left_out(tmp_path, capsys):
@@ -109,6 +115,35 @@ def test_faulty_rows_are_told_or_left_out(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("left out: ") == 3
     assert "done; the model is in" in said
+
+
+def test_a_recording_that_was_mended_is_prepared_again(tmp_path, capsys):
+    path = write(tmp_path)
+    making.rows(tmp_path)
+    good = (tmp_path / "2.npy").read_bytes()
+    (tmp_path / "2.npy").write_bytes(b"nothing")
+    assert run_command(train, ["--config", str(path)]) == 2
+    assert "2.npy' is no .npy file" in capsys.readouterr().err
+    (tmp_path / "2.npy").write_bytes(good)
+    assert run_command(train, ["--config", str(path)]) == 0
+
+
+def test_a_training_is_not_gone_on_with_on_other_rows(tmp_path, capsys):
+    path = write(tmp_path)
+    making.rows(tmp_path)
+    assert run_command(train, ["--config", str(path)]) == 0
+    making.rows(tmp_path, count=4)
+    assert run_command(train, ["--config", str(path)]) == 2
+    assert "holds a training on other data: the manifest" in capsys.readouterr().err
+
+
+def test_validation_without_a_sample_is_told_before_training_begins(tmp_path, capsys):
+    path = write(tmp_path)
+    making.rows(tmp_path)
+    (tmp_path / "valid.jsonl").write_text('{"text": "a", "audio": "gone.npy"}\n')
+    data = yaml.safe_load(path.read_text())["data"] | {"validation": str(tmp_path / "valid.jsonl"), "bad_rows": 1}
+    assert run_command(train, ["--config", str(change(path, data=data))]) == 2
+    assert "valid.jsonl' has no sample that can be tried" in capsys.readouterr().err
 
 
 def test_killed_while_it_trains_and_started_again_it_ends_the_same(tmp_path):

@@ -1,6 +1,7 @@
 """The endpoint on a real Ray Serve, with the demo model: what only shows there."""
 
 import asyncio
+import base64
 import concurrent.futures
 import http.client
 import io
@@ -168,6 +169,24 @@ def test_sound_comes_while_it_is_made(cluster):
     assert len(soundfile.read(io.BytesIO(spoken.read()))[0]) > 10_000
 
 
+def test_long_pauses_and_large_recordings_pass(cluster):
+    """More than gRPC carries at once unless it is told to."""
+    paused = {"input": "Well. [pause:100s] Well.", "seed": 4, "max_frames": 20, "response_format": "pcm"}
+    status, _, body = ask(cluster.url, "/v1/audio/speech", paused)
+    assert status == 200
+    assert len(body) > 100 * 24_000 * 2
+    large = base64.b64encode(recording(55, 48_000)).decode()
+    assert len(large) > 6 << 20
+    cloned = {
+        "input": "Well.",
+        "max_frames": 20,
+        "ref_audio": large,
+        "ref_text": "What is said.",
+        "response_format": "pcm",
+    }
+    assert ask(cluster.url, "/v1/audio/speech", cloned)[0] == 200
+
+
 def test_whoever_goes_away_frees_slot_and_blocks_within_a_second(cluster):
     for body in (LONG, LONG | {"stream_format": "sse", "response_format": "mp3"}):
         before = cluster.numbers()["finished_cancelled"]
@@ -260,7 +279,7 @@ def test_a_killed_replica_breaks_its_streams_off_and_another_takes_its_place(clu
 
 
 def test_a_stream_ends_although_its_replicas_are_replaced(cluster):
-    """Last: it deploys the application anew."""
+    """It deploys the application anew."""
     whole = ask(cluster.url, "/v1/audio/speech", LONG)[2]
     connection = http.client.HTTPConnection(cluster.url.removeprefix("http://"), timeout=60)
     connection.request("POST", "/v1/audio/speech", json.dumps(LONG))

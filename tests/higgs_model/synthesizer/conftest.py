@@ -1,4 +1,4 @@
-"""The stand-in demo, loaded once a worker."""
+"""The demo, loaded once a worker."""
 
 import io
 

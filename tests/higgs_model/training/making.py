@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from higgs_model.demo.standin import _SPECIAL, _tokenizer
 from higgs_model.training.batches import Samples
 from higgs_model.training.collator import Sizes
 from higgs_model.training.loading import Trainee
@@ -13,9 +12,10 @@ from higgs_model.training.prepare import Needs, Preparer, shard_path, stretches
 from higgs_model.training.samples import SampleReader
 from higgs_model.training.settings import TrainingSettings
 from higgs_model.training.trainer import Corpus
+from jobs.demo.tokenizer import build_tokenizer
 
 K, SIZE = 3, 12
-TOKENIZER = _tokenizer({token: 256 + number for number, token in enumerate(_SPECIAL)})
+TOKENIZER = build_tokenizer()
 NETWORK = {
     "text_config": {
         "hidden_size": 32,

@@ -1,9 +1,8 @@
-"""A very small random Higgs Audio, its codec, and a tokenizer of single bytes. The same in every run."""
+"""A random Higgs Audio of any width and depth, a small random codec, a tokenizer of bytes. The same in every run."""
 
 from __future__ import annotations
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import HubertConfig, PreTrainedTokenizerFast
 
@@ -12,32 +11,16 @@ from higgs_model.codec.codec import HiggsAudioCodec
 from higgs_model.codec.config import HiggsAudioCodecConfig
 from higgs_model.config import HiggsAudioConfig
 from higgs_model.model.model import HiggsAudioModel
-from higgs_model.script.prompt import BEGIN, END_OF_MESSAGE, SCENE_END, SCENE_START
-
-_SPECIAL = (
-    BEGIN,
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    END_OF_MESSAGE,
-    "<|end_of_text|>",
-    tokens.AUDIO_BOS,
-    tokens.AUDIO_EOS,
-    tokens.AUDIO_OUT_BOS,
-    tokens.AUDIO_IN,
-    tokens.AUDIO_OUT,
-    SCENE_START,
-    SCENE_END,
-    "<|speaker_id_start|>",
-    "<|speaker_id_end|>",
-)
-_BYTES = 256
+from higgs_model.script.prompt import END_OF_MESSAGE
+from jobs.demo.tokenizer import NUM_BYTES, PAD, build_tokenizer
 
 
 def build(
     hidden_size: int = 64, num_layers: int = 2
 ) -> tuple[HiggsAudioModel, HiggsAudioCodec, PreTrainedTokenizerFast]:
-    """The parts, in float32 on the CPU; benchmarks ask for larger networks, whose logits are as wide."""
-    ids = {token: _BYTES + number for number, token in enumerate(_SPECIAL)}
+    """The parts, in float32 on the CPU; larger networks have logits as wide."""
+    tokenizer = build_tokenizer()
+    ids = tokenizer.get_added_vocab()
     with torch.random.fork_rng(devices=[]):
         # Codebooks are no parameters; they are drawn when the codec is made.
         torch.manual_seed(0)
@@ -47,7 +30,7 @@ def build(
         )
     _randomize(model, 1.6 / hidden_size**0.5)
     _randomize(codec, 0.1)
-    return model, codec, _tokenizer(ids)
+    return model, codec, tokenizer
 
 
 def _randomize(module: nn.Module, deviation: float) -> None:
@@ -62,7 +45,7 @@ def _randomize(module: nn.Module, deviation: float) -> None:
 def _config(ids: dict[str, int], hidden_size: int, num_layers: int) -> HiggsAudioConfig:
     return HiggsAudioConfig(
         text_config={
-            "vocab_size": _BYTES + len(_SPECIAL),
+            "vocab_size": len(ids) + NUM_BYTES,
             "hidden_size": hidden_size,
             "intermediate_size": 2 * hidden_size,
             "num_hidden_layers": num_layers,
@@ -79,7 +62,7 @@ def _config(ids: dict[str, int], hidden_size: int, num_layers: int) -> HiggsAudi
         skip_audio_tower=True,
         encode_whisper_embed=False,
         encode_audio_in_tokens=True,
-        pad_token_id=ids["<|end_of_text|>"],
+        pad_token_id=ids[PAD],
         audio_in_token_idx=ids[tokens.AUDIO_IN],
         audio_out_token_idx=ids[tokens.AUDIO_OUT],
         audio_out_bos_token_id=ids[tokens.AUDIO_OUT_BOS],
@@ -103,12 +86,3 @@ def _codec_config() -> HiggsAudioCodecConfig:
             num_conv_pos_embedding_groups=4,
         ),
     )
-
-
-def _tokenizer(ids: dict[str, int]) -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ids])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
