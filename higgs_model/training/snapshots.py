@@ -135,7 +135,8 @@ def _trained(model: HiggsAudioModel) -> list[tuple[str, nn.Parameter]]:
 
 def _whole(tensor: Tensor, workers: Workers) -> Tensor:
     """All of a tensor on the first worker's CPU; nothing of it on the others'."""
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    # What was spread unevenly is a part of something longer, which files refuse.
+    whole = tensor.full_tensor().clone() if isinstance(tensor, DTensor) else tensor
     return whole.detach().cpu() if workers.is_first else torch.empty(0)
 
 

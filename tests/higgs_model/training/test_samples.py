@@ -8,6 +8,7 @@ import soundfile
 
 from higgs_model.errors import BadInput
 from higgs_model.script.plan import Plan, Prompter
+from higgs_model.script.prompt import MORE_FOLLOWS
 from higgs_model.script.script import Script
 from higgs_model.script.voices import ReferenceCodes, Voices
 from higgs_model.training.samples import SampleReader
@@ -152,7 +153,6 @@ FAULTS = {
     ),
     "no message from start_index=0 on is the assistant's": {"messages": [{"role": "user", "content": "a"}]},
     "start_index is 9; wanted the number of a message, 0 to 1": {**said("b"), "start_index": 9},
-    "messages[0] and the next are both the assistant's": {"messages": [{"role": "assistant", "content": "a"}] * 2},
 }
 
 
@@ -163,3 +163,18 @@ def test_a_faulty_row_is_told_in_a_sentence(sentence, row):
     assert str(told.value).startswith("row 41 (x7): ")
     assert sentence in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_answers_that_follow_each_other_need_a_token_that_says_so():
+    row = {"messages": [{"role": "assistant", "content": "a"}] * 2}
+
+    class Plain:
+        encode, convert_tokens_to_ids = TOKENIZER.encode, TOKENIZER.convert_tokens_to_ids
+
+        @staticmethod
+        def get_added_vocab():
+            return {token: number for token, number in TOKENIZER.get_added_vocab().items() if token != MORE_FOLLOWS}
+
+    with pytest.raises(BadInput, match=r"are both the assistant's, but the tokenizer has no <\|eom_id\|>"):
+        SampleReader(Plain()).read(row, 0)
+    assert TOKENIZER.convert_tokens_to_ids(MORE_FOLLOWS) in SampleReader(TOKENIZER).read(row, 0).head.ids
