@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sentences", type=int, default=50, help="that are recognised")
     parser.add_argument("--trials", type=int, default=40, help="sentences in held-out voices")
     parser.add_argument("--minutes", type=float, default=5.0, help="of the long script")
-    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--top-k", type=int, default=30)
     parser.add_argument("--attempts", type=int, default=3, help="takes of a chunk")
     parser.add_argument("--keep", type=Path, help="folder for what was heard")
