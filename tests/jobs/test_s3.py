@@ -32,7 +32,7 @@ def test_a_job_ends_complete_although_the_server_stumbles(bucket, monkeypatch):
             pa.Table.from_pylist([*rows[part::2]], schema=pa.schema(dict.fromkeys(FIELDS, pa.string()))), file
         )
         bucket.put(f"scripts/part-{part}.parquet", file.getvalue())
-    stumbling = Stumbling(bucket.address, share=0.1, slow_s=0.05)
+    stumbling = Stumbling(bucket.address, share=0.05, slow_s=0.05)
     where = bucket.environment(stumbling.endpoint) | {"RAY_ADDRESS": ""}
     arguments = (
         "--manifest",
