@@ -102,6 +102,8 @@ def endpoint(model: str, slots: int, queued: int, proxy: str) -> Iterator[Place]
         environment |= {"RAY_SERVE_ENABLE_HA_PROXY": str(int(proxy == "haproxy"))}
         # Else everything else on the machine goes before Ray's workers, and the synthesizer alone is none of them.
         environment |= {"RAY_worker_niceness": "0"}
+        # It listens on the loopback, and is asked for its numbers by this process.
+        environment |= {"RAY_AUTH_MODE": "disabled"}
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", "ray.serve.scripts", "run", str(folder / "serve.yaml")],
@@ -402,6 +404,7 @@ def _ray_address(place: Place) -> str:
 
 def _what_is_left(place: Place) -> dict[str, float]:
     """What the engine holds when everybody has gone, asked through Ray."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
     from ray import serve
 
