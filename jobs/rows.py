@@ -81,6 +81,7 @@ class RowMaker:
         self._voices = open_voices(settings.voices, folder_of(settings.manifest))
         self._lexicon = open_lexicon(settings.lexicon)
         self._defaults = {"seed": settings.seed} | settings.row_defaults()
+        self._heard = settings.heard()
 
     def check(self, row: Row) -> Checked:
         """Validate a row, find its voices and cut its text.
@@ -103,7 +104,7 @@ class RowMaker:
 
     def _digest(self, content: str) -> str:
         """A script's hash and all of the job's settings that are heard."""
-        return hashlib.sha256(json.dumps([content, self._settings.heard()], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([content, self._heard], sort_keys=True).encode()).hexdigest()
 
     async def make(self, speaks: Speaks, row: Row, checked: Checked) -> Mapping[str, Any]:
         """Speak a row and write its file."""

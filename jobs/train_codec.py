@@ -121,9 +121,7 @@ def load_trainer(job: CodecJob) -> CodecTrainer:
         torch.set_num_threads(job.threads)
     torch.manual_seed(job.training.seed)
     codec = _codec(job).to(job.device)
-    trainer = CodecTrainer(codec, job.training, _recordings(job, codec.sample_rate))
-    trainer.resume(job.output / _STATE)
-    return trainer
+    return CodecTrainer(codec, job.training, _recordings(job, codec.sample_rate), job.output / _STATE)
 
 
 def _codec(job: CodecJob) -> HiggsAudioCodec:

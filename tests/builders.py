@@ -1,8 +1,10 @@
 """Builders of small real things: configurations, networks, prompts. All random numbers come from a seed."""
 
 import torch
+from transformers import HubertConfig
 
 from higgs_model import HiggsAudioConfig, HiggsAudioModel
+from higgs_model.codec import HiggsAudioCodec, HiggsAudioCodecConfig
 
 VOCAB, PAD, IN, OUT, OUT_BOS, AUDIO_EOS, EOT = 160, 150, 151, 152, 153, 154, 155
 K, SIZE = 4, 24
@@ -100,3 +102,27 @@ def batch(lengths, clip_frames, seed=0, padding="left", end=OUT_BOS, kind=OUT):
         name: torch.cat(clips, dim=1),
         f"{name}_start": starts,
     }
+
+
+SEMANTIC = HubertConfig(
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
+    conv_dim=(8,) * 7,
+    num_conv_pos_embeddings=8,
+    num_conv_pos_embedding_groups=2,
+)
+
+
+def codec(**overrides):
+    """A codec of 3 codebooks that learns in seconds."""
+    torch.manual_seed(0)
+    values = {
+        "num_codebooks": 3,
+        "codebook_dim": 8,
+        "acoustic_dim": 16,
+        "decoder_channels": 64,
+        "semantic": SEMANTIC,
+    }
+    return HiggsAudioCodec(HiggsAudioCodecConfig(**values | overrides))

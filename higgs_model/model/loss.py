@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from higgs_model import tokens
+from higgs_model.model.inputs import ModelInputs
+from higgs_model.model.output import HiggsAudioOutput
 
 
 def text_loss(logits_BSV: Tensor, labels_BS: Tensor, attended_BS: Tensor) -> Tensor:
@@ -63,3 +65,24 @@ def summed_codebook_cross_entropy(logits_TKV: Tensor, labels_KT: Tensor, label_s
         label_smoothing=label_smoothing,
     )
     return each.view(-1, labels_KT.shape[0]).sum(dim=0)
+
+
+def add_losses(output: HiggsAudioOutput, inputs: ModelInputs, attended_BS: Tensor, codebook_weights_K: Tensor) -> None:
+    """Put into an output the losses that there are labels for, and their sum.
+
+    Args:
+        attended_BS: bool, real positions.
+        codebook_weights_K: of the codebooks' losses in the audio loss.
+    """
+    if output.expanded_labels is not None and output.logits is not None:
+        output.llm_loss = text_loss(output.logits, output.expanded_labels, attended_BS)
+    if inputs.label_audio_ids is not None and output.audio_logits is not None:
+        output.codebook_losses = codebook_losses(
+            output.audio_logits, inputs.label_audio_ids, inputs.audio_out_ids_start
+        )
+        output.audio_loss = (output.codebook_losses * codebook_weights_K).sum()
+    parts = [part for part in (output.llm_loss, output.audio_loss) if part is not None]
+    if parts:
+        # A head without labels is still in the graph: data-parallel training waits for all gradients.
+        heads = [logits[:0].sum() for logits in (output.logits, output.audio_logits) if logits is not None]
+        output.loss = torch.stack([*parts, *heads]).sum()

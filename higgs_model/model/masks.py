@@ -1,4 +1,4 @@
-"""Attention masks, built once for a forward pass and shared by all its layers.
+"""Attention masks and position ids, built once for a forward pass and shared by all its layers.
 
 There are three kinds of attention in the network, which differ in the keys that a query may see besides causality
 and padding: all of them, only text (fast-forward layers), only audio (the audio self-attention). What a query that
@@ -90,3 +90,19 @@ def build_masks(
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, hidden).unsqueeze(1)
 
     return AttentionMasks(**{kind: additive(keys_BL) for kind, keys_BL in keys.items()})
+
+
+def count_positions(attended_BS: Tensor, num_past: Tensor | int, sample_ids_BS: Tensor | None = None) -> Tensor:
+    """(B, S) int64 position ids. They count real tokens only; where padding stands does not matter.
+
+    Args:
+        attended_BS: bool, real positions.
+        num_past: real positions before these, as `KVCache.num_attended` has them.
+        sample_ids_BS: int64, samples packed into one row, each of which counts from 0; None: one a row.
+    """
+    position_ids = num_past + attended_BS.cumsum(dim=1) - 1
+    if sample_ids_BS is not None:
+        begins = torch.ones_like(sample_ids_BS, dtype=torch.bool)
+        begins[:, 1:] = sample_ids_BS[:, 1:] != sample_ids_BS[:, :-1]
+        position_ids = position_ids - position_ids.where(begins, 0).cummax(dim=1).values
+    return position_ids.masked_fill(~attended_BS, 1)

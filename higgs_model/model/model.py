@@ -24,7 +24,7 @@ from higgs_model.model.cache import KVCache
 from higgs_model.model.heads import HiggsAudioDecoderProjector
 from higgs_model.model.inputs import ModelInputs, check_cache, check_inputs
 from higgs_model.model.layers import HiggsAudioDualFFNDecoderLayer, Routing, build_layers
-from higgs_model.model.masks import build_masks
+from higgs_model.model.masks import build_masks, count_positions
 from higgs_model.model.merge import TRAINING_ROUND_TO, Clips, Expansion, code_clips, expand, feature_clips
 from higgs_model.model.output import HiggsAudioOutput
 from higgs_model.model.tower import HiggsAudioEncoder, HiggsAudioFeatureProjector
@@ -261,11 +261,7 @@ class HiggsAudioModel(PreTrainedModel):
         if has_padding is None:
             has_padding = not bool(attended_BS.all())
         past = KVCache() if cache is None else cache
-        # Positions count real tokens only; where padding stands does not matter.
-        position_ids = past.num_attended + attended_BS.cumsum(dim=1) - 1
-        if sample_ids_BS is not None:
-            position_ids = _counted_anew(position_ids, sample_ids_BS)
-        position_ids = position_ids.masked_fill(~attended_BS, 1)
+        position_ids = count_positions(attended_BS, past.num_attended, sample_ids_BS)
         past.extend(attended_BS, audio_BS, has_padding)
         masks = build_masks(
             past.attended,
@@ -357,22 +353,8 @@ class HiggsAudioModel(PreTrainedModel):
             attention_mask=merged.attention_mask_BS,
             past_key_values=past_key_values,
         )
-        self._add_losses(output, inputs, merged.attention_mask_BS)
+        loss.add_losses(output, inputs, merged.attention_mask_BS, self.audio_codebook_weights)
         return output
-
-    def _add_losses(self, output: HiggsAudioOutput, inputs: ModelInputs, attended_BS: Tensor) -> None:
-        if output.expanded_labels is not None and output.logits is not None:
-            output.llm_loss = loss.text_loss(output.logits, output.expanded_labels, attended_BS)
-        if inputs.label_audio_ids is not None and output.audio_logits is not None:
-            output.codebook_losses = loss.codebook_losses(
-                output.audio_logits, inputs.label_audio_ids, inputs.audio_out_ids_start
-            )
-            output.audio_loss = (output.codebook_losses * self.audio_codebook_weights).sum()
-        parts = [part for part in (output.llm_loss, output.audio_loss) if part is not None]
-        if parts:
-            # A head without labels is still in the graph: data-parallel training waits for all gradients.
-            heads = [logits[:0].sum() for logits in (output.logits, output.audio_logits) if logits is not None]
-            output.loss = torch.stack([*parts, *heads]).sum()
 
     generate = generation.generate
 
@@ -422,10 +404,3 @@ class HiggsAudioModel(PreTrainedModel):
         adapter = nn.ParameterList([p for p in self.parameters() if id(p) not in named])
         present = {name: [m for m in part if m is not None] for name, part in components.items()}
         return freezing.parameter_counts({**present, "audio_adapter": [adapter]}, self)
-
-
-def _counted_anew(position_ids_BS: Tensor, sample_ids_BS: Tensor) -> Tensor:
-    """Positions from 0 on in each of the samples of a row."""
-    begins = torch.ones_like(sample_ids_BS, dtype=torch.bool)
-    begins[:, 1:] = sample_ids_BS[:, 1:] != sample_ids_BS[:, :-1]
-    return position_ids_BS - position_ids_BS.where(begins, 0).cummax(dim=1).values

@@ -87,11 +87,16 @@ class CodecTraining:
 class CodecTrainer:
     """A codec on its way.
 
+    Args:
+        state: of a training that is gone on with, if the file is there; else codes are fitted to the recordings.
+
     Attributes:
         step: how many steps have been made.
     """
 
-    def __init__(self, codec: HiggsAudioCodec, settings: CodecTraining, recordings: Recordings) -> None:
+    def __init__(
+        self, codec: HiggsAudioCodec, settings: CodecTraining, recordings: Recordings, state: Path | None = None
+    ) -> None:
         if not isinstance(codec.quantizer, ResidualVectorQuantizer) and settings.taught_steps:
             raise BadConfig(
                 "codec training: taught_steps needs a vector quantizer; a finite scalar one has nothing to fit."
@@ -101,8 +106,6 @@ class CodecTrainer:
         self._judge = CodecLoss(
             codec.sample_rate, settings.weights, floor=settings.floor, shortest_window=settings.shortest_window
         ).to(codec.device)
-        many = recordings.crops(settings.analysed_s, codec.sample_rate, settings.seed + 1, 0).to(codec.device)
-        self._analysis = Analysis.fitted(codec.sample_rate, codec.hop_samples, codec.config.quantizer_width, many)
         codec.semantic_model.requires_grad_(settings.teach_semantic)
         learners = [parameter for parameter in codec.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(
@@ -112,10 +115,23 @@ class CodecTrainer:
         vectors = settings.batch_size * settings.crop_frames
         for book in self._books():
             book.dead_below = settings.dead_below * vectors / codec.codebook_size
+        if state is not None and state.exists():
+            width = codec.config.quantizer_width
+            self._analysis = Analysis(codec.sample_rate, codec.hop_samples, width).to(codec.device)
+            self.load_state(torch.load(state, map_location=codec.device, weights_only=True))
+        else:
+            self._analysis = self._fitted()
+
+    def _fitted(self) -> Analysis:
+        """How log spectra become latents; where encoder and decoder are taught apart, also what the codes are."""
+        settings, codec = self.settings, self.codec
+        many = self._recordings.crops(settings.analysed_s, codec.sample_rate, settings.seed + 1, 0).to(codec.device)
+        analysis = Analysis.fitted(codec.sample_rate, codec.hop_samples, codec.config.quantizer_width, many)
         if settings.taught_steps and isinstance(codec.quantizer, ResidualVectorQuantizer):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.seed)
-                codec.quantizer.fit(self._analysis(many).flatten(0, 1))
+                codec.quantizer.fit(analysis(many).flatten(0, 1))
+        return analysis
 
     def _books(self) -> Iterator[EuclideanCodebook]:
         for module in self.codec.quantizer.modules():
@@ -203,9 +219,3 @@ class CodecTrainer:
         unfinished = path.with_suffix(".part")
         torch.save(self.state(), unfinished)
         os.replace(unfinished, path)
-
-    def resume(self, path: Path) -> bool:
-        """Go on from a saved state, if there is one."""
-        if path.exists():
-            self.load_state(torch.load(path, map_location=self.codec.device, weights_only=True))
-        return path.exists()

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from higgs_model.errors import BadConfig, BadInput, HiggsError
+from higgs_model.synthesizer.loading import codec_of
 from higgs_model.training import snapshots
 from higgs_model.training.batch import Batch
 from higgs_model.training.batches import Batches, Drawn, Samples
@@ -321,8 +322,10 @@ class Trainer:
     def _add_codec(self, folder: Path) -> None:
         """Put the codec beside the weights, if it is a folder, so that the result speaks as it is."""
         given, checkpoint = self.settings.codec, self.trainee.checkpoint
-        source = Path(given) if given is not None else None if checkpoint is None else checkpoint / "codec"
-        if source is not None and source.is_dir():
+        if given is None and checkpoint is None:
+            return
+        source = Path(codec_of(checkpoint or "", given))
+        if source.is_dir():
             shutil.copytree(source, folder / "codec", dirs_exist_ok=True)
 
     @contextlib.contextmanager

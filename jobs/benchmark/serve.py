@@ -8,20 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import collections
-import contextlib
 import dataclasses
-import json
-import os
 import random
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +24,8 @@ from higgs_model import Script
 from higgs_model.engine.settings import EngineSettings
 from higgs_model.synthesizer import SynthesisSettings, Synthesizer
 from jobs.benchmark import checkpoint, measure
-
-_SENTENCE = "The miller's daughter went down to the river before the sun was up. "
-_SOAK_PATIENCE_S = 30
-_START_S = 300.0
+from jobs.benchmark.endpoint import Place, endpoint, open_session
+from jobs.benchmark.soak import SENTENCE, soak
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,87 +65,6 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
         return compare(place, arguments)
 
 
-# ---------------------------------------------------------------------- the endpoint as a process
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """A running endpoint."""
-
-    url: str
-    pid: int
-    folder: Path
-
-
-@contextlib.contextmanager
-def endpoint(model: str, slots: int, queued: int, proxy: str) -> Iterator[Place]:
-    """`serve run` with a Ray of its own, from its start to its end."""
-    with tempfile.TemporaryDirectory(prefix="higgs-") as name:
-        folder = Path(name)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        settings = {"model": model, "max_batch": slots, "max_queued": queued, "cpus_per_replica": 0.5}
-        application = {"name": "default", "import_path": "serve.app:app", "route_prefix": "/", "args": settings}
-        config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}
-        (folder / "serve.yaml").write_text(json.dumps(config))
-        environment = {"RAY_ADDRESS": "local", "RAY_TMPDIR": name, "RAY_USAGE_STATS_ENABLED": "0"}
-        environment |= {"RAY_SERVE_ENABLE_HA_PROXY": str(int(proxy == "haproxy"))}
-        # Else everything else on the machine goes before Ray's workers, and the synthesizer alone is none of them.
-        environment |= {"RAY_worker_niceness": "0"}
-        # It listens on the loopback, and is asked for its numbers by this process.
-        environment |= {"RAY_AUTH_MODE": "disabled"}
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "ray.serve.scripts", "run", str(folder / "serve.yaml")],
-                env=os.environ | environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        place = Place(f"http://127.0.0.1:{port}", process.pid, folder)
-        try:
-            asyncio.run(_until_ready(place, process))
-            yield place
-        finally:
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(60)
-            for pid in [*_children(process.pid), process.pid]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait(10)
-
-
-async def _until_ready(place: Place, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + _START_S
-    async with aiohttp.ClientSession() as session:
-        while time.monotonic() < end and process.poll() is None:
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with session.get(f"{place.url}/healthz", timeout=aiohttp.ClientTimeout(10)) as answer:
-                    if answer.status == 200:
-                        return
-            await asyncio.sleep(0.5)
-    raise RuntimeError(f"the endpoint did not start:\n{(place.folder / 'log').read_text()[-3000:]}")
-
-
-def _children(pid: int) -> list[int]:
-    """All processes under one, deepest first."""
-    parents = collections.defaultdict(list)
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(path.read_text().rpartition(")")[2].split()[1])].append(int(path.parent.name))
-
-    def under(parent: int) -> Iterator[int]:
-        for child in parents[parent]:
-            yield from under(child)
-            yield child
-
-    return list(under(pid))
-
-
-# ---------------------------------------------------------------------- speed
-
-
 @dataclasses.dataclass(frozen=True)
 class Spoken:
     """One request, as somebody who waits for it sees it."""
@@ -173,7 +82,7 @@ def bodies(count: int, longest: int) -> list[dict[str, Any]]:
     drawn = random.Random(0)
     return [
         {
-            "input": _SENTENCE * drawn.randint(1, 4),
+            "input": SENTENCE * drawn.randint(1, 4),
             "seed": number,
             "max_frames": round(longest * 5 ** -drawn.random()),
             "response_format": "pcm",
@@ -241,7 +150,7 @@ async def _overhead(place: Place, alone: Synthesizer, rounds: int) -> dict[str, 
     machine does counts little."""
     body = {"input": "Well.", "seed": 1, "max_frames": 10, "response_format": "pcm"}
     alone_s, endpoint_s = [], []
-    async with _session() as session:
+    async with open_session() as session:
         for _ in range(rounds):
             alone_s.append((await _spoken_alone(alone, body)).total_s)
             endpoint_s.append((await _spoken_over_http(session, place, body)).total_s)
@@ -259,7 +168,7 @@ async def _in_process(alone: Synthesizer, asked: Sequence[dict[str, Any]], clien
 
 
 async def _over_http(place: Place, asked: Sequence[dict[str, Any]], clients: int) -> list[Spoken]:
-    async with _session() as session:
+    async with open_session() as session:
         return await _by_clients(lambda body: _spoken_over_http(session, place, body), asked, clients)
 
 
@@ -297,14 +206,6 @@ async def _by_clients(speak: Speak, asked: Sequence[dict[str, Any]], clients: in
     return [found[number] for number in range(len(asked))]
 
 
-@contextlib.asynccontextmanager
-async def _session() -> AsyncIterator[aiohttp.ClientSession]:
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=600)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        yield session
-
-
 def _report(clients: int, row: dict[str, Any]) -> None:
     for name in ("alone", "endpoint"):
         one = row[name]
@@ -318,105 +219,3 @@ def _report(clients: int, row: dict[str, Any]) -> None:
         f"            {row['overhead_ms']} ms more a request, {row['first_audio_overhead_ms']} ms more to the first, "
         f"{row['share_of_alone']:.1%} of the rate alone"
     )
-
-
-# ---------------------------------------------------------------------- soak
-
-
-async def soak(place: Place, seconds: float, clients: int) -> dict[str, Any]:
-    """Clients that ask again and again; half of their requests are left in the middle."""
-    until = time.monotonic() + seconds
-    outcomes: collections.Counter[str] = collections.Counter()
-    memory: list[dict[str, float]] = []
-    async with _session() as session:
-        watch = asyncio.create_task(_watched(place, seconds, outcomes, memory))
-        asking = [_asking(session, place, number, until, outcomes) for number in range(clients)]
-        await asyncio.gather(*asking)
-        await watch
-    left = await asyncio.to_thread(_what_is_left, place)
-    print(f"{clients} clients for {seconds:.0f} s: {dict(outcomes)}; afterwards {left}")
-    return {"soak_s": seconds, "clients": clients, "outcomes": dict(outcomes), "memory_mb": memory, "afterwards": left}
-
-
-async def _asking(
-    session: aiohttp.ClientSession, place: Place, number: int, until: float, outcomes: collections.Counter[str]
-) -> None:
-    drawn = random.Random(number)
-    while time.monotonic() < until:
-        body = {"input": _SENTENCE, "seed": drawn.randrange(1000), "max_frames": drawn.randint(40, 150)}
-        body |= {"response_format": drawn.choice(["pcm", "mp3", "opus", "wav"])}
-        # Half go away: some while they wait, some when they have heard the beginning.
-        leaves = drawn.choice([None, None, "queue", "stream"])
-        try:
-            async with asyncio.timeout(drawn.uniform(0, 3) if leaves == "queue" else None):
-                async with session.post(f"{place.url}/v1/audio/speech", json=body) as answer:
-                    after = float(answer.headers.get("retry-after", 0))
-                    known = answer.status in (200, 429, 503)
-                    outcome = str(answer.status) if known else (await answer.text())[:200]
-                    if answer.status == 200 and leaves == "stream":
-                        await answer.content.readany()
-                        await asyncio.sleep(drawn.uniform(0, 0.3))
-                        answer.close()
-                        outcome = "left the stream"
-                    else:
-                        await answer.read()
-        except TimeoutError:
-            outcome, after = "left the queue", 0.0
-        except (aiohttp.ClientError, OSError) as error:
-            outcome, after = type(error).__name__, 0.0
-        outcomes[outcome] += 1
-        await asyncio.sleep(min(after, 5.0) * drawn.uniform(0.5, 1.0))
-
-
-async def _watched(
-    place: Place, seconds: float, outcomes: collections.Counter[str], memory: list[dict[str, float]]
-) -> None:
-    """Memory of the endpoint's processes, ten times."""
-    for mark in range(1, 11):
-        await asyncio.sleep(seconds / 10)
-        used = await asyncio.to_thread(_memory_mb, place)
-        memory.append({"at_s": round(mark * seconds / 10), **used})
-        print(memory[-1], dict(outcomes), flush=True)
-
-
-def _memory_mb(place: Place) -> dict[str, float]:
-    """Resident megabytes of the processes that a request passes, by what Ray calls them."""
-    found: dict[str, float] = {}
-    for pid in _children(place.pid):
-        with contextlib.suppress(OSError):
-            title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-            for name in ("Ingress", "Synthesizer", "ProxyActor"):
-                if title.startswith("ray::") and name in title:
-                    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-                    found[name] = round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
-    return found
-
-
-def _ray_address(place: Place) -> str:
-    """Of the Ray that the endpoint has started, as its node was told."""
-    for pid in _children(place.pid):
-        with contextlib.suppress(OSError):
-            for word in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0"):
-                if word.startswith("--gcs-address="):
-                    return word.removeprefix("--gcs-address=")
-    raise RuntimeError("the endpoint runs no Ray")
-
-
-def _what_is_left(place: Place) -> dict[str, float]:
-    """What the engine holds when everybody has gone, asked through Ray."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    import ray
-    from ray import serve
-
-    ray.init(address=_ray_address(place), namespace="serve", log_to_driver=False, configure_logging=False)
-    try:
-        numbers = serve.get_deployment_handle("Synthesizer", "default").numbers
-        end = time.monotonic() + _SOAK_PATIENCE_S
-        while True:
-            found: dict[str, float] = numbers.remote().result(timeout_s=_SOAK_PATIENCE_S)
-            kept = {name: found[name] for name in ("running", "queued", "kv_blocks_used", "finished_cancelled")}
-            if not (kept["running"] or kept["queued"] or kept["kv_blocks_used"]) or time.monotonic() > end:
-                return kept
-            time.sleep(0.2)
-    finally:
-        ray.shutdown()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import itertools
 import tempfile
 import time
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from higgs_model import Script
 from higgs_model.engine.settings import EngineSettings
-from higgs_model.synthesizer import Synthesizer
+from higgs_model.synthesizer import SynthesisSettings, Synthesizer
 from higgs_model.synthesizer.records import SpokenChunk
 from jobs.benchmark.measure import machine
 from jobs.demo.data import Utterance, choose
@@ -69,7 +68,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, (text, samples) in references.items():
             soundfile.write(Path(library, f"{name}.wav"), samples, SAMPLE_RATE_HZ, subtype="PCM_16")
             Path(library, f"{name}.txt").write_text(text, encoding="utf-8")
-        synthesizer = Synthesizer.from_pretrained(arguments.model, voices=library, engine=EngineSettings(max_slots=16))
+        synthesizer = Synthesizer.from_pretrained(
+            arguments.model,
+            voices=library,
+            engine=EngineSettings(max_slots=16),
+            settings=SynthesisSettings(attempts=arguments.attempts),
+        )
         try:
             result = _measure(arguments, synthesizer, recogniser, known, new, references)
         finally:
@@ -193,15 +197,7 @@ def minutes(arguments: argparse.Namespace, synthesizer: Synthesizer) -> dict[str
     paragraphs = [" ".join(itertools.islice(sentences, 4)) for _ in range(max(round(arguments.minutes * 6), 1))]
     script = _script(arguments, "long", "\n\n".join(paragraphs), "slt-100")
     script = script.model_copy(update={"chunk_method": "sentence", "chunk_max_words": 8, "context_chunks": 2})
-    long = Synthesizer(
-        synthesizer.engine,
-        synthesizer.worker,
-        synthesizer._tokenizer,
-        references=synthesizer._references,
-        voices=synthesizer.voices,
-        settings=dataclasses.replace(synthesizer.settings, attempts=arguments.attempts),
-    )
-    ((samples, chunks),) = asyncio.run(_spoken(long, [script]))
+    ((samples, chunks),) = asyncio.run(_spoken(synthesizer, [script]))
     faults = [fault for chunk in chunks for fault in chunk.take.attempt.faults]
     return {
         "seconds": round(len(samples) / SAMPLE_RATE_HZ, 1),

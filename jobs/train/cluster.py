@@ -70,9 +70,9 @@ def train_on_cluster(settings: TrainingSettings, folders: Sequence[Path], worker
                 last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
                 raise WorkersFailed(last[:300]) from error
     if refused.exists():
-        told = json.loads(refused.read_text(encoding="utf-8"))
+        reason = json.loads(refused.read_text(encoding="utf-8"))
         refused.unlink()
-        raise (Diverged if told["diverged"] else BadInput)(told["message"])
+        raise (Diverged if reason["diverged"] else BadInput)(reason["message"])
     return True
 
 
@@ -124,5 +124,5 @@ def _loop(told: Mapping[str, Any]) -> None:
         train_here(settings, [Path(one) for one in told["folders"]], Workers.here(device), report)
     except HiggsError as error:
         # It would come again after every restart; the driver reads why.
-        told = {"diverged": isinstance(error, Diverged), "message": str(error)}
-        (Path(settings.output) / _REFUSED).write_text(json.dumps(told), encoding="utf-8")
+        reason = {"diverged": isinstance(error, Diverged), "message": str(error)}
+        (Path(settings.output) / _REFUSED).write_text(json.dumps(reason), encoding="utf-8")

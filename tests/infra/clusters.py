@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -14,7 +12,7 @@ from pathlib import Path
 
 from ray.job_submission import JobSubmissionClient
 
-from tests.jobs.running import ENVIRONMENT, ROOT, Cluster, children, free_port, kill_group
+from tests.jobs.running import Cluster, children, free_port, kill_group, start_ray
 
 # A machine that is gone is noticed after seconds, not after half a minute; one that is only slow has its time.
 IMPATIENT = {
@@ -89,18 +87,11 @@ class Node:
     """A further node of a cluster."""
 
     def __init__(self, head, num_cpus, *options):
-        command = [
-            *(Path(sys.executable).with_name("ray"), "start", "--block", "--address", head.address),
-            *("--num-cpus", num_cpus, "--dashboard-agent-listen-port", free_port()),
+        self.process = start_ray(
+            *("--address", head.address, "--num-cpus", num_cpus, "--dashboard-agent-listen-port", free_port()),
             *("--metrics-export-port", free_port(), "--object-store-memory", 100_000_000, *options),
-        ]
-        self.process = subprocess.Popen(
-            list(map(str, command)),
-            cwd=ROOT,
-            env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
         )
 
     def __enter__(self):

@@ -23,23 +23,27 @@ FAKE, REAL = "tests.jobs.fake_job", "jobs.synthesize"
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "2"}
 
 
+def start_ray(*options, **output):
+    """`ray start`, which stays there as long as the node does, in a process group of its own."""
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name("ray")), "start", "--block", *map(str, options)],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+        **output,
+    )
+
+
 class Cluster:
     """A Ray head of its own, in a process group that ends with it."""
 
     def __init__(self, num_cpus, *options):
-        command = [
-            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus", num_cpus),
-            *("--port", free_port(), "--ray-client-server-port", free_port(), "--include-dashboard", "false"),
-            *("--object-store-memory", 200_000_000, *options),
-        ]
-        self.process = subprocess.Popen(
-            list(map(str, command)),
-            cwd=ROOT,
-            env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        self.process = start_ray(
+            *("--head", "--num-cpus", num_cpus, "--port", free_port(), "--ray-client-server-port", free_port()),
+            *("--include-dashboard", "false", "--object-store-memory", 200_000_000, *options),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
         )
 
     def __enter__(self):

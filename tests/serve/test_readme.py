@@ -41,8 +41,11 @@ def test_the_readmes_curl_commands_work(place):
 
 def test_the_readmes_python_works(place):
     server, _ = place
+    heard = {}
     (code,) = re.findall(r"```py\n(.*?)```", SECTION, re.DOTALL)
-    exec(compile(code.replace("http://127.0.0.1:8000", server.url), "README", "exec"), {})
+    exec(compile(code.replace("http://127.0.0.1:8000", server.url), "README", "exec"), heard)
+    assert server.backend.jobs[-1].row["text"] == "It comes while it is made."
+    assert any(heard["part"])
 
 
 def test_the_readme_names_settings_that_there_are():

@@ -2,35 +2,14 @@
 
 import pytest
 import torch
-from transformers import HubertConfig
 
-from higgs_model.codec import HiggsAudioCodec, HiggsAudioCodecConfig
 from higgs_model.codec.losses import CodecLoss, mel_filters
 from higgs_model.codec.quantizer import EuclideanCodebook
-
-SEMANTIC = HubertConfig(
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=16,
-    conv_dim=(8,) * 7,
-    num_conv_pos_embeddings=8,
-    num_conv_pos_embedding_groups=2,
-)
+from tests import builders
 
 
 def small_codec(**changes):
-    torch.manual_seed(0)
-    settings = {
-        "num_codebooks": 3,
-        "codebook_size": 32,
-        "codebook_dim": 8,
-        "acoustic_dim": 16,
-        "encoder_channels": 4,
-        "decoder_channels": 64,
-        "semantic": SEMANTIC,
-    }
-    return HiggsAudioCodec(HiggsAudioCodecConfig(**settings | changes)).train()
+    return builders.codec(**{"codebook_size": 32, "encoder_channels": 4} | changes).train()
 
 
 def voices(batch_size, seconds=0.4):

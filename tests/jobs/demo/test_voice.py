@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from higgs_model import Script, demo
@@ -14,8 +15,12 @@ from jobs.demo.likeness import VoicePrint
 from jobs.demo.recipe import MAX_BYTES
 from tests.test_project import ROOT
 
+# What is spoken is spoken once.
+pytestmark = pytest.mark.xdist_group("voice")
+
 VOICES = ROOT / "jobs" / "examples" / "voices"
 NUM_SENTENCES = 12
+SAMPLING = {"temperature": 0.5, "top_k": 30, "language": "en"}
 
 
 def test_it_is_a_checkpoint_like_any_other():
@@ -46,9 +51,6 @@ def spoken():
         synthesizer.close()
 
 
-SAMPLING = {"temperature": 0.5, "top_k": 30, "language": "en"}
-
-
 def test_a_recogniser_hears_what_was_to_be_said(spoken):
     recogniser = Recogniser()
     heard = [(words_of(text), recogniser.words(sound, 24_000)) for text, sound in spoken["mira"]]
@@ -59,8 +61,6 @@ def test_a_recogniser_hears_what_was_to_be_said(spoken):
 
 
 def test_voices_are_like_their_references(spoken):
-    import soundfile
-
     prints = {name: VoicePrint.of(*soundfile.read(VOICES / f"{name}.flac", dtype="float32")) for name in spoken}
     own = {
         name: np.median([VoicePrint.of(sound, 24_000).pitch_hz for _, sound in sounds])
