@@ -5,6 +5,8 @@ and, for likeness, voices are ones that the demo was not trained with. Parts:
 `audio_s_per_s`: how fast the sentences below were spoken.
 `words`: word error rate of the model, of the codec's copies of the teacher, and of the teacher, on the same sentences.
 `likeness`: over all pairs of held-out voices, how often what a voice's clone says is nearer to its own reference.
+`dialogues`: of two known voices, two turns each; how often a turn is nearer to its speaker's reference than to the
+other's, and their words, as above.
 `minutes`: one long script; chunks with faults, and steps in the waveform where chunks meet.
 """
 
@@ -90,7 +92,7 @@ def _measure(
     references: dict[str, tuple[str, Sound]],
 ) -> dict[str, Any]:
     def scripts(utterances: Sequence[Utterance]) -> list[Script]:
-        return [_script(arguments, one.id, one.text, one.voice.name) for one in utterances]
+        return [_script(arguments, one.id, text=one.text, voice=one.voice.name) for one in utterances]
 
     start_s = time.perf_counter()
     made = asyncio.run(_spoken(synthesizer, scripts(known)))
@@ -108,6 +110,8 @@ def _measure(
     prints = {name: VoicePrint.of(references[name][1], SAMPLE_RATE_HZ) for name in {one.voice.name for one in new}}
     result["likeness"] = likeness([one.voice.name for one in new], clones, prints)
     print(f"nearer to its reference than to another held-out voice: {result['likeness']}")
+    result["dialogues"] = dialogues(arguments, synthesizer, recogniser, known, references)
+    print(f"dialogues of two: {result['dialogues']}")
     result["minutes"] = minutes(arguments, synthesizer)
     print(f"long script: {result['minutes']}")
     return result
@@ -120,12 +124,11 @@ def _references(names: Sequence[str]) -> dict[str, tuple[str, Sound]]:
     return {name: (text, speak(voices[name], "en", text)) for name, text in zip(names, sentences, strict=False)}
 
 
-def _script(arguments: argparse.Namespace, name: str, text: str, voice: str) -> Script:
+def _script(arguments: argparse.Namespace, name: str, **what: Any) -> Script:
     return Script.model_validate(
         {
             "id": name,
-            "text": text,
-            "voice": voice,
+            **what,
             "language": "en",
             "seed": 1,
             "temperature": arguments.temperature,
@@ -191,11 +194,42 @@ def likeness(names: Sequence[str], clones: Sequence[Sound], references: dict[str
     }
 
 
+def dialogues(
+    arguments: argparse.Namespace,
+    synthesizer: Synthesizer,
+    recogniser: Recogniser,
+    utterances: Sequence[Utterance],
+    references: dict[str, tuple[str, Sound]],
+) -> dict[str, Any]:
+    """Four sentences each, said in turn by the voices of the first two."""
+    scripts, turns = list[Script](), list[list[tuple[str, str, str]]]()
+    for start in range(0, len(utterances) - 3, 4):
+        voices = [one.voice.name for one in utterances[start : start + 2]]
+        if voices[0] == voices[1]:
+            continue
+        said = [(voices[at % 2], voices[1 - at % 2], utterances[start + at].text) for at in range(4)]
+        script = {
+            "turns": [{"speaker": speaker, "text": text} for speaker, _, text in said],
+            "voices": {name: name for name in voices},
+            "chunk_method": "speaker",
+        }
+        scripts.append(_script(arguments, f"dialogue{start}", **script))
+        turns.append(said)
+    trials, errors = list[float](), WordErrors()
+    for said, (samples, chunks) in zip(turns, asyncio.run(_spoken(synthesizer, scripts)), strict=True):
+        for (speaker, other, text), chunk in zip(said, chunks, strict=True):
+            turn = samples[chunk.start_sample : chunk.stop_sample]
+            prints = {name: VoicePrint.of(references[name][1], SAMPLE_RATE_HZ) for name in (speaker, other)}
+            trials.append(likeness([speaker], [turn], prints)["both"])
+            errors += word_errors(words_of(text), recogniser.words(turn, SAMPLE_RATE_HZ))
+    return {"turns": len(trials), "both": round(float(np.mean(trials)), 3), "word_error_rate": round(errors.rate, 3)}
+
+
 def minutes(arguments: argparse.Namespace, synthesizer: Synthesizer) -> dict[str, Any]:
     """A long script in one voice: paragraphs of held-out sentences until it is long enough."""
     sentences = Grammar.of("en").sentences(_RECIPE_SEED + 2)
     paragraphs = [" ".join(itertools.islice(sentences, 4)) for _ in range(max(round(arguments.minutes * 6), 1))]
-    script = _script(arguments, "long", "\n\n".join(paragraphs), "slt-100")
+    script = _script(arguments, "long", text="\n\n".join(paragraphs), voice="slt-100")
     script = script.model_copy(update={"chunk_method": "sentence", "chunk_max_words": 8, "context_chunks": 2})
     ((samples, chunks),) = asyncio.run(_spoken(synthesizer, [script]))
     faults = [fault for chunk in chunks for fault in chunk.take.attempt.faults]

@@ -26,6 +26,7 @@ from higgs_model.errors import BadConfig, BadInput
 from jobs import train_codec
 from jobs.commands import say
 from jobs.demo import data
+from jobs.demo.dialogues import dialogues
 from jobs.demo.tokenizer import build_tokenizer
 from jobs.train import train
 from jobs.train_codec import CodecJob
@@ -40,12 +41,14 @@ class DataSettings(BaseModel):
     Attributes:
         sentences: to train on, of each language.
         held_out: of each language, in known voices, and as many in new ones.
+        dialogues: conversations put together of the sentences to train on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sentences: dict[str, int]
     held_out: int = Field(ge=1)
+    dialogues: int = Field(0, ge=0)
 
 
 class TokenizerSettings(BaseModel):
@@ -137,12 +140,15 @@ def write_codes(recipe: Recipe, work: Path) -> None:
     for split in data.SPLITS:
         folder = work / "codes" / split
         folder.mkdir(parents=True, exist_ok=True)
-        lines = []
+        rows = []
         for row in _rows(work / "data" / f"{split}.jsonl"):
             samples, _ = soundfile.read(row["audio"], dtype="float32")
             path = folder / f"{row['id']}.npy"
             np.save(path, trainer.taught_codes(torch.from_numpy(samples)).numpy().astype(np.int16))
-            lines.append(json.dumps(row | {"audio": str(path)}, ensure_ascii=False) + "\n")
+            rows.append(row | {"audio": str(path)})
+        if split == "train":
+            rows += dialogues(rows, recipe.data.dialogues, recipe.seed)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         unfinished = folder.with_suffix(".part")
         unfinished.write_text("".join(lines), encoding="utf-8")
         unfinished.rename(folder.with_suffix(".jsonl"))

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from higgs_model import Script
 from jobs.demo.data import choose
+from jobs.demo.dialogues import dialogues
 from jobs.demo.hearing import word_errors, words_of
 from jobs.demo.likeness import VoicePrint
 from jobs.demo.sentences import LANGUAGES, Grammar
@@ -46,6 +48,38 @@ def test_splits_share_no_sentence_and_held_out_voices_are_new():
     # More training changes nothing that is held out.
     more = [row for row in choose({name: 2 * count for name, count in COUNTS.items()}, 30, 0) if row.split != "train"]
     assert more == [row for row in rows if row.split != "train"]
+
+
+def test_dialogues_stand_as_scripts_ask_for_them():
+    rows = [
+        {"text": f"Sentence {at}.", "language": "en", "speaker": f"v{at % 4}", "audio": f"{at}.npy", "duration_s": 2.0}
+        for at in range(40)
+    ]
+    made = list(dialogues(rows, 30, 0))
+    assert made == list(dialogues(rows, 30, 0))
+    assert len({row["id"] for row in made}) == 30
+    spoken = {row["audio"]: row for row in rows}
+    for row in made:
+        said = [(asked["text"], answer["audio_url"]) for asked, answer in pairs(row["messages"])]
+        first = row["start_index"] // 2
+        assert len({audio for _, audio in said}) == len(said) > first >= 2
+        voices = {text.split()[0]: spoken[audio]["speaker"] for text, audio in said[:first]}
+        assert len(set(voices.values())) == first
+        turns = [{"speaker": voices[text.split()[0]], "text": text.split(" ", 1)[1]} for text, _ in said[first:]]
+        assert [turn["text"] for turn in turns] == [spoken[audio]["text"] for _, audio in said[first:]]
+        assert [turn["speaker"] for turn in turns] == [spoken[audio]["speaker"] for _, audio in said[first:]]
+        assert all(one["speaker"] != other["speaker"] for one, other in itertools.pairwise(turns))
+        # What a script of these turns is asked with, its speakers numbered alike.
+        known = [{"speaker": voice, "text": "Before."} for voice in voices.values()]
+        chunks = Script.model_validate({"id": "a", "turns": known + turns, "chunk_method": "speaker"}).chunks()
+        assert [chunk.prompt_text for chunk in chunks[first:]] == [text for text, _ in said[first:]]
+
+
+def pairs(messages):
+    """What users ask and what answers it, two by two."""
+    assert [message["role"] for message in messages] == ["user", "assistant"] * (len(messages) // 2)
+    parts = [message["content"][0] for message in messages]
+    return zip(parts[::2], parts[1::2], strict=True)
 
 
 def test_voices_speak_what_they_say_they_speak():
