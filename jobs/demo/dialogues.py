@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from higgs_model.errors import BadInput
 from higgs_model.script.prompt import Clip, Message, SpeakerVoice, chunk_message, reference_messages
 
 _SPEAKERS = (2, 2, 3)
@@ -23,17 +24,27 @@ Row = Mapping[str, Any]
 
 
 def dialogues(rows: Iterable[Row], count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """So many conversations, each in one language, of at least two voices."""
+    """So many conversations, each in one language, of at least two voices.
+
+    Raises:
+        BadInput: no language has two voices that say enough.
+    """
     spoken: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["duration_s"] <= _LONGEST_S:
             spoken[row["language"]][row["speaker"]].append(row)
+    able = {
+        language: {voice: said for voice, said in by_voice.items() if len(said) >= _MESSAGES}
+        for language, by_voice in sorted(spoken.items())
+    }
+    able = {language: by_voice for language, by_voice in able.items() if len(by_voice) >= 2}
+    if count and not able:
+        raise BadInput(f"dialogues need two voices with {_MESSAGES} sentences of at most {_LONGEST_S:g} s each")
     draw = random.Random(seed)
-    languages = sorted(spoken)
-    shares = [sum(map(len, spoken[language].values())) for language in languages]
+    shares = [sum(map(len, by_voice.values())) for by_voice in able.values()]
     for number in range(count):
-        by_voice = spoken[draw.choices(languages, shares)[0]]
-        voices = draw.sample(sorted(by_voice), draw.choice(_SPEAKERS))
+        by_voice = able[draw.choices(list(able), shares)[0]]
+        voices = draw.sample(sorted(by_voice), min(draw.choice(_SPEAKERS), len(by_voice)))
         yield {"id": f"dialogue-{number:05d}", **_dialogue(by_voice, voices, draw)}
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from higgs_model import Script
+from higgs_model.errors import BadInput
 from jobs.demo.data import choose
 from jobs.demo.dialogues import dialogues
 from jobs.demo.hearing import word_errors, words_of
@@ -73,6 +74,16 @@ def test_dialogues_stand_as_scripts_ask_for_them():
         known = [{"speaker": voice, "text": "Before."} for voice in voices.values()]
         chunks = Script.model_validate({"id": "a", "turns": known + turns, "chunk_method": "speaker"}).chunks()
         assert [chunk.prompt_text for chunk in chunks[first:]] == [text for text, _ in said[first:]]
+
+
+def test_no_dialogue_of_voices_that_say_too_little():
+    rows = [
+        {"text": "A.", "language": "en", "speaker": f"v{at % 2}", "audio": f"{at}.npy", "duration_s": 2.0}
+        for at in range(9)
+    ]
+    with pytest.raises(BadInput, match="two voices with 5 sentences"):
+        list(dialogues(rows, 1, 0))
+    assert not list(dialogues(rows, 0, 0))
 
 
 def pairs(messages):
