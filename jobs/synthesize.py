@@ -30,6 +30,7 @@ from jobs.folders import open_folder
 from jobs.loading import check_local_model, find_check, load_synthesizer
 from jobs.manifest import Manifest, open_manifest
 from jobs.progress import Progress, clock
+from jobs.results import RESULTS
 from jobs.rows import RowMaker
 from jobs.settings import JobSettings, gather, told
 
@@ -85,7 +86,8 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
         with stop.watching(job.ledger):
             job.execute(Progress())
         totals, engines = ray.get(job.ledger.snapshot.remote())
-        folder.sweep("audio")
+        for place in ("audio", RESULTS):
+            folder.sweep(place)
     except KeyboardInterrupt:
         say("stopped; run the same command again to go on")
         return BROKEN
@@ -100,7 +102,7 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
             ray.shutdown()
     summary = summarize(settings, totals, engines, started, time.monotonic() - start_s)
     folder.put("job.json", json.dumps(summary, indent=2).encode())
-    return report(settings, folder.locate("results"), summary, stopped=stop.asked.is_set())
+    return report(settings, folder.locate(RESULTS), summary, stopped=stop.asked.is_set())
 
 
 class Stop:

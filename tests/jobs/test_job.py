@@ -113,7 +113,7 @@ def test_bad_rows_are_named_and_lose_nothing(tmp_path, voices):
 
 def uneven_rows(count):
     rows = [{"id": f"row-{n}", "text": f"Row {n} says a few words. " * (1 + n % 7), "seed": n} for n in range(count)]
-    return [*rows, {"id": "long", "text": "A long row goes on and on. " * 60}]
+    return [*rows, {"id": "long", "text": "A long row goes on and on. " * 24}]
 
 
 def hashes(found):
@@ -217,10 +217,15 @@ def test_only_what_changed_is_made_again(tmp_path):
     rows[3]["text"] = "Row 3 says something else now."
     rows.append({"id": "new", "text": "A row that was not there."})
     write_manifest(tmp_path / "m.jsonl", rows)
+    # Killed while they wrote, these would have been left.
+    unfinished = [tmp_path / "out" / folder / ".a1b2.part" for folder in ("audio", "results")]
+    for path in unfinished:
+        path.write_bytes(b"half a f")
     status, said = run_here(arguments)
     assert status == 0, said
     assert "2 ok" in said
     assert "8 done before" in said
+    assert not any(path.exists() for path in unfinished)
     after = hashes(results(tmp_path / "out"))
     assert {name for name in after if after[name] != before.get(name)} == {"row-3", "new"}
 
