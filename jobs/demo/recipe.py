@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ from higgs_model.errors import BadConfig, BadInput
 from jobs import train_codec
 from jobs.commands import say
 from jobs.demo import data
-from jobs.demo.dialogues import dialogues
+from jobs.demo.conversations import conversations
 from jobs.demo.tokenizer import build_tokenizer
 from jobs.train import train
 from jobs.train_codec import CodecJob
@@ -41,14 +41,14 @@ class DataSettings(BaseModel):
     Attributes:
         sentences: to train on, of each language.
         held_out: of each language, in known voices, and as many in new ones.
-        dialogues: conversations put together of the sentences to train on.
+        conversations: put together of the sentences to train on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sentences: dict[str, int]
     held_out: int = Field(ge=1)
-    dialogues: int = Field(0, ge=0)
+    conversations: int = Field(0, ge=0)
 
 
 class TokenizerSettings(BaseModel):
@@ -132,24 +132,35 @@ def halve_codec(trained: Path, folder: Path) -> None:
 def write_codes(recipe: Recipe, work: Path) -> None:
     """Write the codes that the decoder was taught, a file an utterance, and manifests that name them.
 
-    With references the model hears the encoder's codes in their place, which come near.
+    References of conversations are what the encoder makes of the recordings, which comes near, and is what the model
+    will be given.
     """
     if all((work / "codes" / f"{split}.jsonl").exists() for split in data.SPLITS):
         return
     trainer = train_codec.load_trainer(codec_job(recipe, work))
+    codec = HiggsAudioCodec.from_pretrained(work / "checkpoint" / "codec")
+
+    def heard(row: Mapping[str, Any]) -> str:
+        path = Path(row["audio"]).with_suffix(".heard.npy")
+        if not path.exists():
+            samples, rate_hz = soundfile.read(recordings[row["id"]], dtype="float32")
+            np.save(path, codec.encode(samples, rate_hz).numpy().astype(np.int16))
+        return str(path)
+
     for split in data.SPLITS:
         folder = work / "codes" / split
         folder.mkdir(parents=True, exist_ok=True)
-        rows = []
+        rows, recordings = list[dict[str, Any]](), dict[str, str]()
         for row in _rows(work / "data" / f"{split}.jsonl"):
             samples, _ = soundfile.read(row["audio"], dtype="float32")
             path = folder / f"{row['id']}.npy"
             np.save(path, trainer.taught_codes(torch.from_numpy(samples)).numpy().astype(np.int16))
+            recordings[row["id"]] = row["audio"]
             rows.append(row | {"audio": str(path)})
         if split == "train":
-            rows += dialogues(rows, recipe.data.dialogues, recipe.seed)
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            rows += list(conversations(rows, recipe.data.conversations, recipe.seed, heard))
         unfinished = folder.with_suffix(".part")
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         unfinished.write_text("".join(lines), encoding="utf-8")
         unfinished.rename(folder.with_suffix(".jsonl"))
 

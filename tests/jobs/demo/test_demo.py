@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from higgs_model import Script
 from higgs_model.errors import BadInput
+from jobs.demo.conversations import conversations
 from jobs.demo.data import choose
-from jobs.demo.dialogues import dialogues
 from jobs.demo.hearing import word_errors, words_of
 from jobs.demo.likeness import VoicePrint
 from jobs.demo.sentences import LANGUAGES, Grammar
@@ -51,39 +51,45 @@ def test_splits_share_no_sentence_and_held_out_voices_are_new():
     assert more == [row for row in rows if row.split != "train"]
 
 
-def test_dialogues_stand_as_scripts_ask_for_them():
-    rows = [
-        {"text": f"Sentence {at}.", "language": "en", "speaker": f"v{at % 4}", "audio": f"{at}.npy", "duration_s": 2.0}
-        for at in range(40)
-    ]
-    made = list(dialogues(rows, 30, 0))
-    assert made == list(dialogues(rows, 30, 0))
+SPOKEN = [
+    {"text": f"Sentence {at}.", "language": "en", "speaker": f"v{at % 4}", "audio": f"{at}.npy", "duration_s": 2.0}
+    for at in range(40)
+]
+
+
+def heard(row):
+    return f"heard-{row['audio']}"
+
+
+def test_conversations_stand_as_scripts_ask_for_them():
+    made = list(conversations(SPOKEN, 30, 0, heard))
+    assert made == list(conversations(SPOKEN, 30, 0, heard))
     assert len({row["id"] for row in made}) == 30
-    spoken = {row["audio"]: row for row in rows}
+    rows = {row["audio"]: row for row in SPOKEN}
     for row in made:
-        said = [(asked["text"], answer["audio_url"]) for asked, answer in pairs(row["messages"])]
+        said = list(pairs(row["messages"]))
         first = row["start_index"] // 2
-        assert len({audio for _, audio in said}) == len(said) > first >= 2
-        voices = {text.split()[0]: spoken[audio]["speaker"] for text, audio in said[:first]}
-        assert len(set(voices.values())) == first
-        turns = [{"speaker": voices[text.split()[0]], "text": text.split(" ", 1)[1]} for text, _ in said[first:]]
-        assert [turn["text"] for turn in turns] == [spoken[audio]["text"] for _, audio in said[first:]]
-        assert [turn["speaker"] for turn in turns] == [spoken[audio]["speaker"] for _, audio in said[first:]]
-        assert all(one["speaker"] != other["speaker"] for one, other in itertools.pairwise(turns))
-        # What a script of these turns is asked with, its speakers numbered alike.
-        known = [{"speaker": voice, "text": "Before."} for voice in voices.values()]
-        chunks = Script.model_validate({"id": "a", "turns": known + turns, "chunk_method": "speaker"}).chunks()
-        assert [chunk.prompt_text for chunk in chunks[first:]] == [text for text, _ in said[first:]]
+        references, turns = said[:first], said[first:]
+        shown = [rows[path.removeprefix("heard-")] for _, path in references]
+        answers = [rows[path] for _, path in turns]
+        assert not {one["audio"] for one in shown} & {one["audio"] for one in answers}
+        assert len({one["speaker"] for one in shown}) == first
+        # Before it stands what a script of these turns is asked with, its speakers numbered alike.
+        if first == 1:
+            assert [text for text, _ in said] == [one["text"] for one in shown + answers]
+            assert {one["speaker"] for one in answers} == {shown[0]["speaker"]}
+            continue
+        assert all(one["speaker"] != other["speaker"] for one, other in itertools.pairwise(answers))
+        script = [{"speaker": one["speaker"], "text": one["text"]} for one in shown + answers]
+        chunks = Script.model_validate({"id": "a", "turns": script, "chunk_method": "speaker"}).chunks()
+        assert [text for text, _ in said] == [chunk.prompt_text for chunk in chunks]
+    assert {row["start_index"] // 2 for row in made} == {1, 2, 3}
 
 
-def test_no_dialogue_of_voices_that_say_too_little():
-    rows = [
-        {"text": "A.", "language": "en", "speaker": f"v{at % 2}", "audio": f"{at}.npy", "duration_s": 2.0}
-        for at in range(9)
-    ]
-    with pytest.raises(BadInput, match="two voices with 5 sentences"):
-        list(dialogues(rows, 1, 0))
-    assert not list(dialogues(rows, 0, 0))
+def test_no_conversation_of_voices_that_say_too_little():
+    with pytest.raises(BadInput, match="3 voices with 5 sentences"):
+        list(conversations(SPOKEN[:18], 1, 0, heard))
+    assert not list(conversations(SPOKEN[:18], 0, 0, heard))
 
 
 def pairs(messages):

@@ -1,4 +1,4 @@
-"""The recipe from one end to the other, small and with tones for teachers; out comes a checkpoint that speaks."""
+"""The recipe from one end to the other, small and with tones for teachers; what comes out loads as any checkpoint."""
 
 import zlib
 from pathlib import Path
@@ -20,7 +20,7 @@ RECIPE = Path(command.__file__).with_name("recipe.yaml")
 def small():
     """The recipe as it is, made for seconds."""
     made = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-    made["data"] = {"sentences": {"en": 200, "de": 50}, "held_out": 2, "dialogues": 3}
+    made["data"] = {"sentences": {"en": 200, "de": 50}, "held_out": 2, "conversations": 3}
     made["codec"]["codec"] |= {"decoder_channels": 64, "acoustic_dim": 16, "codebook_dim": 16, "codebook_size": 32}
     made["codec"]["training"] |= {"steps": 2, "taught_steps": 2, "crop_frames": 4, "batch_size": 1}
     made["model"]["init"]["config"]["audio_codebook_size"] = 32
@@ -55,7 +55,7 @@ def test_the_recipe_goes_all_the_way_and_on_where_it_was_stopped(tmp_path, monke
     assert sum('"start_index"' in row for row in rows) == 3
     synthesizer = Synthesizer.from_pretrained(str(output), settings=SynthesisSettings(attempts=1))
     try:
-        script = Script(id="a", text="Good morning.", seed=1)
-        assert len(synthesizer.synthesize(script).waveform)
+        # What two steps teach is mostly silence.
+        assert len(synthesizer.synthesize(Script(id="a", text="Good morning.", seed=1)).chunks) == 1
     finally:
         synthesizer.close()
