@@ -31,7 +31,7 @@ from jobs.cluster import THREADS_A_CPU_WORKER, connect
 from jobs.commands import Arguments, run_command, say
 from jobs.folders import Folder, open_folder
 from jobs.renderer import RenderBatch, RenderSettings
-from jobs.results import Results, read_results
+from jobs.results import RESULTS, Results, read_results
 
 BROKEN, ROWS_FAILED = 1, 3
 SETTINGS_FILE = "render.json"
@@ -116,7 +116,7 @@ def _claim(output: Folder, settings: RenderSettings) -> None:
     try:
         found = json.loads(output.get(SETTINGS_FILE))
     except FileNotFoundError:
-        if output.names("results"):
+        if output.names(RESULTS):
             raise BadInput(f"{output.uri} holds the results of something else; give another --output") from None
         output.put(SETTINGS_FILE, json.dumps(wanted, indent=2).encode())
         return
@@ -125,7 +125,8 @@ def _claim(output: Folder, settings: RenderSettings) -> None:
     if found != wanted:
         differ = ", ".join(sorted(name for name in wanted if found.get(name) != wanted[name]))
         raise BadInput(f"{output.uri} was made with other settings ({differ}); give another --output")
-    output.sweep("audio")
+    for place in ("audio", RESULTS):
+        output.sweep(place)
 
 
 def _todo(table: pa.Table, results: Results) -> pa.Table:

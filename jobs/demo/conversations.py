@@ -16,11 +16,12 @@ from higgs_model.script.prompt import Clip, Message, SpeakerVoice, chunk_message
 
 _SPEAKERS = (1, 1, 1, 2, 2, 3)
 """How many there are, drawn from these."""
-_MESSAGES = 5
-"""Of references and turns together: more would not fit beside others into one batch."""
+_RECORDINGS = 5
+"""Of references and turns together."""
 _LONGEST_S = 3.0
+"""Of each; five of them with their texts stay below a thousand positions, which is what batches let in."""
 _REFERENCES = 60
-"""Of each voice: its first sentences."""
+"""Of each voice and language, its first: each has to be encoded."""
 
 Row = Mapping[str, Any]
 
@@ -29,7 +30,7 @@ def conversations(rows: Iterable[Row], count: int, seed: int, heard: Callable[[R
     """So many conversations, each in one language.
 
     Args:
-        heard: what stands for a row's recording where it is a reference; by default it would be `audio`.
+        heard: gives what stands in place of a row's `audio` where it is a reference.
 
     Raises:
         BadInput: no language has enough voices that say enough.
@@ -39,13 +40,13 @@ def conversations(rows: Iterable[Row], count: int, seed: int, heard: Callable[[R
         if row["duration_s"] <= _LONGEST_S:
             spoken[row["language"]][row["speaker"]].append(row)
     able = {
-        language: {voice: said for voice, said in by_voice.items() if len(said) >= _MESSAGES}
+        language: {voice: said for voice, said in by_voice.items() if len(said) >= _RECORDINGS}
         for language, by_voice in sorted(spoken.items())
     }
     able = {language: by_voice for language, by_voice in able.items() if len(by_voice) >= max(_SPEAKERS)}
     if count and not able:
         raise BadInput(
-            f"conversations need {max(_SPEAKERS)} voices with {_MESSAGES} sentences of at most {_LONGEST_S:g} s each"
+            f"conversations need {max(_SPEAKERS)} voices with {_RECORDINGS} sentences of at most {_LONGEST_S:g} s each"
         )
     draw = random.Random(seed)
     shares = [sum(map(len, by_voice.values())) for by_voice in able.values()]
@@ -62,7 +63,7 @@ def _conversation(said: list[list[Row]], draw: random.Random, heard: Callable[[R
     voices = [SpeakerVoice(f"SPEAKER{at}", heard(row), transcript=row["text"]) for at, row in enumerate(shown)]
     messages = reference_messages(None, voices, [voice.tag for voice in voices])
     first, before = len(messages), -1
-    while len(used) < _MESSAGES:
+    while len(used) < _RECORDINGS:
         speaker = draw.choice([at for at in range(len(said)) if at != before or len(said) == 1])
         row = draw.choice(said[speaker])
         if row["audio"] in used:

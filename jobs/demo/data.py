@@ -56,7 +56,7 @@ def choose(counts: dict[str, int], held_out: int, seed: int) -> Iterator[Utteran
 
 
 def make(folder: Path, counts: dict[str, int], held_out: int, seed: int, threads: int = 2) -> None:
-    """Speak them all. Nothing is done when they are there."""
+    """Speak them all. Nothing is done when they are there; what is there of them is not spoken again."""
     if all((folder / f"{split}.jsonl").exists() for split in SPLITS):
         return
     check_synthesizers()
@@ -73,14 +73,17 @@ def make(folder: Path, counts: dict[str, int], held_out: int, seed: int, threads
 
 
 def _write(folder: Path, utterance: Utterance) -> dict[str, str | float]:
-    samples = speak(utterance.voice, utterance.language, utterance.text)
     audio = folder.absolute() / "audio" / f"{utterance.id}.wav"
-    soundfile.write(audio, samples, SAMPLE_RATE_HZ, subtype="PCM_16")
+    if not audio.exists():
+        samples = speak(utterance.voice, utterance.language, utterance.text)
+        unfinished = audio.with_suffix(".part")
+        soundfile.write(unfinished, samples, SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
+        unfinished.rename(audio)
     return {
         "id": utterance.id,
         "text": utterance.text,
         "language": utterance.language,
         "speaker": utterance.voice.name,
         "audio": str(audio),
-        "duration_s": round(len(samples) / SAMPLE_RATE_HZ, 3),
+        "duration_s": round(soundfile.info(audio).duration, 3),
     }

@@ -3,20 +3,17 @@
     sentences, spoken ─▶ codec ─▶ codes ─▶ tokenizer ─▶ model ─▶ one folder that loads like any other checkpoint
 
 Each stage leaves its result in the working folder, and is not done again when that is there; one that was killed goes
-on where it was. In: a `Recipe`. Knows the commands of the trainings, and how they are told; nothing of how they train.
+on where it was. The folder is one recipe's. In: a `Recipe`. Knows the commands of the trainings, and how they are told;
+nothing of how they train.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import soundfile
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,8 +22,7 @@ from higgs_model.codec.codec import HiggsAudioCodec
 from higgs_model.errors import BadConfig, BadInput
 from jobs import train_codec
 from jobs.commands import say
-from jobs.demo import data
-from jobs.demo.conversations import conversations
+from jobs.demo import codes, data
 from jobs.demo.tokenizer import build_tokenizer
 from jobs.train import train
 from jobs.train_codec import CodecJob
@@ -86,15 +82,16 @@ class Recipe(BaseModel):
 def make(recipe: Recipe, work: Path, output: Path) -> None:
     """Go through the stages; `output` becomes the checkpoint's folder."""
     work = work.absolute()
+    _claim(work, recipe)
     say("1 of 6: sentences, spoken")
     data.make(work / "data", recipe.data.sentences, recipe.data.held_out, recipe.seed)
     say("2 of 6: the codec")
     train_codec.train(codec_job(recipe, work))
     halve_codec(work / "codec", work / "checkpoint" / "codec")
     say("3 of 6: its codes of all that was spoken")
-    write_codes(recipe, work)
+    _write_codes(recipe, work)
     say("4 of 6: the tokenizer")
-    texts = (row["text"] for row in _rows(work / "data" / "train.jsonl"))
+    texts = (row["text"] for row in codes.read_rows(work / "data" / "train.jsonl"))
     build_tokenizer(texts, recipe.tokenizer.merges).save_pretrained(work / "tokenizer")
     say("5 of 6: the model")
     settings = work / "model.yaml"
@@ -129,45 +126,31 @@ def halve_codec(trained: Path, folder: Path) -> None:
     write_checkpoint(folder, codec.config, halved, "transformers")
 
 
-def write_codes(recipe: Recipe, work: Path) -> None:
-    """Write the codes that the decoder was taught, a file an utterance, and manifests that name them.
-
-    References of conversations are what the encoder makes of the recordings, which comes near, and is what the model
-    will be given.
-    """
-    if all((work / "codes" / f"{split}.jsonl").exists() for split in data.SPLITS):
+def _write_codes(recipe: Recipe, work: Path) -> None:
+    if codes.finished(work / "codes"):
         return
-    trainer = train_codec.load_trainer(codec_job(recipe, work))
+    # It is one recording at a time, wherever the codec was trained.
+    trainer = train_codec.load_trainer(codec_job(recipe, work).model_copy(update={"device": "cpu"}))
     codec = HiggsAudioCodec.from_pretrained(work / "checkpoint" / "codec")
-
-    def heard(row: Mapping[str, Any]) -> str:
-        path = Path(row["audio"]).with_suffix(".heard.npy")
-        if not path.exists():
-            samples, rate_hz = soundfile.read(recordings[row["id"]], dtype="float32")
-            np.save(path, codec.encode(samples, rate_hz).numpy().astype(np.int16))
-        return str(path)
-
-    for split in data.SPLITS:
-        folder = work / "codes" / split
-        folder.mkdir(parents=True, exist_ok=True)
-        rows, recordings = list[dict[str, Any]](), dict[str, str]()
-        for row in _rows(work / "data" / f"{split}.jsonl"):
-            samples, _ = soundfile.read(row["audio"], dtype="float32")
-            path = folder / f"{row['id']}.npy"
-            np.save(path, trainer.taught_codes(torch.from_numpy(samples)).numpy().astype(np.int16))
-            recordings[row["id"]] = row["audio"]
-            rows.append(row | {"audio": str(path)})
-        if split == "train":
-            rows += list(conversations(rows, recipe.data.conversations, recipe.seed, heard))
-        unfinished = folder.with_suffix(".part")
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        unfinished.write_text("".join(lines), encoding="utf-8")
-        unfinished.rename(folder.with_suffix(".jsonl"))
+    count, seed = recipe.data.conversations, recipe.seed
+    codes.make(work / "data", work / "codes", trainer.taught_codes, codec, count, seed)
 
 
-def _rows(manifest: Path) -> Iterator[dict[str, Any]]:
-    with manifest.open(encoding="utf-8") as lines:
-        yield from (json.loads(line) for line in lines)
+def _claim(work: Path, recipe: Recipe) -> None:
+    """One folder belongs to one recipe; the model's settings are the training's own to compare."""
+    wanted = recipe.model_dump(mode="json", exclude={"model"})
+    path = work / "recipe.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if differ := sorted(name for name in wanted if found.get(name) != wanted[name]):
+            raise BadInput(
+                f"{work} was begun with another recipe ({', '.join(differ)}); give another --work, or remove it"
+            )
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+    unfinished.rename(path)
 
 
 def pack(work: Path, output: Path) -> None:

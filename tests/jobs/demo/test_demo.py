@@ -52,8 +52,14 @@ def test_splits_share_no_sentence_and_held_out_voices_are_new():
 
 
 SPOKEN = [
-    {"text": f"Sentence {at}.", "language": "en", "speaker": f"v{at % 4}", "audio": f"{at}.npy", "duration_s": 2.0}
-    for at in range(40)
+    {
+        "text": f"Sentence {at}.",
+        "language": ("en", "de")[at % 2],
+        "speaker": f"v{at % 8 // 2}",
+        "audio": f"{at}.npy",
+        "duration_s": 2.0 + at % 3,
+    }
+    for at in range(400)
 ]
 
 
@@ -62,17 +68,20 @@ def heard(row):
 
 
 def test_conversations_stand_as_scripts_ask_for_them():
-    made = list(conversations(SPOKEN, 30, 0, heard))
-    assert made == list(conversations(SPOKEN, 30, 0, heard))
-    assert len({row["id"] for row in made}) == 30
+    made = list(conversations(SPOKEN, 60, 0, heard))
+    assert made == list(conversations(SPOKEN, 60, 0, heard))
+    assert len({row["id"] for row in made}) == 60
     rows = {row["audio"]: row for row in SPOKEN}
     for row in made:
-        said = list(pairs(row["messages"]))
+        said = pairs(row["messages"])
         first = row["start_index"] // 2
         references, turns = said[:first], said[first:]
+        assert all(path.startswith("heard-") for _, path in references)
         shown = [rows[path.removeprefix("heard-")] for _, path in references]
         answers = [rows[path] for _, path in turns]
-        assert not {one["audio"] for one in shown} & {one["audio"] for one in answers}
+        assert len({one["audio"] for one in shown + answers}) == 5
+        assert len({one["language"] for one in shown + answers}) == 1
+        assert max(one["duration_s"] for one in shown + answers) <= 3
         assert len({one["speaker"] for one in shown}) == first
         # Before it stands what a script of these turns is asked with, its speakers numbered alike.
         if first == 1:
@@ -88,15 +97,15 @@ def test_conversations_stand_as_scripts_ask_for_them():
 
 def test_no_conversation_of_voices_that_say_too_little():
     with pytest.raises(BadInput, match="3 voices with 5 sentences"):
-        list(conversations(SPOKEN[:18], 1, 0, heard))
-    assert not list(conversations(SPOKEN[:18], 0, 0, heard))
+        list(conversations(SPOKEN[:40], 1, 0, heard))
+    assert not list(conversations(SPOKEN[:40], 0, 0, heard))
 
 
 def pairs(messages):
-    """What users ask and what answers it, two by two."""
+    """What users ask, and the recording that answers it."""
     assert [message["role"] for message in messages] == ["user", "assistant"] * (len(messages) // 2)
     parts = [message["content"][0] for message in messages]
-    return zip(parts[::2], parts[1::2], strict=True)
+    return [(asked["text"], answer["audio_url"]) for asked, answer in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def test_voices_speak_what_they_say_they_speak():

@@ -1,5 +1,6 @@
 """The recipe from one end to the other, small and with tones for teachers; what comes out loads as any checkpoint."""
 
+import json
 import zlib
 from pathlib import Path
 
@@ -35,27 +36,59 @@ def tone(voice, language, text):
     return (0.5 * np.sin(2 * np.pi * pitch_hz * times)).astype(np.float32)
 
 
-def test_the_recipe_goes_all_the_way_and_on_where_it_was_stopped(tmp_path, monkeypatch):
+@pytest.fixture
+def begin(tmp_path, monkeypatch):
+    """Runs the command; its teachers are tones."""
     config, work, output = tmp_path / "recipe.yaml", tmp_path / "work", tmp_path / "checkpoint"
-    config.write_text(yaml.safe_dump(small()))
     monkeypatch.setattr(data, "check_synthesizers", lambda: None)
     monkeypatch.setattr(data, "speak", tone)
-    arguments = ["--config", str(config), "--work", str(work), "--output", str(output)]
+
+    def run(made):
+        config.write_text(yaml.safe_dump(made))
+        return command.main(["--config", str(config), "--work", str(work), "--output", str(output)])
+
+    return run
+
+
+def test_the_recipe_goes_all_the_way_and_on_where_it_was_stopped(tmp_path, monkeypatch, begin):
+    work, output = tmp_path / "work", tmp_path / "checkpoint"
     with monkeypatch.context() as broken:
         broken.setattr(recipe, "train", lambda _: 1)
         with pytest.raises(BadInput, match="goes on with it"):
-            command.main(arguments)
+            begin(small())
     assert not output.exists()
-    # What is done is not done again.
+    # Killed while it wrote codes, half of them would be there.
+    (work / "codes" / "train.jsonl").unlink()
+    written = sorted((work / "codes" / "train").glob("*.npy"))
+    for path in written[::2]:
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in [work / "codec" / "config.json", *written[1::2]]}
     monkeypatch.setattr(data, "speak", None)
-    assert command.main(arguments) == 0
+    assert begin(small()) == 0
+    # What is done is not done again.
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert sorted((work / "codes" / "train").iterdir()) == written
 
-    rows = (work / "codes" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in (work / "codes" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 200 + 50 + 3
-    assert sum('"start_index"' in row for row in rows) == 3
+    for row in rows[-3:]:
+        heard = [message["content"][0].get("audio_url", "").endswith(".heard.npy") for message in row["messages"][1::2]]
+        shown = row["start_index"] // 2
+        assert heard == [True] * shown + [False] * (5 - shown)
     synthesizer = Synthesizer.from_pretrained(str(output), settings=SynthesisSettings(attempts=1))
     try:
         # What two steps teach is mostly silence.
         assert len(synthesizer.synthesize(Script(id="a", text="Good morning.", seed=1)).chunks) == 1
     finally:
         synthesizer.close()
+
+
+def test_a_folder_is_one_recipes(monkeypatch, begin):
+    with monkeypatch.context() as stopped:
+        stopped.setattr(data, "speak", None)
+        with pytest.raises(TypeError):
+            begin(small())
+    more = small()
+    more["data"]["sentences"]["en"] += 1
+    with pytest.raises(BadInput, match=r"another recipe \(data\)"):
+        begin(more)
