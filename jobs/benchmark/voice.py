@@ -1,12 +1,12 @@
 """How good a small voice is: understood by a recogniser, like its reference, whole over minutes, without clicks.
 
 Needs the synthesizers that taught the demo (espeak-ng, flite) and pocketsphinx (`pip install '.[voice]'`). Sentences
-and, for likeness, voices are ones that the demo was not trained with. Parts:
+and, for likeness, voices are ones that the demo's recipe does not train with. Parts:
 `audio_s_per_s`: how fast the sentences below were spoken.
 `words`: word error rate of the model, of the codec's copies of the teacher, and of the teacher, on the same sentences.
 `likeness`: over all pairs of held-out voices, how often what a voice's clone says is nearer to its own reference.
 `dialogues`: of two known voices, two turns each; how often a turn is nearer to its speaker's reference than to the
-other's, and their words, as above.
+other's, and its words, as above.
 `minutes`: one long script; chunks with faults, and steps in the waveform where chunks meet.
 """
 
@@ -17,7 +17,7 @@ import asyncio
 import itertools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,19 @@ from numpy.typing import NDArray
 
 from higgs_model import Script
 from higgs_model.engine.settings import EngineSettings
+from higgs_model.errors import BadInput
 from higgs_model.synthesizer import SynthesisSettings, Synthesizer
 from higgs_model.synthesizer.records import SpokenChunk
 from jobs.benchmark.measure import machine
 from jobs.demo.data import Utterance, choose
 from jobs.demo.hearing import Recogniser, WordErrors, word_errors, words_of
 from jobs.demo.likeness import VoicePrint
+from jobs.demo.recipe import RECIPE, Recipe
 from jobs.demo.sentences import Grammar
 from jobs.demo.teacher import SAMPLE_RATE_HZ, check_synthesizers, speak
 from jobs.demo.voices import VOICES
 
-_RECIPE_SEED = 0
+_RECIPE = Recipe.read(RECIPE)
 _REFERENCE_WORDS = 7
 _NEAR_JOIN_S = 0.005
 _CLEAR_TEACHERS = "flite"
@@ -61,11 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, print the table, and return it."""
     check_synthesizers()
+    if (most := max(arguments.sentences, arguments.trials)) > _RECIPE.data.held_out:
+        raise BadInput(f"{most} sentences are asked for, and {_RECIPE.data.held_out} of each kind are held out")
     recogniser = Recogniser()
-    held_out = list(choose({"en": 0}, max(arguments.sentences, arguments.trials), _RECIPE_SEED))
+    all_of_it = list(choose({"en": _RECIPE.data.sentences["en"]}, _RECIPE.data.held_out, _RECIPE.seed))
+    held_out = [one for one in all_of_it if one.split != "train"]
+    unheard = _Unheard({one.text for one in all_of_it})
     known = [one for one in held_out if one.split == "text"][: arguments.sentences]
     new = [one for one in held_out if one.split == "voice"][: arguments.trials]
-    references = _references(sorted({one.voice.name for one in (*known, *new)} | {"slt-100"}))
+    references = _references(unheard, sorted({one.voice.name for one in (*known, *new)} | {"slt-100"}))
     with tempfile.TemporaryDirectory(prefix="higgs-voices-") as library:
         for name, (text, samples) in references.items():
             soundfile.write(Path(library, f"{name}.wav"), samples, SAMPLE_RATE_HZ, subtype="PCM_16")
@@ -77,7 +83,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             settings=SynthesisSettings(attempts=arguments.attempts),
         )
         try:
-            result = _measure(arguments, synthesizer, recogniser, known, new, references)
+            result = _measure(arguments, synthesizer, recogniser, known, new, references, unheard)
         finally:
             synthesizer.close()
     return result | {"model": arguments.model, "temperature": arguments.temperature, **machine(torch.device("cpu"))}
@@ -90,6 +96,7 @@ def _measure(
     known: Sequence[Utterance],
     new: Sequence[Utterance],
     references: dict[str, tuple[str, Sound]],
+    unheard: _Unheard,
 ) -> dict[str, Any]:
     def scripts(utterances: Sequence[Utterance]) -> list[Script]:
         return [_script(arguments, one.id, text=one.text, voice=one.voice.name) for one in utterances]
@@ -107,28 +114,41 @@ def _measure(
     for group, rates in result["words"].items():
         print(f"word error rate, {group}: " + ", ".join(f"{name} {value}" for name, value in rates.items()))
     clones = [sound for sound, _ in asyncio.run(_spoken(synthesizer, scripts(new)))]
-    prints = {name: VoicePrint.of(references[name][1], SAMPLE_RATE_HZ) for name in {one.voice.name for one in new}}
-    result["likeness"] = likeness([one.voice.name for one in new], clones, prints)
+    prints = {name: VoicePrint.of(sound, SAMPLE_RATE_HZ) for name, (_, sound) in references.items()}
+    scale = average_distances(prints.values())
+    others = {name: prints[name] for name in {one.voice.name for one in new}}
+    result["likeness"] = likeness([one.voice.name for one in new], clones, others, scale)
     print(f"nearer to its reference than to another held-out voice: {result['likeness']}")
-    result["dialogues"] = dialogues(arguments, synthesizer, recogniser, known, references)
+    result["dialogues"] = dialogues(arguments, synthesizer, recogniser, known, prints)
     print(f"dialogues of two: {result['dialogues']}")
-    result["minutes"] = minutes(arguments, synthesizer)
+    result["minutes"] = minutes(arguments, synthesizer, unheard)
     print(f"long script: {result['minutes']}")
     return result
 
 
-def _references(names: Sequence[str]) -> dict[str, tuple[str, Sound]]:
-    """For each voice a sentence that is in no split, and its recording."""
-    sentences = (text for text in Grammar.of("en").sentences(_RECIPE_SEED + 1) if len(text.split()) >= _REFERENCE_WORDS)
+class _Unheard:
+    """Sentences of the same words that are in no split; each seed gives others."""
+
+    def __init__(self, heard: Set[str]) -> None:
+        self._heard = heard
+
+    def sentences(self, seed: int, least_words: int = 0) -> Iterator[str]:
+        made = Grammar.of("en").sentences(seed)
+        return (text for text in made if text not in self._heard and len(text.split()) >= least_words)
+
+
+def _references(unheard: _Unheard, names: Sequence[str]) -> dict[str, tuple[str, Sound]]:
+    """For each voice a sentence and its recording."""
+    sentences = unheard.sentences(_RECIPE.seed + 1, _REFERENCE_WORDS)
     voices = {voice.name: voice for voice in VOICES}
     return {name: (text, speak(voices[name], "en", text)) for name, text in zip(names, sentences, strict=False)}
 
 
-def _script(arguments: argparse.Namespace, name: str, **what: Any) -> Script:
+def _script(arguments: argparse.Namespace, name: str, **columns: Any) -> Script:
     return Script.model_validate(
         {
             "id": name,
-            **what,
+            **columns,
             "language": "en",
             "seed": 1,
             "temperature": arguments.temperature,
@@ -168,16 +188,20 @@ def words(
     return {group: {name: round(total.rate, 3) for name, total in rates.items()} for group, rates in counts.items()}
 
 
-def likeness(names: Sequence[str], clones: Sequence[Sound], references: dict[str, VoicePrint]) -> dict[str, float]:
+def average_distances(prints: Iterable[VoicePrint]) -> NDArray[np.float64]:
+    """(2,): semitones and decibels between two of the voices, on average."""
+    pairs = itertools.combinations(prints, 2)
+    return np.mean([(one.semitones(other), one.spectral_db(other)) for one, other in pairs], axis=0)
+
+
+def likeness(
+    names: Sequence[str], clones: Sequence[Sound], references: dict[str, VoicePrint], scale: NDArray[np.float64]
+) -> dict[str, float]:
     """Shares of trials (a clone, another reference) in which the clone is nearer to its own; by pitch, spectrum, both.
 
-    For `both`, each distance is measured in its average between references.
+    Args:
+        scale: what pitch and spectrum are divided by where they are added.
     """
-    pairs = list(itertools.combinations(references.values(), 2))
-    scale = (
-        np.mean([one.semitones(other) for one, other in pairs]),
-        np.mean([one.spectral_db(other) for one, other in pairs]),
-    )
     nearer = []
     for name, clone in zip(names, clones, strict=True):
         # A clone that says nothing is like nobody.
@@ -199,35 +223,39 @@ def dialogues(
     synthesizer: Synthesizer,
     recogniser: Recogniser,
     utterances: Sequence[Utterance],
-    references: dict[str, tuple[str, Sound]],
+    prints: dict[str, VoicePrint],
 ) -> dict[str, Any]:
-    """Four sentences each, said in turn by the voices of the first two."""
+    """Each of four sentences, said in turn by the voices of its first two."""
     scripts, turns = list[Script](), list[list[tuple[str, str, str]]]()
     for start in range(0, len(utterances) - 3, 4):
         voices = [one.voice.name for one in utterances[start : start + 2]]
         if voices[0] == voices[1]:
             continue
         said = [(voices[at % 2], voices[1 - at % 2], utterances[start + at].text) for at in range(4)]
-        script = {
+        columns = {
             "turns": [{"speaker": speaker, "text": text} for speaker, _, text in said],
             "voices": {name: name for name in voices},
             "chunk_method": "speaker",
+            "context_chunks": 2,
         }
-        scripts.append(_script(arguments, f"dialogue{start}", **script))
+        scripts.append(_script(arguments, f"dialogue{start}", **columns))
         turns.append(said)
+    if not turns:
+        return {"turns": 0}
+    scale = average_distances(prints.values())
     trials, errors = list[float](), WordErrors()
     for said, (samples, chunks) in zip(turns, asyncio.run(_spoken(synthesizer, scripts)), strict=True):
         for (speaker, other, text), chunk in zip(said, chunks, strict=True):
             turn = samples[chunk.start_sample : chunk.stop_sample]
-            prints = {name: VoicePrint.of(references[name][1], SAMPLE_RATE_HZ) for name in (speaker, other)}
-            trials.append(likeness([speaker], [turn], prints)["both"])
+            two = {name: prints[name] for name in (speaker, other)}
+            trials.append(likeness([speaker], [turn], two, scale)["both"])
             errors += word_errors(words_of(text), recogniser.words(turn, SAMPLE_RATE_HZ))
     return {"turns": len(trials), "both": round(float(np.mean(trials)), 3), "word_error_rate": round(errors.rate, 3)}
 
 
-def minutes(arguments: argparse.Namespace, synthesizer: Synthesizer) -> dict[str, Any]:
-    """A long script in one voice: paragraphs of held-out sentences until it is long enough."""
-    sentences = Grammar.of("en").sentences(_RECIPE_SEED + 2)
+def minutes(arguments: argparse.Namespace, synthesizer: Synthesizer, unheard: _Unheard) -> dict[str, Any]:
+    """A long script in one voice: paragraphs of new sentences until it is long enough."""
+    sentences = unheard.sentences(_RECIPE.seed + 2)
     paragraphs = [" ".join(itertools.islice(sentences, 4)) for _ in range(max(round(arguments.minutes * 6), 1))]
     script = _script(arguments, "long", text="\n\n".join(paragraphs), voice="slt-100")
     script = script.model_copy(update={"chunk_method": "sentence", "chunk_max_words": 8, "context_chunks": 2})

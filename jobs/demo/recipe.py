@@ -27,6 +27,7 @@ from jobs.demo.tokenizer import build_tokenizer
 from jobs.train import train
 from jobs.train_codec import CodecJob
 
+RECIPE = Path(__file__).with_name("recipe.yaml")
 MAX_BYTES = 24_000_000
 """Of what is embedded: it lies in the repository."""
 

@@ -2,7 +2,6 @@
 
 import json
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +14,10 @@ from jobs.demo import __main__ as command
 from jobs.demo import data, recipe
 from jobs.demo.teacher import SAMPLE_RATE_HZ
 
-RECIPE = Path(command.__file__).with_name("recipe.yaml")
-
 
 def small():
     """The recipe as it is, made for seconds."""
-    made = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    made = yaml.safe_load(recipe.RECIPE.read_text(encoding="utf-8"))
     made["data"] = {"sentences": {"en": 200, "de": 50}, "held_out": 2, "conversations": 3}
     made["codec"]["codec"] |= {"decoder_channels": 64, "acoustic_dim": 16, "codebook_dim": 16, "codebook_size": 32}
     made["codec"]["training"] |= {"steps": 2, "taught_steps": 2, "crop_frames": 4, "batch_size": 1}
