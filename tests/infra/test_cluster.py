@@ -30,6 +30,8 @@ def head():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RAY_AUTH_MODE": "disabled", "AWS_SECRET_ACCESS_KEY": SECRET, **IMPATIENT}.items():
             patch.setenv(name, value)
+        # It would outrank the address that clients are given.
+        patch.delenv("RAY_ADDRESS", raising=False)
         with Head(num_cpus=2) as head:
             yield head
 
