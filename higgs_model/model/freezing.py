@@ -7,7 +7,7 @@ hold such a pair joined, or as it is; `layouts` reads both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -97,19 +97,22 @@ def text_parts(layers: nn.ModuleList, norm: nn.Module) -> list[nn.Module]:
     return parts
 
 
-def parameter_counts(components: dict[str, list[nn.Module]], whole: nn.Module) -> dict[str, dict[str, int]]:
-    """Parameters by component and `overall`: {"trainable": {component: count}, "total": {component: count}}."""
+def parameter_counts(
+    components: Mapping[str, Iterable[nn.Module | None]], rest: str, whole: nn.Module
+) -> dict[str, dict[str, int]]:
+    """Parameters by component, what is in none of them as `rest`, and `overall`.
 
-    def count(modules: Iterable[nn.Module], trainable_only: bool) -> int:
-        return sum(
-            parameter.numel()
-            for module in modules
-            for parameter in module.parameters()
-            if parameter.requires_grad or not trainable_only
-        )
-
-    named = {**components, "overall": [whole]}
+    Returns:
+        {"trainable": {component: count}, "total": {component: count}}
+    """
+    named = {
+        name: [parameter for module in modules if module is not None for parameter in module.parameters()]
+        for name, modules in components.items()
+    }
+    known = {id(parameter) for parameters in named.values() for parameter in parameters}
+    overall = list(whole.parameters())
+    named |= {rest: [parameter for parameter in overall if id(parameter) not in known], "overall": overall}
     return {
-        kind: {name: count(modules, trainable_only) for name, modules in named.items()}
-        for kind, trainable_only in (("trainable", True), ("total", False))
+        "trainable": {name: sum(one.numel() for one in ones if one.requires_grad) for name, ones in named.items()},
+        "total": {name: sum(one.numel() for one in ones) for name, ones in named.items()},
     }

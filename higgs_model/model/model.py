@@ -271,7 +271,7 @@ class HiggsAudioModel(PreTrainedModel):
             has_padding=past.has_padding,
             implementation=self.config._attn_implementation,
             dtype=embeddings_BSD.dtype,
-            with_text_only=self._has_fast_forward and not all_audio,
+            with_text_only=self.config.audio_adapter_type == "dual_ffn_fast_forward" and not all_audio,
             with_audio_only=self.config.use_audio_out_self_attention and all_audio is not False,
             sample_ids_BL=sample_ids_BS,
         )
@@ -285,10 +285,6 @@ class HiggsAudioModel(PreTrainedModel):
                 hidden = layer(hidden, attention_mask=masks.shared, position_embeddings=rope, past_key_values=cache)
         normed: Tensor = self.norm(hidden)
         return normed
-
-    @property
-    def _has_fast_forward(self) -> bool:
-        return bool(self.config.audio_adapter_type == "dual_ffn_fast_forward")
 
     # ------------------------------------------------------------------ the whole
 
@@ -392,15 +388,10 @@ class HiggsAudioModel(PreTrainedModel):
     def parameter_count_per_component(self) -> dict[str, dict[str, int]]:
         """{"trainable": …, "total": …}, each with audio_tower, llm_embed, llm_non_embed, audio_embed, audio_adapter
         and overall; the five components make up overall."""
-        heads = self.audio_decoder_proj
-        llm = freezing.text_parts(self.layers, self.norm)
         components: dict[str, list[nn.Module | None]] = {
             "audio_tower": [self.audio_tower],
-            "llm_embed": [self.embed_tokens, heads.text_lm_head],
-            "llm_non_embed": [*llm],
+            "llm_embed": [self.embed_tokens, self.audio_decoder_proj.text_lm_head],
+            "llm_non_embed": [*freezing.text_parts(self.layers, self.norm)],
             "audio_embed": [self.audio_codebook_embeddings],
         }
-        named = {id(p) for part in components.values() for m in part if m is not None for p in m.parameters()}
-        adapter = nn.ParameterList([p for p in self.parameters() if id(p) not in named])
-        present = {name: [m for m in part if m is not None] for name, part in components.items()}
-        return freezing.parameter_counts({**present, "audio_adapter": [adapter]}, self)
+        return freezing.parameter_counts(components, "audio_adapter", self)

@@ -7,8 +7,7 @@ what is there is not made again.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,6 @@ from torch import Tensor
 from higgs_model.codec.codec import HiggsAudioCodec
 from jobs.demo import data
 from jobs.demo.conversations import conversations
-
-
-def finished(folder: Path) -> bool:
-    """Whether nothing is left to make."""
-    return all((folder / f"{split}.jsonl").exists() for split in data.SPLITS)
 
 
 def make(
@@ -39,34 +33,36 @@ def make(
         count: conversations.
     """
     for split in data.SPLITS:
-        manifest = folder / f"{split}.jsonl"
-        if manifest.exists():
-            continue
-        (folder / split).mkdir(parents=True, exist_ok=True)
-        recordings = {str(folder / split / f"{row['id']}.npy"): row for row in read_rows(spoken / f"{split}.jsonl")}
-        rows: list[dict[str, Any]] = [row | {"audio": path} for path, row in recordings.items()]
-        shown: dict[str, str] = {}
-
-        def heard(row: Mapping[str, Any], shown: dict[str, str] = shown) -> str:
-            path = str(Path(row["audio"]).with_suffix(".heard.npy"))
-            shown[path] = row["audio"]
-            return path
-
-        if split == "train":
-            rows += list(conversations(rows, count, seed, heard))
-        for path, row in recordings.items():
-            _save(Path(path), row["audio"], lambda samples, _: taught(torch.from_numpy(samples)))
-        for path, same in shown.items():
-            _save(Path(path), recordings[same]["audio"], codec.encode)
-        unfinished = manifest.with_suffix(".part")
-        unfinished.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        unfinished.rename(manifest)
+        if not (folder / f"{split}.jsonl").exists():
+            _make_split(spoken, folder, split, taught, codec, count if split == "train" else 0, seed)
 
 
-def read_rows(manifest: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a manifest."""
-    with manifest.open(encoding="utf-8") as lines:
-        yield from (json.loads(line) for line in lines)
+def _make_split(
+    spoken: Path,
+    folder: Path,
+    split: str,
+    taught: Callable[[Tensor], Tensor],
+    codec: HiggsAudioCodec,
+    count: int,
+    seed: int,
+) -> None:
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    told = data.read_rows(spoken / f"{split}.jsonl")
+    recordings = {str(folder / split / f"{row['id']}.npy"): row for row in told}
+    rows: list[dict[str, Any]] = [row | {"audio": path} for path, row in recordings.items()]
+    shown: dict[str, str] = {}
+
+    def heard(row: Mapping[str, Any]) -> str:
+        path = str(Path(row["audio"]).with_suffix(".heard.npy"))
+        shown[path] = recordings[row["audio"]]["audio"]
+        return path
+
+    rows += list(conversations(rows, count, seed, heard))
+    for path, row in recordings.items():
+        _save(Path(path), row["audio"], lambda samples, _: taught(torch.from_numpy(samples)))
+    for path, recording in shown.items():
+        _save(Path(path), recording, codec.encode)
+    data.write_rows(folder / f"{split}.jsonl", rows)
 
 
 def _save(path: Path, recording: str, codes: Callable[[Any, int], Tensor]) -> None:

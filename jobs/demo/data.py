@@ -11,15 +11,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import soundfile
 
 from jobs.demo.sentences import Grammar
 from jobs.demo.teacher import SAMPLE_RATE_HZ, check_synthesizers, speak
 from jobs.demo.voices import VOICES, Voice
+from jobs.folders import open_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,22 +59,37 @@ def choose(counts: dict[str, int], held_out: int, seed: int) -> Iterator[Utteran
 
 def make(folder: Path, counts: dict[str, int], held_out: int, seed: int, threads: int = 2) -> None:
     """Speak them all. Nothing is done when they are there; what is there of them is not spoken again."""
-    if all((folder / f"{split}.jsonl").exists() for split in SPLITS):
+    if finished(folder):
         return
     check_synthesizers()
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[str]] = {split: [] for split in SPLITS}
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     with ThreadPoolExecutor(threads) as pool:
         utterances = list(choose(counts, held_out, seed))
         for utterance, row in zip(utterances, pool.map(lambda one: _write(folder, one), utterances), strict=True):
-            rows[utterance.split].append(json.dumps(row, ensure_ascii=False) + "\n")
-    for split, lines in rows.items():
-        unfinished = folder / f"{split}.part"
-        unfinished.write_text("".join(lines), encoding="utf-8")
-        unfinished.rename(folder / f"{split}.jsonl")
+            rows[utterance.split].append(row)
+    for split, told in rows.items():
+        write_rows(folder / f"{split}.jsonl", told)
 
 
-def _write(folder: Path, utterance: Utterance) -> dict[str, str | float]:
+def finished(folder: Path) -> bool:
+    """Whether there is a manifest of each split."""
+    return all((folder / f"{split}.jsonl").exists() for split in SPLITS)
+
+
+def read_rows(manifest: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a manifest."""
+    with manifest.open(encoding="utf-8") as lines:
+        yield from (json.loads(line) for line in lines)
+
+
+def write_rows(manifest: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a manifest, whole or not at all."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    open_folder(str(manifest.parent)).put(manifest.name, lines.encode())
+
+
+def _write(folder: Path, utterance: Utterance) -> dict[str, Any]:
     audio = folder.absolute() / "audio" / f"{utterance.id}.wav"
     if not audio.exists():
         samples = speak(utterance.voice, utterance.language, utterance.text)

@@ -24,6 +24,7 @@ from jobs import train_codec
 from jobs.commands import say
 from jobs.demo import codes, data
 from jobs.demo.tokenizer import build_tokenizer
+from jobs.folders import open_folder
 from jobs.train import train
 from jobs.train_codec import CodecJob
 
@@ -92,7 +93,7 @@ def make(recipe: Recipe, work: Path, output: Path) -> None:
     say("3 of 6: its codes of all that was spoken")
     _write_codes(recipe, work)
     say("4 of 6: the tokenizer")
-    texts = (row["text"] for row in codes.read_rows(work / "data" / "train.jsonl"))
+    texts = (row["text"] for row in data.read_rows(work / "data" / "train.jsonl"))
     build_tokenizer(texts, recipe.tokenizer.merges).save_pretrained(work / "tokenizer")
     say("5 of 6: the model")
     settings = work / "model.yaml"
@@ -128,7 +129,7 @@ def halve_codec(trained: Path, folder: Path) -> None:
 
 
 def _write_codes(recipe: Recipe, work: Path) -> None:
-    if codes.finished(work / "codes"):
+    if data.finished(work / "codes"):
         return
     # It is one recording at a time, wherever the codec was trained.
     trainer = train_codec.load_trainer(codec_job(recipe, work).model_copy(update={"device": "cpu"}))
@@ -140,18 +141,14 @@ def _write_codes(recipe: Recipe, work: Path) -> None:
 def _claim(work: Path, recipe: Recipe) -> None:
     """One folder belongs to one recipe; the model's settings are the training's own to compare."""
     wanted = recipe.model_dump(mode="json", exclude={"model"})
-    path = work / "recipe.json"
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if differ := sorted(name for name in wanted if found.get(name) != wanted[name]):
-            raise BadInput(
-                f"{work} was begun with another recipe ({', '.join(differ)}); give another --work, or remove it"
-            )
+    folder = open_folder(str(work))
+    try:
+        found = json.loads(folder.get("recipe.json"))
+    except FileNotFoundError:
+        folder.put("recipe.json", json.dumps(wanted, indent=2).encode())
         return
-    work.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
-    unfinished.rename(path)
+    if differ := sorted(name for name in wanted if found.get(name) != wanted[name]):
+        raise BadInput(f"{work} was begun with another recipe ({', '.join(differ)}); give another --work, or remove it")
 
 
 def pack(work: Path, output: Path) -> None:

@@ -28,7 +28,7 @@ def engine(network, **settings):
     )
 
 
-def same(found, wanted):
+def assert_same(found, wanted):
     assert found.keys() == wanted.keys()
     for name in wanted:
         np.testing.assert_array_equal(found[name], wanted[name], err_msg=f"request {name}")
@@ -40,7 +40,7 @@ def test_codes_are_those_of_plain_generation(kind, endless):
     network = asked.model(endless=endless, **kind)
     requests = asked.uneven(16)
     found, reasons = asked.run(engine(network), requests)
-    same(found, {one.id: asked.plainly(network, one) for one in requests})
+    assert_same(found, {one.id: asked.plainly(network, one) for one in requests})
     if endless:
         assert {found[str(n)].shape for n in range(0, 16, 4)} == {(K, 40)}
         assert {reasons[str(n)] for n in range(0, 16, 4)} == {FinishReason.LENGTH}
@@ -50,7 +50,7 @@ def test_other_ways_to_build_the_network():
     network = asked.model(audio_embed_avg=True, use_audio_out_embed_projector=True, endless=True)
     requests = asked.uneven(4)
     found, _ = asked.run(engine(network), requests)
-    same(found, {one.id: asked.plainly(network, one) for one in requests})
+    assert_same(found, {one.id: asked.plainly(network, one) for one in requests})
 
 
 def test_alone_and_among_neighbours_that_come_and_go():
@@ -58,7 +58,7 @@ def test_alone_and_among_neighbours_that_come_and_go():
     requests = [asked.request(n, clip=5 + n, max_frames=20 + 9 * (n % 7)) for n in range(33)]
     crowd, _ = asked.run(engine(network, max_slots=32), requests)
     for one in requests[:8]:
-        same(asked.run(engine(network), [one])[0], {one.id: crowd[one.id]})
+        assert_same(asked.run(engine(network), [one])[0], {one.id: crowd[one.id]})
 
 
 def test_a_lost_slot_changes_nothing():
@@ -70,7 +70,7 @@ def test_a_lost_slot_changes_nothing():
         found, _ = asked.run(tight, requests)
         assert tight.scheduler.counters.preemptions > 2
         assert tight.pool.used == 0
-        same(found, wanted)
+        assert_same(found, wanted)
 
 
 def test_losing_the_slot_at_any_time_changes_nothing():
@@ -86,7 +86,7 @@ def test_losing_the_slot_at_any_time_changes_nothing():
             running.scheduler.preempt(victim)
 
     found, _ = asked.run(engine(network), requests, between=disturb)
-    same(found, wanted)
+    assert_same(found, wanted)
 
 
 def test_a_shared_prompt_is_computed_once_and_changes_nothing():
@@ -95,11 +95,11 @@ def test_a_shared_prompt_is_computed_once_and_changes_nothing():
     apart = {one.id: asked.run(engine(network), [one])[0][one.id] for one in requests}
     together = engine(network, max_slots=3)
     found, _ = asked.run(together, requests)
-    same(found, apart)
+    assert_same(found, apart)
     # Of each voice's 92 positions in common five blocks are whole; each is computed once, also when all begin at once.
     assert together.scheduler.counters.shared_positions == (10 - 2) * 5 * 16
     at_once = engine(network, max_slots=10)
-    same(asked.run(at_once, requests)[0], apart)
+    assert_same(asked.run(at_once, requests)[0], apart)
     assert at_once.scheduler.counters.shared_positions == (10 - 2) * 5 * 16
     assert at_once.metrics.prefill_positions == together.metrics.prefill_positions
     assert together.pool.used == at_once.pool.used == 0
@@ -111,7 +111,7 @@ def test_prompts_in_stretches_of_any_length_are_the_same():
     wanted, _ = asked.run(engine(network), requests)
     for budget in (1, 16, 50, 1000):
         found, _ = asked.run(engine(network, prefill_positions=budget, idle_prefill_positions=budget), requests)
-        same(found, wanted)
+        assert_same(found, wanted)
 
 
 def paged(monkeypatch, kernels=None):
@@ -131,7 +131,7 @@ def test_unwritten_memory_is_never_read(monkeypatch, over_blocks):
     for name in ("_pool",) if over_blocks else ("_pool", "_rows"):
         getattr(poisoned.runner.attention, name).fill_(float("nan"))
     found, _ = asked.run(poisoned, requests)
-    same(found, wanted)
+    assert_same(found, wanted)
 
 
 def test_attention_over_the_blocks_themselves(monkeypatch):
@@ -142,7 +142,7 @@ def test_attention_over_the_blocks_themselves(monkeypatch):
     paged(monkeypatch)
     for chosen in ({}, {"num_blocks": 24, "look_ahead": 1, "row_buckets": (1, 2, 4, 8)}):
         found, _ = asked.run(engine(network, **chosen), requests)
-        same(found, wanted)
+        assert_same(found, wanted)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles for the device then: see test_gpu")
@@ -156,7 +156,7 @@ def test_attention_by_our_kernels(monkeypatch):
     wanted, _ = asked.run(engine(network), requests)
     paged(monkeypatch, TritonKernels(tile=32))
     found, _ = asked.run(engine(network, max_slots=2, idle_prefill_positions=32), requests)
-    same(found, wanted)
+    assert_same(found, wanted)
 
 
 def test_an_answer_that_opens_with_text():
@@ -168,9 +168,9 @@ def test_an_answer_that_opens_with_text():
     found, reasons = asked.run(engine(network), requests)
     assert {reasons[name] for name in found if found[name].shape[1]} == {FinishReason.STOP}
     assert sum(frames.shape[1] > 0 for frames in found.values()) >= 2
-    same(found, {name: wanted[name][:, : found[name].shape[1]] for name in wanted})
+    assert_same(found, {name: wanted[name][:, : found[name].shape[1]] for name in wanted})
     found, _ = asked.run(engine(network, max_slots=2, num_blocks=14), requests)
-    same(found, {name: wanted[name][:, : found[name].shape[1]] for name in wanted})
+    assert_same(found, {name: wanted[name][:, : found[name].shape[1]] for name in wanted})
 
 
 def test_text_and_speech_side_by_side():
@@ -182,7 +182,7 @@ def test_text_and_speech_side_by_side():
     ]
     apart = {one.id: asked.run(engine(network), [one])[0][one.id] for one in requests}
     for chosen in ({}, {"max_slots": 3, "num_blocks": 12}):
-        same(asked.run(engine(network, **chosen), requests)[0], apart)
+        assert_same(asked.run(engine(network, **chosen), requests)[0], apart)
 
 
 KINDS = [asked.request(n, tokens=8 + 5 * n, clip=4 + 7 * n, voice=n % 2, max_frames=12 + 4 * n) for n in range(6)]
@@ -274,7 +274,7 @@ def test_whoever_does_not_get_on_gives_its_slot_back(monkeypatch):
     monkeypatch.setattr(running.scheduler, "plan_prefill", lambda: [one for one in inner() if one[0].request.id != "1"])
     found, reasons = asked.run(running, [asked.request(0), asked.request(1)])
     assert reasons == {"0": FinishReason.LENGTH, "1": FinishReason.STALLED}
-    same({"0": found["0"]}, wanted)
+    assert_same({"0": found["0"]}, wanted)
     assert running.pool.used == 0
 
 
@@ -337,7 +337,7 @@ def test_cancelled_requests_leave_at_once():
 
     found, reasons = asked.run(running, requests, between=cancel)
     assert [reasons[str(n)].value for n in range(4)] == ["cancelled", "length", "length", "cancelled"]
-    same({n: found[n] for n in "12"}, {n: wanted[n] for n in "12"})
+    assert_same({n: found[n] for n in "12"}, {n: wanted[n] for n in "12"})
     assert running.pool.used == 0
     assert not running.scheduler.running
 

@@ -64,7 +64,7 @@ class Case:
         answer = F.scaled_dot_product_attention(asked, keys[None], values[None], attn_mask=mask, enable_gqa=True)
         return answer[0].transpose(0, 1)
 
-    def close(self, found, wanted):
+    def assert_close(self, found, wanted):
         # Probabilities are rounded to the pool's type, and large scores make that weigh more than the sums do.
         scale = max(float(wanted.abs().max()), 1.0)
         atol = scale * {torch.float32: 2e-5, torch.float16: 1.5e-2, torch.bfloat16: 6e-2}[self.dtype]
@@ -95,7 +95,9 @@ def test_one_query_a_row(name, lengths, splits, **shape):
     assert found.isfinite().all()
     for row, length in enumerate(lengths):
         if length:
-            case.close(found[row : row + 1], case.wanted(case.queries[row : row + 1], row, torch.tensor([length])))
+            case.assert_close(
+                found[row : row + 1], case.wanted(case.queries[row : row + 1], row, torch.tensor([length]))
+            )
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -115,7 +117,7 @@ def test_stretches_of_prompts(name, lengths, cut, stop, **shape):
     first = 0
     for span in spans:
         mine = slice(first, first + span.length)
-        case.close(found[mine], case.wanted(queries[mine], span.slot, torch.arange(span.start, span.stop) + 1))
+        case.assert_close(found[mine], case.wanted(queries[mine], span.slot, torch.arange(span.start, span.stop) + 1))
         first += span.length
 
 
