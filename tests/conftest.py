@@ -1,5 +1,6 @@
 """What every test shares: one thread a worker, no hub; Triton's kernels in its interpreter where there is no GPU."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,23 +11,26 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (its name)
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
-import hypothesis
 import pytest
 import torch
-
-from tests.s3 import Bucket
 
 # The suite runs on all cores already; more threads a worker only make them wait for each other.
 torch.set_num_threads(1)
 
-# A busy machine is not a failure.
-hypothesis.settings.register_profile("house", deadline=None)
-hypothesis.settings.load_profile("house")
+# The GPU tests run on machines that have the network's packages and no others.
+with contextlib.suppress(ImportError):
+    import hypothesis
+
+    # A busy machine is not a failure.
+    hypothesis.settings.register_profile("house", deadline=None)
+    hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture
 def bucket():
     """An empty bucket on a real S3 server over HTTP."""
+    from tests.s3 import Bucket
+
     bucket = Bucket()
     yield bucket
     bucket.stop()

@@ -198,17 +198,3 @@ def test_bfloat16_is_near_float32(load, tmp_path):
     assert found.dtype == torch.float32
     assert (found - wanted).norm() < 0.05 * wanted.norm()
     assert half.encode(found, codec.sample_rate).shape == codes.shape
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_compiled_on_a_gpu_is_the_same(load, tmp_path):
-    codec = load("rvq_24khz")
-    codec.save_pretrained(tmp_path)
-    there = HiggsAudioCodec.from_pretrained(tmp_path, device="cuda")
-    clips = [random_codes(codec, num_frames, num_frames) for num_frames in (3, 40, 333)]
-    eager = there.decode_batch(clips)
-    there.compile_decoder()
-    for codes, one, other in zip(clips, eager, there.decode_batch(clips), strict=True):
-        torch.testing.assert_close(one.cpu(), codec.decode(codes), atol=1e-3, rtol=0)
-        torch.testing.assert_close(other.cpu(), codec.decode(codes), atol=1e-3, rtol=0)

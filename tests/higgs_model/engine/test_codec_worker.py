@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,22 +135,3 @@ def test_a_clip_that_nobody_waits_for_is_not_decoded(codec, monkeypatch):
     assert len(asyncio.run(leave())) == 8 * codec.hop_samples
     worker.close()
     assert 7 not in decoded
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_windows_of_many_clips_are_their_clips(load):
-    codec = load("rvq_24khz")
-    clips = [codes(codec, length, length) for length in (1, 40, 300, 511)]
-    wanted = [codec.decode(clip).numpy() for clip in clips]
-    worker = CodecWorker(codec.to("cuda"))
-
-    async def everybody():
-        return await asyncio.gather(*(decode(worker, clip, [25]) for clip in clips))
-
-    try:
-        for samples, one in zip(asyncio.run(everybody()), wanted, strict=True):
-            np.testing.assert_allclose(samples, one, atol=1e-3)
-    finally:
-        worker.close()
-        codec.to("cpu")

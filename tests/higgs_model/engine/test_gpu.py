@@ -8,56 +8,51 @@ import pytest
 import torch
 
 from higgs_model import HiggsAudioCodec
-from higgs_model.engine import Engine, EngineSettings, FinishReason, fp8
+from higgs_model.engine import Engine, FinishReason, fp8
 from higgs_model.engine.codec_worker import CodecWorker
 from higgs_model.engine.kernels import GatherKernels
 from higgs_model.engine.loop import EngineLoop
 from higgs_model.engine.runner import Runner
-from higgs_model.engine.watch import WatchLimits
 from higgs_model.sampling import DrawPlan, SamplingParams
 from tests.higgs_model.codec import golden
 from tests.higgs_model.engine import requests as asked
+from tests.higgs_model.engine.gpu_cases import SETTINGS, fill, network
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-SETTINGS = EngineSettings(
-    max_slots=16, max_positions=512, block_size=16, num_blocks=400, watch=WatchLimits(loop_frames=None)
-)
-
-
-def network(dtype=torch.float32):
-    # Wide enough heads for every kernel.
-    text = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2}
-    text |= {"vocab_size": 160, "num_hidden_layers": 4, "head_dim": 64, "max_position_embeddings": 4096}
-    text |= {"rms_norm_eps": 1e-5, "rope_theta": 500000.0, "eos_token_id": 155}
-    return asked.model(endless=True, text_config=text).to("cuda", dtype)
 
 
 @pytest.fixture(scope="module")
 def exact():
-    return network()
+    return network("cuda")
 
 
 @pytest.fixture(scope="module")
 def narrow():
-    return network(torch.bfloat16)
+    return network("cuda", torch.bfloat16)
 
 
 def share_that_differs(found, wanted):
+    """Of all frames; those that one of the two has beyond the other's end differ."""
     assert found.keys() == wanted.keys()
-    differs = [(found[name] != wanted[name]).any(axis=0).mean() for name in wanted]
-    return float(np.mean(differs))
+    same = total = 0
+    for name in wanted:
+        one, other = found[name], wanted[name]
+        common = min(one.shape[1], other.shape[1])
+        same += int((one[:, :common] == other[:, :common]).all(axis=0).sum())
+        total += max(one.shape[1], other.shape[1])
+    return 1 - same / total
 
 
 def test_captured_steps_say_what_the_cpu_says(exact):
     """In float32 codes may part only where two are all but equally likely."""
     requests = [asked.request(n, clip=5 + n, max_frames=20 + n) for n in range(24)]
     found, reasons = asked.run(Engine(exact, SETTINGS), requests)
-    assert set(reasons.values()) == {FinishReason.LENGTH}
-    host = network().cpu()
-    wanted, _ = asked.run(Engine(host, SETTINGS), requests)
+    # Those that are sampled may end before their limit.
+    assert set(reasons.values()) <= {FinishReason.LENGTH, FinishReason.STOP}
+    wanted, _ = asked.run(Engine(network(), SETTINGS), requests)
     assert share_that_differs(found, wanted) < 0.05
 
 
@@ -105,19 +100,8 @@ def test_the_kernels_that_were_chosen_are_right(narrow, fp8_cache):
         pytest.skip("no fp8 units")
     attention = Engine(narrow, dataclasses.replace(SETTINGS, fp8_cache=fp8_cache)).runner.attention
     assert not isinstance(attention.decode_kernels, GatherKernels)
-    lengths = torch.tensor([0, 1, 15, 16, 17, 200, 400, 511] * 2, device="cuda")
+    lengths, queries = fill(attention, "cuda", torch.bfloat16)
     pool = attention._layers[0]
-    for stored, scales in ((pool.keys, pool.key_scales), (pool.values, pool.value_scales)):
-        (stored if scales is None else scales).fill_(float("nan"))
-    for slot, length in enumerate(lengths.tolist()):
-        blocks = list(range(1 + 25 * slot, 1 + 25 * slot + min(-(-length // 16), 25)))
-        lengths[slot] = length = min(length, 25 * 16)
-        attention.set_blocks(slot, blocks)
-        if length:
-            at = torch.arange(length, device="cuda")
-            keys, values = torch.randn(2, length, 2, 64, device="cuda", dtype=torch.bfloat16)
-            attention.write(0, keys, values, attention.places(torch.full_like(at, slot), at))
-    queries = torch.randn(len(lengths), 6, 64, device="cuda", dtype=torch.bfloat16)
     found = attention.decode(0, queries, lengths)
     wanted = GatherKernels().decode(queries, pool, attention._table, lengths)
     some = lengths > 0
@@ -208,7 +192,10 @@ def test_the_asyncio_face_in_a_thread_of_its_own(exact):
         found = asyncio.run(everyone())
     finally:
         loop.close()
-    assert {one.shape for one in found} == {(4, 40)}
+    assert {one.shape[0] for one in found} == {4}
+    # Every fourth request is greedy and goes on to its limit; the others may end before it.
+    assert {found[number].shape[1] for number in range(0, 12, 4)} == {40}
+    assert max(one.shape[1] for one in found) == 40
 
 
 def test_too_little_memory_is_missed_at_the_start(exact, monkeypatch):

@@ -21,6 +21,15 @@ def single(batch, row, clip_frames):
     }
 
 
+def assert_same_but_for_rounding(found, wanted):
+    """Of networks in double precision, whose rounding, which differs between shapes and between processors, is far
+    smaller than what a wrong position changes. Some logits are returned as float32 and are rounded once more for that.
+    """
+    assert found.dtype == wanted.dtype
+    bound = max(1e-9, 4 * torch.finfo(found.dtype).eps)
+    torch.testing.assert_close(found, wanted, atol=bound * wanted.abs().max().item(), rtol=0)
+
+
 KINDS = {
     "dual ffn": {},
     "fast forward": {"audio_adapter_type": "dual_ffn_fast_forward", "audio_dual_ffn_layers": [0, 2]},
@@ -59,13 +68,14 @@ def test_eager_and_sdpa_agree():
         model.set_attn_implementation(attention)
         output = model(**batch)
         logits.append(output.logits[output.attention_mask])
-    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=0)
+    # Eager attention takes its softmax in float32 whatever the network computes in.
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4 * max(1.0, logits[1].abs().max().item()), rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_cached_continuation_is_the_whole(kind):
     """Text and audio, in several goes over one cache, against everything at once."""
-    model = builders.model(seed=3, **kind)
+    model = builders.model(seed=3, **kind).double()
     generator = torch.Generator().manual_seed(0)
     codes = builders.clip(generator, 9)
     prompt = torch.tensor([[1, 2, OUT_BOS, OUT, AUDIO_EOS, 3, OUT_BOS, OUT, 4, 5]])
@@ -82,8 +92,8 @@ def test_a_cached_continuation_is_the_whole(kind):
             ),
             model(prompt[:, 9:], past_key_values=cache),
         ]
-        torch.testing.assert_close(torch.cat([p.logits for p in parts], 1), whole.logits, atol=1e-5, rtol=0)
-        torch.testing.assert_close(torch.cat([p.audio_logits for p in parts]), whole.audio_logits, atol=1e-5, rtol=0)
+        assert_same_but_for_rounding(torch.cat([p.logits for p in parts], 1), whole.logits)
+        assert_same_but_for_rounding(torch.cat([p.audio_logits for p in parts]), whole.audio_logits)
 
 
 def test_a_static_cache_that_is_full_says_so():
@@ -212,12 +222,12 @@ class Poisoned(KVCache):
 
 @pytest.mark.parametrize("cache_class", [KVCache, Poisoned])
 def test_a_cache_that_has_grown_forgets_nothing_and_reads_nothing_unwritten(cache_class):
-    model = builders.model(seed=3, use_audio_out_self_attention=True)
+    model = builders.model(seed=3, use_audio_out_self_attention=True).double()
     prompt = torch.randint(1, 100, (1, 600), generator=torch.Generator().manual_seed(0))
     whole = model(prompt, use_cache=True).logits
     cache = cache_class()
     parts = [model(piece, past_key_values=cache).logits for piece in prompt.split([100, 150, 1, 149, 200], dim=1)]
-    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=0)
+    assert_same_but_for_rounding(torch.cat(parts, 1), whole)
 
 
 @pytest.mark.parametrize(

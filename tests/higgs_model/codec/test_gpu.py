@@ -1,0 +1,53 @@
+"""The codec on a CUDA device against itself on the CPU. Skipped without a device."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+
+from higgs_model import HiggsAudioCodec
+from higgs_model.engine.codec_worker import CodecWorker
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def random_codes(codec, num_frames):
+    return np.random.RandomState(num_frames).randint(0, codec.codebook_size, (codec.num_codebooks, num_frames))
+
+
+def test_compiled_is_the_same(load, tmp_path):
+    codec = load("rvq_24khz")
+    codec.save_pretrained(tmp_path)
+    there = HiggsAudioCodec.from_pretrained(tmp_path, device="cuda")
+    clips = [torch.from_numpy(random_codes(codec, num_frames)) for num_frames in (3, 40, 333)]
+    eager = there.decode_batch(clips)
+    there.compile_decoder()
+    for codes, one, other in zip(clips, eager, there.decode_batch(clips), strict=True):
+        torch.testing.assert_close(one.cpu(), codec.decode(codes), atol=1e-3, rtol=0)
+        torch.testing.assert_close(other.cpu(), codec.decode(codes), atol=1e-3, rtol=0)
+
+
+def test_windows_of_many_clips_are_their_clips(load, tmp_path):
+    codec = load("rvq_24khz")
+    codec.save_pretrained(tmp_path)
+    clips = [random_codes(codec, num_frames) for num_frames in (1, 40, 300, 511)]
+    wanted = [codec.decode(clip).numpy() for clip in clips]
+    worker = CodecWorker(HiggsAudioCodec.from_pretrained(tmp_path, device="cuda"))
+
+    async def decode(codes_KT):
+        clip = worker.clip()
+        parts = [await clip.push(codes_KT[:, at : at + 25]) for at in range(0, codes_KT.shape[1], 25)]
+        return np.concatenate([*parts, await clip.finish()])
+
+    async def everybody():
+        return await asyncio.gather(*(decode(clip) for clip in clips))
+
+    try:
+        for samples, one in zip(asyncio.run(everybody()), wanted, strict=True):
+            np.testing.assert_allclose(samples, one, atol=1e-3)
+    finally:
+        worker.close()

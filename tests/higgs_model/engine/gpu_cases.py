@@ -1,0 +1,61 @@
+"""Networks, settings and pools of the GPU tests. `test_gpu_cases.py` builds each of them on the CPU as well, so that
+a shape that cannot exist fails where everybody sees it.
+"""
+
+import torch
+
+from higgs_model.engine import EngineSettings
+from higgs_model.engine.watch import WatchLimits
+from tests.higgs_model.engine import requests as asked
+
+SETTINGS = EngineSettings(
+    max_slots=16, max_positions=512, block_size=16, num_blocks=1 + 16 * 25, watch=WatchLimits(loop_frames=None)
+)
+TEXT = {
+    # Heads wide enough for every kernel; transformers wants the width to be a multiple of the number of heads.
+    "hidden_size": 192,
+    "intermediate_size": 192,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 160,
+    "num_hidden_layers": 4,
+    "head_dim": 64,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "eos_token_id": 155,
+}
+LENGTHS = (0, 1, 15, 16, 17, 200, 390, 400) * 2
+"""Positions of each slot: none, around a block's edge, and as many as 16 slots of a pool of `SETTINGS` may have."""
+SLOT_BLOCKS = -(-max(LENGTHS) // SETTINGS.block_size)
+
+
+def network(device="cpu", dtype=torch.float32):
+    return asked.model(endless=True, text_config=TEXT).to(device, dtype)
+
+
+def slot_blocks(slot, length):
+    """Blocks that a slot of `length` positions holds; no two slots share one, and none is block 0."""
+    first = 1 + SLOT_BLOCKS * slot
+    return list(range(first, first + -(-length // SETTINGS.block_size)))
+
+
+def fill(attention, device, dtype):
+    """Write `LENGTHS` positions of random keys and values into layer 0, and NaN everywhere else.
+
+    Returns:
+        The lengths (slots,) and queries (slots, heads, head_dim).
+    """
+    pool = attention._layers[0]
+    for stored, scales in ((pool.keys, pool.key_scales), (pool.values, pool.value_scales)):
+        (stored if scales is None else scales).fill_(float("nan"))
+    heads, width = TEXT["num_attention_heads"], TEXT["head_dim"]
+    generator = torch.Generator().manual_seed(0)
+    for slot, length in enumerate(LENGTHS):
+        attention.set_blocks(slot, slot_blocks(slot, length))
+        if length:
+            at = torch.arange(length, device=device)
+            numbers = torch.randn(2, length, TEXT["num_key_value_heads"], width, generator=generator)
+            attention.write(0, *numbers.to(device, dtype), attention.places(torch.full_like(at, slot), at))
+    queries = torch.randn(len(LENGTHS), heads, width, generator=generator)
+    return torch.tensor(LENGTHS, device=device), queries.to(device, dtype)

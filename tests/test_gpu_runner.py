@@ -1,0 +1,47 @@
+"""The runner of the GPU tests: a test that takes its process down fails alone, and no package beyond the network's is
+needed to collect them.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.gpu import FILES, run_isolated
+
+ROOT = Path(__file__).parents[1]
+TESTS = """
+import os
+
+def test_before(): pass
+def test_wrong(): assert False
+def test_takes_its_process_down(): os._exit(3)
+def test_after(): pass
+"""
+# What a machine for GPU tests need not have.
+ABSENT = ("ray", "boto3", "moto", "hypothesis", "xdist", "soundfile", "pydantic", "pyarrow", "fastapi")
+COLLECT = f"""
+import os, sys
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+sys.modules.update(dict.fromkeys({ABSENT!r}))
+import pytest
+raise SystemExit(pytest.main(["-q", "--collect-only", "-o", "addopts=", "-p", "no:cacheprovider", *sys.argv[1:]]))
+"""
+
+
+def test_a_test_that_takes_its_process_down_fails_alone(tmp_path):
+    path = tmp_path / "test_four.py"
+    path.write_text(TESTS)
+    outcomes = {nodeid.split("::")[1]: outcome for nodeid, outcome in run_isolated([str(path)]).items()}
+    assert outcomes == {
+        "test_before": "passed",
+        "test_wrong": "failed",
+        "test_takes_its_process_down": "started",
+        "test_after": "passed",
+    }
+
+
+def test_the_gpu_tests_need_the_networks_packages_only():
+    command = [sys.executable, "-c", COLLECT, *FILES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "test_captured_steps_say_what_the_cpu_says" in done.stdout
