@@ -34,7 +34,7 @@ from higgs_model.codec.config import HiggsAudioCodecConfig, semantic_config
 from higgs_model.errors import BadConfig, BadInput
 from higgs_model.training.codec import CodecTrainer, CodecTraining
 from higgs_model.training.recordings import Recordings
-from jobs.commands import Arguments, run_command, say
+from jobs.runtime.cli import Arguments, run_command, say
 
 _STATE, _CONFIG = "state.pt", "config.json"
 

@@ -1,4 +1,4 @@
-"""`serve run serve.app:app [NAME=VALUE ...]`: the endpoint on Ray Serve. Settings: `serve.config`."""
+"""`serve run serve.app:app [NAME=VALUE ...]`: the endpoint on Ray Serve. Settings: `serve.deployments.config`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve import ingress, replica
-from serve.config import EndpointConfig, key_digests, parse
+from serve.deployments import ingress, replica
+from serve.deployments.config import EndpointConfig, key_digests, parse
 
 _CPU_THREADS = 2
 

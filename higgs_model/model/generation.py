@@ -29,7 +29,7 @@ from higgs_model.sampling import TEXT_LANE, DrawPlan, FrameSampler, RowSampling,
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
-    from higgs_model.model.model import HiggsAudioModel
+    from higgs_model.model.network import HiggsAudioNetwork
 
 
 class GenerationMode(enum.Enum):
@@ -69,7 +69,7 @@ class _Row:
 
 @torch.inference_mode()
 def generate(
-    model: HiggsAudioModel,
+    model: HiggsAudioNetwork,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     audio_features: Tensor | None = None,
@@ -149,7 +149,7 @@ class _Generation:
 
     def __init__(
         self,
-        model: HiggsAudioModel,
+        model: HiggsAudioNetwork,
         inputs: ModelInputs,
         sampling: SamplingParams,
         seed: int | Sequence[int] | None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from transformers import HiggsAudioV2Config
@@ -19,9 +19,10 @@ from higgs_model.config import HiggsAudioConfig, to_original_layout, to_transfor
 from higgs_model.errors import BadCheckpoint, BadConfig
 
 if TYPE_CHECKING:
-    from higgs_model.model.model import HiggsAudioModel
+    from higgs_model.model.network import HiggsAudioNetwork
 
 Layout = Literal["original", "transformers"]
+NetworkT = TypeVar("NetworkT", bound="HiggsAudioNetwork")
 
 TEXT_HEAD = "audio_decoder_proj.text_lm_head.weight"
 
@@ -67,7 +68,7 @@ def _halves(name: str) -> list[str] | None:
 
 
 def load_model(
-    model_class: type[HiggsAudioModel],
+    model_class: type[NetworkT],
     path_or_hub_id: str | Path,
     *,
     dtype: torch.dtype | str | None,
@@ -75,7 +76,7 @@ def load_model(
     revision: str | None,
     local_files_only: bool,
     attn_implementation: str | None,
-) -> HiggsAudioModel:
+) -> NetworkT:
     """Build and fill a model from a checkpoint of either layout; see `HiggsAudioModel.from_pretrained`."""
     target = _device(device)
     location = checkpoint.locate(path_or_hub_id, revision=revision, local_files_only=local_files_only)
@@ -148,7 +149,7 @@ def _dtype(given: torch.dtype | str | None, config: HiggsAudioConfig, files: che
 
 
 def save_model(
-    model: HiggsAudioModel,
+    model: HiggsAudioNetwork,
     directory: str | Path,
     *,
     layout: Layout,

@@ -26,11 +26,11 @@ from typing import Any
 
 from higgs_model.synthesizer.fake import FakeSynthesizer
 from jobs.benchmark import checkpoint
-from jobs.loading import Capacity, load_synthesizer
-from jobs.manifest import open_manifest
-from jobs.rows import RowMaker, Speaks
-from jobs.settings import JobSettings, parse
-from jobs.worker import ROWS_A_SLOT
+from jobs.storage.manifest import open_manifest
+from jobs.synthesize.row_processing import RowMaker, Speaks
+from jobs.synthesize.settings import JobSettings, parse
+from jobs.synthesize.synthesizer_factory import Capacity, load_synthesizer
+from jobs.synthesize.worker import ROWS_A_SLOT
 
 _WORDS = "river boats morning harbour quiet houses carried nobody asked where small light would find water again"
 _FAST_CHARS_PER_S = 1e6
@@ -154,7 +154,7 @@ def instant(settings: JobSettings, capacity: Capacity) -> Speaks:
 
 def rows(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole pipeline, a worker a core, with the driver in this process, whose memory is watched."""
-    from jobs.synthesize import run as run_job
+    from jobs.synthesize.cli import run as run_job
 
     manifest = arguments.folder / "rows.jsonl"
     with manifest.open("w") as file:

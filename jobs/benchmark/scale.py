@@ -26,9 +26,9 @@ from higgs_model.script.plan import Plan
 from higgs_model.synthesizer.fake import FakeSynthesizer
 from higgs_model.synthesizer.records import Piece
 from jobs.benchmark.capacity import rows_per_s_through, rows_per_s_wanted
-from jobs.loading import Capacity
-from jobs.manifest import open_manifest
-from jobs.settings import JobSettings, parse
+from jobs.storage.manifest import open_manifest
+from jobs.synthesize.settings import JobSettings, parse
+from jobs.synthesize.synthesizer_factory import Capacity
 
 _CHARS_A_SECOND = 15.0
 _NO_FILES_TO_SPEAK_OF = 1e6
@@ -120,7 +120,7 @@ def write_rows(path: Path, count: int, row_s: float) -> None:
 
 def measure(folder: Path, name: str, rows: int, arguments: argparse.Namespace, slot_rate: float) -> dict[str, float]:
     """One run of the job: its rows a second from when workers stand, and the share of the slots' time in use."""
-    from jobs.synthesize import run as run_job
+    from jobs.synthesize.cli import run as run_job
 
     manifest, output = folder / f"{name}.jsonl", folder / name
     write_rows(manifest, rows, arguments.row_s)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from higgs_model import demo
-from jobs.commands import Arguments, run_command
 from jobs.demo.recipe import RECIPE, Recipe, make
+from jobs.runtime.cli import Arguments, run_command
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ import soundfile
 from jobs.demo.sentences import Grammar
 from jobs.demo.teacher import SAMPLE_RATE_HZ, check_synthesizers, speak
 from jobs.demo.voices import VOICES, Voice
-from jobs.folders import open_folder
+from jobs.storage.backends import open_folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,10 @@ from higgs_model.codec.checkpoint import write_checkpoint
 from higgs_model.codec.codec import HiggsAudioCodec
 from higgs_model.errors import BadConfig, BadInput
 from jobs import train_codec
-from jobs.commands import say
 from jobs.demo import codes, data
 from jobs.demo.tokenizer import build_tokenizer
-from jobs.folders import open_folder
+from jobs.runtime.cli import say
+from jobs.storage.backends import open_folder
 from jobs.train import train
 from jobs.train_codec import CodecJob
 

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 
 from higgs_model.errors import BadInput
-from jobs.commands import Arguments, run_command, say
 from jobs.export.manifests import write_lhotse, write_nemo
 from jobs.export.recordings import Recordings
 from jobs.export.shards import write_shards
 from jobs.export.subtitles import write_subtitles
-from jobs.folders import open_folder
+from jobs.runtime.cli import Arguments, run_command, say
+from jobs.storage.backends import open_folder
 
 FILES_MISSING = 3
 _WITH_LEVELS = ("nemo", "lhotse", "hf")

@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
-from jobs.commands import whole_file
 from jobs.export.recordings import Item, Level, Recording, Recordings
-from jobs.folders import Folder
+from jobs.runtime.cli import whole_file
+from jobs.storage.backends import Folder
 
 
 def write_nemo(recordings: Recordings, output: Folder, level: Level) -> int:

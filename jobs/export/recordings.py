@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 from higgs_model.errors import BadInput
 from higgs_model.script.chunking import SPEAKER_TAG
 from higgs_model.script.script import Script
-from jobs.folders import Folder
-from jobs.results import COLUMNS, read_results
+from jobs.storage.backends import Folder
+from jobs.storage.result_table import COLUMNS, read_results
 
 Level = Literal["script", "chunk"]
 

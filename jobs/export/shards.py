@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 import soundfile
 
 from higgs_model.errors import BadInput
-from jobs.commands import whole_file
 from jobs.export.recordings import FACTS, Item, Level, Recording, Recordings
-from jobs.folders import Folder
+from jobs.runtime.cli import whole_file
+from jobs.storage.backends import Folder
 
 SHARD_ITEMS = 1000
 _SHARD_BYTES = 500_000_000

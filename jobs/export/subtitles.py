@@ -15,7 +15,7 @@ from typing import Literal
 
 from jobs.export.cues import Cue, Spoken, cues
 from jobs.export.recordings import Recording, Recordings
-from jobs.folders import Folder
+from jobs.storage.backends import Folder
 
 Kind = Literal["srt", "vtt"]
 

@@ -1,3 +1,3 @@
 """Fine-tuning and training from nothing: `command` prepares with `prepare`, and trains here or on a cluster."""
 
-from jobs.train.command import train as train
+from jobs.train.cli import train as train

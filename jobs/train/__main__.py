@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from jobs.commands import run_command
-from jobs.train.command import train
+from jobs.runtime.cli import run_command
+from jobs.train.cli import train
 
 if __name__ == "__main__":
     sys.exit(run_command(train))

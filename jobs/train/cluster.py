@@ -21,8 +21,8 @@ from higgs_model.training.journal import Value
 from higgs_model.training.settings import TrainingSettings
 from higgs_model.training.trainer import Diverged
 from higgs_model.training.workers import Workers
-from jobs.cluster import connect
-from jobs.commands import say
+from jobs.runtime.cli import say
+from jobs.runtime.ray_cluster import connect
 from jobs.train.worker import WorkersFailed, told_line, train_here
 
 _RESTARTS = 3

@@ -28,10 +28,10 @@ from higgs_model.training.loading import Trainee
 from higgs_model.training.prepare import Needs, Preparer, needs_work, shard_path, stretches
 from higgs_model.training.samples import Row, SampleReader
 from higgs_model.training.settings import TrainingSettings
-from jobs.cluster import THREADS_A_CPU_WORKER, connect
-from jobs.commands import say
-from jobs.manifest import BROKEN, open_manifest
-from jobs.storage import beside, folder_of, open_voices, read_bytes
+from jobs.runtime.cli import say
+from jobs.runtime.ray_cluster import THREADS_A_CPU_WORKER, connect
+from jobs.storage.manifest import BROKEN, open_manifest
+from jobs.storage.uris import beside, folder_of, open_voices, read_bytes
 
 if TYPE_CHECKING:
     from higgs_model.codec.codec import HiggsAudioCodec

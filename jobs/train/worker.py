@@ -14,7 +14,7 @@ from higgs_model.training.previews import Previewer
 from higgs_model.training.settings import TrainingSettings
 from higgs_model.training.trainer import Corpus, Report, Trainer
 from higgs_model.training.workers import Workers
-from jobs.storage import open_voices
+from jobs.storage.uris import open_voices
 from jobs.train.prepare import open_samples
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import ledger
 from jobs.benchmark import capacity, scale
 from jobs.benchmark.__main__ import NAMES
+from jobs.synthesize import ledger
 
 ROOT = Path(__file__).parents[2]
 TEXT = capacity.PAGE.read_text()
@@ -58,7 +58,7 @@ def test_what_is_measured_is_what_the_readme_says():
 
 
 def test_what_the_driver_keeps_of_a_row():
-    from jobs.pipeline import plan_units
+    from jobs.synthesize.pipeline import plan_units
 
     count, draw = 200_000, np.random.default_rng(0)
     pool = types.SimpleNamespace(workers=100, rows_at_once=384)

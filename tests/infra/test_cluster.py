@@ -69,7 +69,7 @@ def test_the_package_was_small_and_whole(head):
     tops = {name.split("/")[0] for name in names}
     assert {"jobs", "serve", "higgs_model", "pyproject.toml"} <= tops
     assert not tops & {".git", ".venv", "tests", "infra", "out"}
-    assert {"serve/page.html", "jobs/examples/scripts.jsonl"} <= names
+    assert {"serve/http/page.html", "jobs/examples/scripts.jsonl"} <= names
     assert sum((package / name).stat().st_size for name in names) < 20 * MEGABYTE
 
 

@@ -55,5 +55,5 @@ def test_the_context_is_small_and_has_all_that_is_copied(tmp_path):
     assert not [name for name in names if "__pycache__" in name]
     assert sum((ROOT / name).stat().st_size for name in names) < 20 * MEGABYTE
     assert all(copy(step, tmp_path) for step in steps() if step.cmd == "COPY")
-    for name in ("serve/page.html", "higgs_model/py.typed", "jobs/examples/scripts.jsonl", "pyproject.toml"):
+    for name in ("serve/http/page.html", "higgs_model/py.typed", "jobs/examples/scripts.jsonl", "pyproject.toml"):
         assert (tmp_path / name).is_file()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.settings import parse as parse_job
-from serve.config import parse as parse_endpoint
+from jobs.synthesize.settings import parse as parse_job
+from serve.deployments.config import parse as parse_endpoint
 from tests.infra.kustomized import build, containers
 from tests.infra.ray_io import check_crd, faults
 

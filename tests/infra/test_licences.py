@@ -36,7 +36,7 @@ def test_every_package_that_is_needed_is_named_with_its_licence():
 
 
 def test_the_models_licence_has_one_name():
-    from jobs.synthesize import MODEL_LICENCE
+    from jobs.synthesize.cli import MODEL_LICENCE
 
     assert MODEL_LICENCE in NOTICES
     assert MODEL_LICENCE in (ROOT / "README.md").read_text()

@@ -42,8 +42,8 @@ def metrics_of(*makers):
 def exported():
     from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-    from jobs.metrics import JobMetrics
-    from serve.facts import EngineMetrics, RequestMetrics
+    from jobs.synthesize.metrics import JobMetrics
+    from serve.http.request_log import EngineMetrics, RequestMetrics
 
     ours = metrics_of(lambda: JobMetrics("run"), RequestMetrics, EngineMetrics)
     assert len(ours) > 20
@@ -99,8 +99,8 @@ def test_legends_name_labels_that_there_are(exported):
 
 def test_engines_say_all_that_is_exported_of_them():
     from higgs_model import Synthesizer
-    from jobs.metrics import ENGINE
-    from serve.facts import EngineMetrics
+    from jobs.synthesize.metrics import ENGINE
+    from serve.http.request_log import EngineMetrics
 
     speaks = Synthesizer.from_pretrained("demo")
     said = set(speaks.numbers())
@@ -110,8 +110,8 @@ def test_engines_say_all_that_is_exported_of_them():
 
 
 def test_a_jobs_counters_count_what_was_not_told_yet(monkeypatch):
-    from jobs import metrics
-    from jobs.ledger import Totals
+    from jobs.synthesize import metrics
+    from jobs.synthesize.ledger import Totals
 
     told = []
 

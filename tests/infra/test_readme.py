@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import gather
+from jobs.synthesize.settings import gather
 from tests.infra.kustomized import build
 
 ROOT = Path(__file__).parents[2]

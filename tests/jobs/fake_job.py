@@ -9,9 +9,9 @@ import os
 import sys
 
 from higgs_model.synthesizer.fake import FakeSynthesizer
-from jobs import synthesize
-from jobs.manifest import open_manifest
-from jobs.settings import parse
+from jobs.storage.manifest import open_manifest
+from jobs.synthesize import cli as synthesize
+from jobs.synthesize.settings import parse
 
 
 class Misbehaving(FakeSynthesizer):

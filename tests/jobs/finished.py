@@ -5,10 +5,10 @@ import asyncio
 import pyarrow as pa
 
 from higgs_model.synthesizer.fake import FakeSynthesizer
-from jobs.folders import open_folder
-from jobs.results import Results, schema_for
-from jobs.rows import BadRow, RowMaker
-from jobs.settings import JobSettings
+from jobs.storage.backends import open_folder
+from jobs.storage.result_table import Results, schema_for
+from jobs.synthesize.row_processing import BadRow, RowMaker
+from jobs.synthesize.settings import JobSettings
 
 _TEXT = (("text", pa.string()),)
 

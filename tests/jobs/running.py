@@ -14,8 +14,8 @@ from pathlib import Path
 
 import soundfile
 
-from jobs.folders import open_folder
-from jobs.results import read_results
+from jobs.storage.backends import open_folder
+from jobs.storage.result_table import read_results
 from tests.jobs import fake_job
 
 ROOT = Path(__file__).parents[2]

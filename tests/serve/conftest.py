@@ -13,13 +13,13 @@ import soundfile
 import uvicorn
 
 from higgs_model.synthesizer.fake import FakeSynthesizer
-from serve.config import EndpointConfig
-from serve.endpoint import Endpoint
-from serve.http import create_app
-from serve.library import VoiceLibrary
-from serve.security import KeyRing
-from serve.speaking import Speaker
-from serve.stores import open_store
+from serve.deployments.config import EndpointConfig
+from serve.http.routes import create_app
+from serve.http.security import KeyRing
+from serve.speech.endpoint import Endpoint
+from serve.speech.synthesis import Speaker
+from serve.voices.voice_library import VoiceLibrary
+from serve.voices.voice_store import open_store
 
 
 def recording(seconds=4.0, rate=24_000, channels=1, file_format="WAV", subtype="PCM_16"):

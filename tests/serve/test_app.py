@@ -3,7 +3,7 @@
 import pytest
 
 from higgs_model.errors import BadConfig
-from serve.config import EndpointConfig
+from serve.deployments.config import EndpointConfig
 
 # Ray Serve's own, when it is first imported: an old pydantic style.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -23,7 +23,7 @@ def test_arguments_become_an_application(monkeypatch):
 
 
 def test_streams_are_given_the_time_to_end():
-    from serve import ingress, replica
+    from serve.deployments import ingress, replica
 
     config = EndpointConfig(request_timeout_s=100)
     for options in (replica.options(config, 0.0), ingress.options(config)):
@@ -36,7 +36,7 @@ def test_streams_are_given_the_time_to_end():
 
 
 def test_replicas_are_added_before_all_slots_speak():
-    from serve import replica
+    from serve.deployments import replica
 
     options = replica.options(EndpointConfig(max_batch=16, min_replicas=1, max_replicas=4), 0.5)
     scaling = options["autoscaling_config"]

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import yaml
 
-from serve.config import EndpointConfig, parse
+from serve.deployments.config import EndpointConfig, parse
 from tests.serve.conftest import recording
 
 ROOT = Path(__file__).parents[2]

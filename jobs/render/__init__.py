@@ -1,0 +1,1 @@
+"""Finished jobs in another audio format: `python -m jobs.render`."""

@@ -1,0 +1,1 @@
+"""The batch job: `python -m jobs.synthesize`."""

@@ -1,0 +1,1 @@
+"""Routes, request bodies, errors and middleware."""

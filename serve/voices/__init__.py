@@ -1,0 +1,1 @@
+"""The voice library, its storage, and reference recordings."""

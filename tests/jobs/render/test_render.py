@@ -1,0 +1,216 @@
+"""Recordings made again from kept codes: the job's own bytes, and any other format."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+
+from higgs_model.audio.loudness import integrated_loudness_lufs
+from higgs_model.codec.codec import HiggsAudioCodec
+from higgs_model.engine.codec_worker import CodecWorker
+from higgs_model.engine.request import FinishReason, Update
+from higgs_model.synthesizer import SynthesisSettings, Synthesizer
+from higgs_model.synthesizer.loading import load
+from jobs.export.__main__ import export
+from jobs.render.cli import render
+from jobs.render.renderer import Renderer, RenderSettings, whole_length
+from jobs.runtime.cli import run_command
+from jobs.runtime.ray_cluster import THREADS_A_CPU_WORKER
+from jobs.storage.backends import open_folder
+from jobs.storage.code_archive import unpack_recording
+from jobs.storage.result_table import read_results
+from tests.jobs.finished import finished_job
+from tests.jobs.running import run
+
+ROWS = [
+    {"id": "story", "text": "The mill\n\n[pause:0.3s] There was a mill. It was old.\n\nNobody was in. [pause:0.7s]",
+     "chunk_method": "sentence", "chunk_max_words": 8, "seed": 3, "language": "en"},
+    {"id": "talk", "turns": [{"speaker": name, "text": "My turn to speak now."} for name in "ABA"], "language": "en"},
+    {"id": "early", "text": "[pause:250ms] It begins late.", "language": "en"},
+]  # fmt: skip
+SCHEMA = (("text", pa.string()), ("turns", pa.string()))
+CODEBOOK_SIZE = 256
+OPTIONS = {"attempts": 2, "keep_codes": True}
+MADE = {
+    "as it was": {},
+    "other rate": {"sample_rate": 44_100},
+    "flac": {"format": "flac"},
+    "mp3": {"format": "mp3"},
+    "opus": {"format": "opus", "sample_rate": 48_000},
+    "loud": {"loudness_lufs": -20.0, "true_peak_dbtp": -3.0},
+}
+
+
+class RandomCodes:
+    """An engine that says anything: codes from the seed alone, in portions as the real one gives them."""
+
+    async def generate(self, request):
+        random = np.random.default_rng(request.seed)
+        frames = int(random.integers(15, 45))
+        for start in range(0, frames, request.stream_every):
+            count = min(request.stream_every, frames - start)
+            reason = FinishReason.STOP if start + count == frames else None
+            yield Update(request.id, random.integers(0, CODEBOOK_SIZE, (8, count)), reason)
+
+
+@contextlib.contextmanager
+def synthesizer():
+    """The real synthesizer with the demo's codec, loaded as a job loads it."""
+    parts = load("demo", None, torch.device("cpu"))
+    settings = SynthesisSettings(attempts=2)
+    made = Synthesizer(RandomCodes(), CodecWorker(parts.codec), parts.tokenizer, references=None, settings=settings)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """The same manifest in every format, by the job itself."""
+    folder = tmp_path_factory.mktemp("jobs")
+    with synthesizer() as demo:
+        return {
+            name: (folder / name, finished_job(folder / name, ROWS, demo, SCHEMA, **OPTIONS, **settings))
+            for name, settings in MADE.items()
+        }
+
+
+def renderer_for(source, output, **settings):
+    return Renderer(RenderSettings(str(source), str(output), "demo", None, **({"format": "wav"} | settings)))
+
+
+@pytest.fixture
+def rendered(tmp_path):
+    """Render all rows of a job's folder in this process."""
+    opened = []
+
+    def rows_of(source, **settings):
+        opened.append(renderer_for(source, tmp_path / "again", **settings))
+        return {row["id"]: opened[-1].render(row) for row in read_results(open_folder(str(source))).to_pylist()}
+
+    yield rows_of
+    for one in opened:
+        one.close()
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_comes_out_is_what_the_job_would_have_written(jobs, rendered, name):
+    """Byte for byte, wherever the job wrote another format: the pause at the end follows from a length at any rate."""
+    _, wanted = jobs[name]
+    for source in {"other rate", name}:
+        found = rendered(jobs[source][0], **MADE[name])
+        for row in wanted.values():
+            again = found[row["id"]]
+            assert again["error"] is None
+            assert Path(again["audio_path"]).read_bytes() == Path(row["audio_path"]).read_bytes(), (source, row["id"])
+            for column in ("audio_sha256", "duration_s", "sample_rate", "status", "chunks", "seed"):
+                assert again[column] == row[column], column
+
+
+def test_pauses_are_where_they_were(jobs):
+    folder, rows = jobs["as it was"]
+    samples, rate = soundfile.read(rows["early"]["audio_path"])
+    assert rows["early"]["chunks"][0]["start_s"] == 0.25
+    assert np.abs(samples[: rate // 4]).max() < 0.002
+    kept = unpack_recording((folder / "codes").rglob("story.npz").__next__().read_bytes())
+    assert whole_length(kept, rows["story"]["duration_s"]) == kept.places[-1][1] + 0.7 * rate
+
+
+def test_loudness_is_that_of_the_target(jobs, rendered):
+    row = rendered(jobs["flac"][0], loudness_lufs=-30.0)["talk"]
+    assert integrated_loudness_lufs(*soundfile.read(row["audio_path"], dtype="float32")) == pytest.approx(-30, abs=0.1)
+
+
+def exchange(path):
+    path.write_bytes(next(path.parents[1].rglob("early.npz")).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.unlink(), "is not there; codes are kept by a job with --keep-codes"),
+        (lambda path: path.write_bytes(b"no codes"), "holds no codes that can be read"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "holds no codes that can be read"),
+        (exchange, "holds other chunks than the result"),
+    ],
+)
+def test_a_row_without_its_codes_says_so_and_leaves_nothing(tmp_path, jobs, rendered, damage, words):
+    shutil.copytree(jobs["opus"][0], tmp_path / "job")
+    damage(next((tmp_path / "job/codes").rglob("talk.npz")))
+    found = rendered(tmp_path / "job", format="flac")
+    assert (found["talk"]["status"], found["talk"]["error_type"]) == ("failed", "no_codes")
+    assert words in found["talk"]["error"]
+    assert "\n" not in found["talk"]["error"]
+    assert found["talk"]["audio_path"] is None
+    assert found["early"]["status"] in ("ok", "flagged")
+    files = sorted(path.name for path in (tmp_path / "again").rglob("*") if path.is_file())
+    assert files == ["early.flac", "story.flac"]
+
+
+def test_codes_of_another_codec_are_refused(jobs, rendered, monkeypatch):
+    monkeypatch.setattr(HiggsAudioCodec, "sample_rate", 16_000)
+    for row in rendered(jobs["flac"][0]).values():
+        assert row["error_type"] == "no_codes"
+        assert "name the codec that made them with --codec" in row["error"]
+
+
+def test_the_whole_way(tmp_path, capsys):
+    """As its users run it, on Ray; what is there already is not made again."""
+    # As many as a job's worker has, before its codec's thread begins: they are heard in the last bit.
+    torch.set_num_threads(THREADS_A_CPU_WORKER)
+    try:
+        rows = [*ROWS, {"id": "bad", "text": ""}]
+        with synthesizer() as demo:
+            before = finished_job(tmp_path / "out", rows, demo, SCHEMA, **OPTIONS)
+    finally:
+        torch.set_num_threads(1)
+    assert before.pop("bad")["status"] == "failed"
+    arguments = ["--results", f"{tmp_path}/out", "--format", "wav", "--output", f"{tmp_path}/b"]
+    status, out, said = run("jobs.render", *arguments)
+    assert (status, out) == (0, ""), said
+    assert "3 recordings, 0 done before" in said
+    assert "3 made, 0 failed" in said
+    after = read_results(open_folder(f"{tmp_path}/b")).to_pylist()
+    assert {row["id"]: row["audio_sha256"] for row in after} == {
+        name: row["audio_sha256"] for name, row in before.items()
+    }
+    assert run_command(export, ["--results", f"{tmp_path}/b", "--to", "nemo"]) == 0
+    assert run_command(render, arguments) == 0
+    assert "3 done before" in capsys.readouterr().err
+
+
+def test_one_folder_holds_recordings_of_one_kind(tmp_path, jobs, capsys):
+    shutil.copytree(jobs["opus"][0], tmp_path / "job")
+    (tmp_path / "job-mp3").mkdir()
+    (tmp_path / "job-mp3/render.json").write_text(json.dumps({"format": "mp3", "sample_rate": 44_100}))
+    assert run_command(render, ["--results", f"{tmp_path}/job", "--format", "mp3"]) == 2
+    assert "made with other settings (model, sample_rate)" in capsys.readouterr().err
+    assert run_command(render, ["--results", f"{tmp_path}/job", "--format", "mp3", "--output", f"{tmp_path}/job"]) == 2
+    assert "the job's own folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--results", "/nowhere", "--format", "mp3"), "no results under /nowhere"),
+        (("--results", "JOB", "--format", "aiff"), "aiff"),
+        (("--results", "JOB", "--format", "opus", "--sample-rate", "44100"), "opus cannot hold 44100 Hz"),
+        (("--results", "JOB", "--format", "wav", "--sample-rate", "high"), "'high' is not possible; wanted 8000"),
+        (("--results", "JOB", "--format", "wav", "--loudness-lufs", "3"), "wanted -60 to 0"),
+        (("--results", "JOB", "--format", "wav", "--model", "/nowhere"), "/nowhere"),
+        (("--results", "BARE", "--format", "wav"), "no codes; they are kept by a job with --keep-codes"),
+    ],
+)
+def test_what_cannot_begin_is_said_in_a_sentence(tmp_path, jobs, capsys, arguments, words):
+    finished_job(tmp_path / "bare", [{"id": "a", "text": "Words.", "language": "en"}])
+    names = {"JOB": str(jobs["flac"][0]), "BARE": str(tmp_path / "bare")}
+    chosen = [names.get(one, one) for one in arguments]
+    assert run_command(render, [*chosen, "--output", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert len(said.splitlines()) == 1

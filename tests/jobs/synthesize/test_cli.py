@@ -1,0 +1,41 @@
+"""What a job says, in one line and before anything is started, when it cannot begin."""
+
+import pytest
+
+from jobs.synthesize.cli import main
+
+ROW = b'{"id": "x", "text": "Hello."}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "words"),
+    [
+        (None, (), "does not exist"),
+        (b"", (), "no rows"),
+        (b"\n\n", (), "no rows"),
+        (b'{"name": "x"}\n', (), "needs the columns id"),
+        (ROW, ("--output", "ftp://there"), "ftp://there"),
+        (ROW, ("--voices", "/nowhere"), "/nowhere"),
+        (ROW, ("--lexicon", "/nowhere"), "/nowhere"),
+        (ROW, ("--model", "/nowhere"), "/nowhere"),
+        (ROW, ("--max-batch", "0"), "max-batch"),
+        (ROW, ("--max-failed", "many"), "max-failed"),
+        (ROW, ("--format", "opus", "--sample-rate", "44100"), "44100"),
+        (ROW, ("--format", "aiff"), "aiff"),
+        (ROW, ("--no-such-flag",), "no-such-flag"),
+        (ROW, ("--check", "json:loudness"), "json:loudness"),
+        (ROW, ("--config", "/nowhere.yaml"), "/nowhere.yaml"),
+    ],
+)
+def test_what_cannot_begin_is_said_in_a_line(tmp_path, monkeypatch, capsys, content, arguments, words):
+    # Of a cluster's machines nobody here knows what lies on them.
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if content is not None:
+        (tmp_path / "m.jsonl").write_bytes(content)
+    status = main(["--manifest", str(tmp_path / "m.jsonl"), "--output", str(tmp_path / "out"), *arguments])
+    out, said = capsys.readouterr()
+    assert status == 2
+    assert out == ""
+    assert words in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

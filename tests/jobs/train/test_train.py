@@ -1,0 +1,221 @@
+"""The command: what it says of bad settings and data, that it can be killed, and that a cluster does the same."""
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from higgs_model.script.voices import Voices
+from higgs_model.synthesizer.loading import load
+from higgs_model.training.batches import Drawn
+from higgs_model.training.samples import SampleReader
+from higgs_model.training.settings import TrainingSettings, load_settings
+from jobs.benchmark.random_model import build
+from jobs.runtime.cli import run_command
+from jobs.train import train
+from tests.higgs_model.training import making
+from tests.jobs.running import ROOT, start
+
+
+def write(folder, network=None, **others):
+    """A settings file of a short training, as a user writes it."""
+    settings = making.settings(folder, network, **others)
+    values = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def change(path, **others):
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | others))
+    return path
+
+
+BAD_SETTINGS = {
+    "optimizer.steps: Field required": {"optimizer": {}},
+    "unknown setting optimizer.learning_rat; did you mean learning_rate?": {
+        "optimizer": {"steps": 1, "learning_rat": 1e-3}
+    },
+    "unknown setting sede; did you mean seed?": {"sede": 1},
+    "init: give either checkpoint (fine-tuning) or config": {"init": {}},
+    "init: config needs a tokenizer": {"init": {"config": {}}},
+    "batch: positions=64 have no room for a sample of longest=128": {"batch": {"positions": 64, "longest": 128}},
+    "previews need parallel: ddp": {"parallel": "fsdp", "previews": {"every": 1, "rows": [{"text": "a"}]}},
+    "previews.rows: 0: text: there is nothing to say": {"previews": {"every": 1, "rows": [{"id": "a"}]}},
+    "output: must be a folder that all workers see, not a URI": {"output": "s3://bucket/out"},
+    "loss.codebooks: weights must not be negative": {"loss": {"codebooks": [1, -1]}},
+    "is not a folder": {"init": {"checkpoint": "/nowhere"}},
+    "'/nowhere.jsonl' does not exist": {"data": {"manifest": "/nowhere.jsonl"}},
+}
+
+
+@pytest.mark.parametrize(("sentence", "bad"), BAD_SETTINGS.items(), ids=BAD_SETTINGS)
+def test_bad_settings_are_told_in_a_sentence(tmp_path, capsys, sentence, bad):
+    path = change(write(tmp_path), **bad)
+    assert run_command(train, ["--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_the_readmes_and_the_examples_settings_and_rows_are_right():
+    section = (ROOT / "README.md").read_text().split("## Train\n")[1].split("\n## ")[0]
+    yaml_block, json_block = (re.search(rf"```{kind}\n(.*?)```", section, re.DOTALL)[1] for kind in ("yaml", "json"))
+    settings = TrainingSettings.model_validate(yaml.safe_load(yaml_block))
+    assert settings.freeze.llm
+    lines = [line for line in yaml_block.splitlines() if not line.startswith("  checkpoint:")]
+    nothing = yaml.safe_load("\n".join(re.sub(r"^( *)# ", r"\1", line) for line in lines))
+    assert nothing["init"].keys() == {"config", "tokenizer"}
+    assert load_settings(ROOT / "jobs" / "examples" / "train.yaml").previews is not None
+    voices = Voices(read_bytes=lambda name: (ROOT / "jobs" / "examples" / "voices" / "ada.flac").read_bytes())
+    example = (ROOT / "jobs" / "examples" / "train.jsonl").read_text()
+    rows = [json.loads(line) for text in (json_block, example) for line in text.splitlines()]
+    samples = [SampleReader(making.TOKENIZER, voices).read(row, number) for number, row in enumerate(rows)]
+    assert len(samples) == 6
+    assert [sample.reference is not None for sample in samples] == [True, False, False, True, True, True]
+
+
+def test_a_network_that_is_misspelt_is_refused(tmp_path, capsys):
+    path = write(tmp_path, {"audio_num_codebook": 3})
+    assert run_command(train, ["--config", str(path)]) == 2
+    assert "has no 'audio_num_codebook'; did you mean 'audio_num_codebooks'?" in capsys.readouterr().err
+
+
+def test_a_network_that_is_not_the_tokenizers_is_refused(tmp_path, capsys):
+    path = write(tmp_path, {"audio_out_token_idx": 7})
+    making.rows(tmp_path)
+    assert run_command(train, ["--config", str(path)]) == 2
+    assert "audio_out_token_idx=7, but the tokenizer's <|AUDIO_OUT|> is 266" in capsys.readouterr().err
+
+
+def test_faulty_rows_are_told_or_left_out(tmp_path, capsys):
+    path = write(tmp_path)
+    rows = making.rows(tmp_path)
+    np.save(tmp_path / "2.npy", np.full((making.K, 4), 99))
+    lines = [json.dumps(row) for row in rows]
+    lines[1] = json.dumps(rows[1] | {"audio": "gone.npy"})
+    lines[4] = "{not JSON"
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    assert run_command(train, ["--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "has 3 faulty rows, data.bad_rows is 0: " in said
+    assert "row 1 (r1): 'gone.npy' cannot be read" in said
+    assert "2.npy' has codes from 99 to 99; wanted 0 to 11" in said
+    assert "row 4: the line is not JSON" in said
+    data = yaml.safe_load(path.read_text())["data"]
+    assert run_command(train, ["--config", str(change(path, data=data | {"bad_rows": 3}))]) == 0
+    said = capsys.readouterr().err
+    assert said.count("left out: ") == 3
+    assert "done; the model is in" in said
+
+
+def test_a_recording_that_was_mended_is_prepared_again(tmp_path, capsys):
+    path = write(tmp_path)
+    making.rows(tmp_path)
+    good = (tmp_path / "2.npy").read_bytes()
+    (tmp_path / "2.npy").write_bytes(b"nothing")
+    assert run_command(train, ["--config", str(path)]) == 2
+    assert "2.npy' is no .npy file" in capsys.readouterr().err
+    (tmp_path / "2.npy").write_bytes(good)
+    assert run_command(train, ["--config", str(path)]) == 0
+
+
+def test_a_training_is_not_gone_on_with_on_other_rows(tmp_path, capsys):
+    path = write(tmp_path)
+    making.rows(tmp_path)
+    assert run_command(train, ["--config", str(path)]) == 0
+    making.rows(tmp_path, count=4)
+    assert run_command(train, ["--config", str(path)]) == 2
+    assert "holds a training on other data: the manifest" in capsys.readouterr().err
+
+
+def test_validation_without_a_sample_is_told_before_training_begins(tmp_path, capsys):
+    path = write(tmp_path)
+    making.rows(tmp_path)
+    (tmp_path / "valid.jsonl").write_text('{"text": "a", "audio": "gone.npy"}\n')
+    data = yaml.safe_load(path.read_text())["data"] | {"validation": str(tmp_path / "valid.jsonl"), "bad_rows": 1}
+    assert run_command(train, ["--config", str(change(path, data=data))]) == 2
+    assert "valid.jsonl' has no sample that can be tried" in capsys.readouterr().err
+
+
+def test_killed_while_it_trains_and_started_again_it_ends_the_same(tmp_path):
+    (tmp_path / "whole").mkdir()
+    many = {"steps": 120, "learning_rate": 1e-3}
+    path = write(tmp_path, optimizer=many, checkpoints={"every": 10})
+    making.rows(tmp_path, 12, speaker=lambda number: f"s{number % 2}")
+    whole = change(write(tmp_path / "whole", optimizer=many), data={"manifest": str(tmp_path / "train.jsonl")})
+    assert run_command(train, ["--config", str(whole)]) == 0
+    # Sums are rounded as threads share them, and this process has one.
+    process = start("jobs.train", "--config", path, OMP_NUM_THREADS="1")
+    checkpoints = tmp_path / "out" / "checkpoints"
+    while not list(checkpoints.glob("step-*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    begun = max(int(one.name.removeprefix("step-")) for one in checkpoints.glob("step-*"))
+    assert begun < 120
+    assert run_command(train, ["--config", str(path)]) == 0
+    assert making.log(making.settings(tmp_path)) == making.log(making.settings(tmp_path / "whole"))
+
+
+def test_recordings_are_encoded_and_previews_are_spoken(tmp_path):
+    """From WAV files with the demo's codec to codes, to a checkpoint, and out again as WAV."""
+    _, codec, _ = build()
+    codec.save_pretrained(tmp_path / "codec")
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(3):
+        wave = generator.standard_normal(24_000).astype(np.float32) * 0.1
+        soundfile.write(tmp_path / f"{number}.wav", wave, 24_000)
+        rows.append({"text": f"Row {number}.", "audio": f"{number}.wav", "speaker": "s"})
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    preview = {"id": "hello", "text": "Hello.", "ref_audio": str(tmp_path / "0.wav"), "ref_text": "Row 0."}
+    network = {"audio_num_codebooks": 8, "audio_codebook_size": codec.codebook_size}
+    given = {"codec": str(tmp_path / "codec"), "previews": {"every": 6, "rows": [preview], "max_frames": 20}}
+    path = write(tmp_path, network, **given)
+    assert run_command(train, ["--config", str(path)]) == 0
+    settings = making.settings(tmp_path, network, **given)
+    shard = next((tmp_path / "out" / "prepared").glob("*/*.safetensors"))
+    samples = making.prepared(settings, [], shard.parent)
+    for number in range(3):
+        wave, rate = soundfile.read(tmp_path / f"{number}.wav", dtype="float32")
+        found = samples.example(Drawn((number,), -1, 0)).recordings[-1].codes_KT
+        assert np.array_equal(found, codec.encode(wave, rate).numpy())
+    loaded = load(tmp_path / "out" / "model", None, torch.device("cpu"))
+    assert torch.equal(loaded.codec.encode(wave, rate), codec.encode(wave, rate))
+    assert loaded.tokenizer.get_vocab() == making.TOKENIZER.get_vocab()
+    wave, rate = soundfile.read(tmp_path / "out" / "previews" / "step-00000006" / "hello.wav")
+    assert rate == codec.sample_rate
+    assert len(wave) % codec.hop_samples == 0
+
+
+@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_trains_as_one_process_does(tmp_path):
+    """Ray Data prepares the same samples; two workers of Ray Train take the same steps as one with twice the passes."""
+    making.rows(tmp_path, 12)
+    (tmp_path / "alone").mkdir()
+    batch = {"positions": 160, "longest": 160}
+    alone = write(tmp_path / "alone", batch=batch | {"accumulate": 2})
+    change(alone, data={"manifest": str(tmp_path / "train.jsonl")})
+    assert run_command(train, ["--config", str(alone)]) == 0
+    process = start("jobs.train", "--config", write(tmp_path, batch=batch), "--workers", 2)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "done; the model is in" in said
+    assert "step 6: loss " in said
+    one, other = (making.log(making.settings(folder)) for folder in (tmp_path / "alone", tmp_path))
+    assert one == pytest.approx(other, abs=1e-4)
+    shards = [sorted(Path(tmp_path, place, "prepared").glob("*/*")) for place in ("alone/out", "out")]
+    assert [path.name for path in shards[0]] == [path.name for path in shards[1]]
+    for one, other in zip(*shards, strict=True):
+        torch.testing.assert_close(load_file(one), load_file(other), atol=0, rtol=0)

@@ -1,0 +1,382 @@
+"""What strangers may not do: keys, names, recordings that are not what they say, and URLs that lead inside."""
+
+import base64
+import contextlib
+import hashlib
+import http.server
+import io
+import json
+import logging
+import socket
+import ssl
+import struct
+import threading
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from higgs_model.errors import BadConfig
+from serve.deployments import config as configs
+from serve.http import errors
+from serve.http.errors import ApiError, BadRequest, TooLarge
+from serve.http.security import KeyRing
+from serve.voices.reference_audio import Limits, check, decode_text
+from serve.voices.reference_download import Fetcher, is_public
+from tests.serve.conftest import recording
+from tests.serve.speech.test_speech import ask
+from tests.serve.voices.test_voices import listed, upload
+
+LIMITS = Limits(1 << 20, 10.0)
+
+
+# ---------------------------------------------------------------------- keys
+
+
+@pytest.fixture(scope="module")
+def locked(serve_local, tmp_path_factory):
+    return serve_local(keys=("correct horse", "battery staple"), voices=str(tmp_path_factory.mktemp("locked")))
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/audio/speech"),
+        ("POST", "/v1/audio/scripts"),
+        ("POST", "/v1/audio/voices"),
+        ("DELETE", "/v1/audio/voices/ann"),
+        ("GET", "/v1/models"),
+    ],
+)
+@pytest.mark.parametrize("given_key", [None, "Bearer wrong", "Bearer ", "Basic correct horse", "Bearer correct hors"])
+def test_without_a_key_nothing_is_spoken_or_written(locked, method, path, given_key):
+    headers = {} if given_key is None else {"authorization": given_key}
+    status, told, body = ask(locked.url, path, {"input": "Hello."} if method == "POST" else None, headers, method)
+    assert status == 401
+    assert json.loads(body)["error"]["code"] == "invalid_api_key"
+    assert told["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("key", ["correct horse", "battery staple"])
+def test_with_a_key_everything_is_as_without_any(locked, key):
+    headers = {"authorization": f"Bearer {key}"}
+    assert ask(locked.url, "/v1/audio/speech", {"input": "Hello."}, headers)[0] == 200
+    assert upload(locked.url, key.replace(" ", "-"), headers=headers)[0] == 201
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/voices", "/healthz", "/", "/openapi.json"])
+def test_what_may_be_read_without_a_key(locked, path):
+    assert ask(locked.url, path)[0] == 200
+
+
+def test_keys_come_from_the_environment_and_from_a_file(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# ours\none\n\n two \n")
+    settings = configs.parse({"api_keys_file": str(file)}, {})
+    found = configs.key_digests(settings, {"HIGGS_API_KEYS": "three, four,"})
+    assert found == {hashlib.sha256(key).digest() for key in (b"one", b"two", b"three", b"four")}
+    assert not KeyRing(configs.key_digests(configs.parse({}, {}), {})).wanted
+    file.write_text("\n")
+    with pytest.raises(BadConfig, match="has no key in it"):
+        configs.key_digests(settings, {})
+    file.unlink()
+    with pytest.raises(BadConfig, match="cannot be read"):
+        configs.key_digests(settings, {})
+
+
+# ---------------------------------------------------------------------- settings
+
+
+def test_settings_come_from_arguments_then_from_the_environment(caplog):
+    environment = {"HIGGS_MODEL": "there", "HIGGS_MAX_BATCH": "8", "PATH": "x", "HIGGS_MODLE": "x"}
+    with caplog.at_level(logging.WARNING):
+        found = configs.parse({"max_batch": "4", "voice_aliases": "alloy=ann,echo=bob"}, environment)
+    assert (found.model, found.max_batch) == ("there", 4)
+    assert found.voice_aliases == {"alloy": "ann", "echo": "bob"}
+    assert "HIGGS_MODLE" in caplog.text
+    assert "'model'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"modle": "x"}, "did you mean 'model'"),
+        ({"max_batch": "many"}, "max_batch"),
+        ({"max_batch": "0"}, "max_batch"),
+        ({"min_replicas": 3}, "max_replicas=1 is less than min_replicas=3"),
+        ({"reference_urls": "http://x.example/"}, "no prefix"),
+        ({"reference_urls": "https://x.example"}, "no prefix"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_a_sentence(arguments, words):
+    with pytest.raises(BadConfig, match=words) as caught:
+        configs.parse(arguments, {})
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def test_every_error_has_a_status_of_its_own_and_is_in_the_tree():
+    leaves = ApiError.__subclasses__()
+    assert set(leaves) == set(errors.LEAVES)
+    assert len({leaf.status for leaf in leaves}) == len(leaves)
+    for leaf in leaves:
+        assert f"{leaf.__name__:<18}{leaf.status}" in errors.__doc__
+        body = leaf("what", param="where").body()["error"]
+        assert body == {"message": "what", "type": leaf.kind, "param": "where", "code": leaf.code}
+
+
+# ---------------------------------------------------------------------- recordings
+
+
+@pytest.mark.parametrize(
+    ("file_format", "subtype"),
+    [
+        ("WAV", "PCM_16"),
+        ("WAV", "FLOAT"),
+        ("FLAC", "PCM_24"),
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("MP3", "MPEG_LAYER_III"),
+    ],
+)
+def test_recordings_of_many_kinds_are_taken(file_format, subtype):
+    checked = check(recording(2.0, 48_000, 2, file_format, subtype), LIMITS)
+    assert checked.duration_s == pytest.approx(2.0, abs=0.1)
+    samples, rate = soundfile.read(io.BytesIO(checked.flac()))
+    assert (len(samples), rate) == (len(checked.samples_N), 48_000)
+    np.testing.assert_allclose(samples, checked.samples_N, atol=1 / 32768)
+
+
+def wav(channels=1, rate=24_000, declared=None, content=bytes(48_000)):
+    declared = len(content) if declared is None else declared
+    head = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        36 + declared,
+        b"WAVE",
+        b"fmt ",
+        16,
+        1,
+        channels,
+        rate,
+        rate * channels * 2 & 0xFFFFFFFF,
+        channels * 2 & 0xFFFF,
+        16,
+        b"data",
+        declared,
+    )
+    return head + content
+
+
+def flac_that_lies(declared):
+    """Fifty seconds of silence in few bytes, whose header declares another number of samples."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(50 * 24_000, np.int16), 24_000, format="FLAC", subtype="PCM_16")
+    content = bytearray(file.getvalue())
+    content[21] = content[21] & 0xF0 | declared >> 32
+    content[22:26] = (declared & 0xFFFFFFFF).to_bytes(4, "big")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"RIFF",
+        b"/etc/passwd",
+        wav(channels=0),
+        wav(channels=1000),
+        wav(rate=0),
+        wav(rate=2_000_000_000),
+        wav(content=b""),
+        wav(content=bytes(2_000)),
+        wav(content=bytes(500_000)),
+        flac_that_lies(50 * 24_000),
+        flac_that_lies(0),
+        flac_that_lies(2**36 - 1),
+        recording(4.0, subtype="FLOAT")[:44] + np.full(24_000, np.nan, np.float32).tobytes(),
+        recording()[:60],
+        bytes(2 << 20),
+    ],
+)
+def test_recordings_that_are_not_what_they_say_are_refused(content):
+    with pytest.raises((BadRequest, TooLarge)):
+        check(content, LIMITS)
+
+
+def test_a_header_that_declares_less_bounds_what_is_decoded():
+    try:
+        checked = check(flac_that_lies(24_000), LIMITS)
+    except BadRequest:
+        return
+    assert checked.duration_s <= LIMITS.max_s
+
+
+@settings(max_examples=150)
+@given(data=st.data(), base=st.sampled_from(["WAV", "FLAC", "OGG", "MP3"]))
+def test_damaged_recordings_are_refused_or_read(data, base):
+    subtype = {"OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}.get(base, "PCM_16")
+    content = bytearray(recording(0.5, 16_000, 1, base, subtype))
+    for _ in range(data.draw(st.integers(1, 8))):
+        at = data.draw(st.integers(0, min(len(content) - 1, 200)))
+        content[at] = data.draw(st.integers(0, 255))
+    cut = bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        checked = check(cut, LIMITS)
+    except (BadRequest, TooLarge):
+        return
+    assert 0.2 <= checked.duration_s <= LIMITS.max_s
+    assert np.isfinite(checked.samples_N).all()
+
+
+@given(st.text(max_size=200))
+def test_any_text_as_a_recording_is_bytes_or_a_bad_request(text):
+    with contextlib.suppress(BadRequest, TooLarge):
+        assert len(decode_text(text, LIMITS)) <= len(text)
+
+
+@given(st.binary(max_size=200))
+def test_base64_is_what_it_was(content):
+    plain = base64.b64encode(content).decode()
+    assert decode_text(plain, LIMITS) == decode_text(f"data:audio/wav;base64,{plain}", LIMITS) == content
+
+
+def test_base64_is_measured_before_it_is_decoded():
+    with pytest.raises(TooLarge):
+        decode_text("A" * (LIMITS.max_bytes * 4 // 3 + 100), LIMITS)
+
+
+# ---------------------------------------------------------------------- URLs
+
+PREFIX = "https://voices.example.org/public/"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://voices.example.org/public/a.wav",
+        "https://voices.example.org/private/a.wav",
+        "https://voices.example.org/public/../private/a.wav",
+        "https://voices.example.org/public/%2e%2e/private/a.wav",
+        "https://voices.example.org/public/%252e%252e/private/a.wav",
+        "https://voices.example.org:8443/public/a.wav",
+        "https://voices.example.org.evil.example/public/a.wav",
+        "https://voices.example.org@evil.example/public/a.wav",
+        "https://evil.example/https://voices.example.org/public/a.wav",
+        "https://voices.example.org\\@evil.example/public/a.wav",
+        "https://voices.example.org/public/a.wav\r\nHost: x",
+        "https://voices.example.org:x/public/a.wav",
+        "https://[::1/public/",
+        "https://voices.example.org/publicly/a.wav",
+        "ftp://voices.example.org/public/a.wav",
+    ],
+)
+def test_urls_outside_the_allowed_places_are_not_looked_at(url):
+    def resolve(host, port):
+        raise AssertionError("asked")
+
+    with pytest.raises(BadRequest, match="no such URL"):
+        Fetcher([PREFIX], 1000, resolve=resolve).fetch(url)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "100.64.0.1",
+            "224.0.0.1",
+        ),
+        *("::1", "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "ff02::1"),
+    ],
+)
+def test_addresses_that_are_not_public_are_not_called(address):
+    assert not is_public(address)
+
+    def connect(*_):
+        raise AssertionError("called")
+
+    for found in ([address], ["93.184.216.34", address]):
+        fetcher = Fetcher([PREFIX], 1000, resolve=lambda host, port, found=found: found, connect=connect)
+        with pytest.raises(BadRequest, match="no public address"):
+            fetcher.fetch(PREFIX + "a.wav")
+
+
+def test_public_addresses_are_public():
+    assert is_public("93.184.216.34")
+    assert is_public("2606:2800:220:1::1")
+
+
+class Plain:
+    """In place of TLS, whose certificates no test can have."""
+
+    def __init__(self):
+        self.names = []
+
+    def wrap_socket(self, sock, server_hostname):
+        self.names.append(server_hostname)
+        return sock
+
+
+@pytest.fixture(scope="module")
+def web():
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path.endswith("/moved.wav"):
+                self.send_response(302)
+                self.send_header("Location", "http://127.0.0.1/secret")
+                self.end_headers()
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(recording(1.0) if self.path.endswith("/a.wav") else bytes(100_000))
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_allowed_url_is_fetched_from_the_address_that_was_checked(web):
+    """A name that changes its address after the look changes nothing: it is looked up once."""
+    answers, called, tls = iter([["93.184.216.34"], ["127.0.0.1"]]), [], Plain()
+
+    def connect(address, port, timeout_s):
+        called.append((address, port))
+        return socket.create_connection(("127.0.0.1", web), timeout_s)
+
+    def fetcher(resolve):
+        context = ssl.create_default_context()
+        context.wrap_socket = tls.wrap_socket
+        return Fetcher([PREFIX], 60_000, resolve=resolve, connect=connect, tls=context)
+
+    found = fetcher(lambda host, port: next(answers)).fetch(PREFIX + "a.wav")
+    assert found == recording(1.0)
+    assert called == [("93.184.216.34", 443)]
+    assert tls.names == ["voices.example.org"]
+    always = fetcher(lambda host, port: ["93.184.216.34"])
+    with pytest.raises(BadRequest, match="status 302; redirects are not followed"):
+        always.fetch(PREFIX + "moved.wav")
+    with pytest.raises(TooLarge):
+        always.fetch(PREFIX + "large.wav")
+
+
+def test_the_list_and_the_page_hold_no_foreign_host(locked):
+    assert listed(locked.url) is not None
+    _, headers, page = ask(locked.url, "/")
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert b"http://" not in page.replace(b"http://www.w3.org", b"")
+    assert b"https://" not in page
