@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import ray
@@ -11,7 +10,7 @@ from ray import serve
 from ray.serve import Application
 
 from serve.deployments import ingress, replica
-from serve.deployments.config import EndpointConfig, key_digests, parse
+from serve.deployments.config import EndpointConfig, key_digests, resolve_config
 
 _CPU_THREADS = 2
 
@@ -22,7 +21,7 @@ def app(arguments: dict[str, Any]) -> Application:
     Raises:
         BadConfig: a setting is unknown or not possible, in one sentence.
     """
-    return build(parse(arguments, os.environ), replica.load_synthesizer)
+    return build(resolve_config(arguments), replica.load_synthesizer)
 
 
 def build(config: EndpointConfig, factory: replica.Factory) -> Application:
@@ -39,5 +38,5 @@ def build(config: EndpointConfig, factory: replica.Factory) -> Application:
     threads = None if gpus else max(_CPU_THREADS, math.ceil(config.cpus_per_replica))
     synthesizers = serve.deployment(replica.Replica).options(**replica.options(config, gpus))
     workers = serve.deployment(ingress.Ingress).options(**ingress.options(config))
-    digests = key_digests(config, os.environ)
+    digests = key_digests(config)
     return workers.bind(config, digests, synthesizers.bind(config, factory, threads))

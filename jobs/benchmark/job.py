@@ -28,7 +28,7 @@ from higgs_model.synthesizer.fake import FakeSynthesizer
 from jobs.benchmark import checkpoint
 from jobs.storage.manifest import open_manifest
 from jobs.synthesize.row_processing import RowMaker, Speaks
-from jobs.synthesize.settings import JobSettings, parse
+from jobs.synthesize.settings import JobSettings, parse_settings
 from jobs.synthesize.synthesizer_factory import Capacity, load_synthesizer
 from jobs.synthesize.worker import ROWS_A_SLOT
 
@@ -106,7 +106,7 @@ def _flags(arguments: argparse.Namespace, manifest: Path, output: Path, workers:
 
 def alone(arguments: argparse.Namespace) -> dict[str, Any]:
     """All scripts at once, longest first, in this process."""
-    settings = parse(_flags(arguments, arguments.folder / "scripts.jsonl", arguments.folder / "none"))
+    settings = parse_settings(_flags(arguments, arguments.folder / "scripts.jsonl", arguments.folder / "none"))
     speaks = load_synthesizer(settings, Capacity(arguments.slots, threads=2))
     maker = RowMaker(settings)
     plans = [maker.check(row).plan for row in open_manifest(settings.manifest).rows()]
@@ -160,7 +160,7 @@ def rows(arguments: argparse.Namespace) -> dict[str, Any]:
     with manifest.open("w") as file:
         for number in range(arguments.rows):
             file.write(json.dumps({"id": f"row-{number:07d}", "text": f"Row {number} says a few words."}) + "\n")
-    settings = parse(_flags(arguments, manifest, arguments.folder / "rows", workers=os.cpu_count() or 1))
+    settings = parse_settings(_flags(arguments, manifest, arguments.folder / "rows", workers=os.cpu_count() or 1))
     memory: list[int] = []
     ended = threading.Event()
 

@@ -27,7 +27,7 @@ from higgs_model.synthesizer.fake import FakeSynthesizer
 from higgs_model.synthesizer.records import Piece
 from jobs.benchmark.capacity import rows_per_s_through, rows_per_s_wanted
 from jobs.storage.manifest import open_manifest
-from jobs.synthesize.settings import JobSettings, parse
+from jobs.synthesize.settings import JobSettings, parse_settings
 from jobs.synthesize.synthesizer_factory import Capacity
 
 _CHARS_A_SECOND = 15.0
@@ -125,7 +125,7 @@ def measure(folder: Path, name: str, rows: int, arguments: argparse.Namespace, s
     manifest, output = folder / f"{name}.jsonl", folder / name
     write_rows(manifest, rows, arguments.row_s)
     flags = ["--manifest", str(manifest), "--output", str(output), "--chunk-method", "none"]
-    settings = parse([*flags, "--workers", str(arguments.workers), "--max-batch", str(arguments.slots)])
+    settings = parse_settings([*flags, "--workers", str(arguments.workers), "--max-batch", str(arguments.slots)])
     with contextlib.redirect_stderr(io.StringIO()) as said:
         status = run_job(settings, open_manifest(settings.manifest), functools.partial(fake_gpus, slot_rate=slot_rate))
     summary = json.loads((output / "job.json").read_text())

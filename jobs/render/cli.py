@@ -53,7 +53,7 @@ def render(arguments: Sequence[str]) -> int:
     results.load()
     load_codec(settings.model, settings.codec, torch.device("cpu"))  # Whatever it cannot open is said now.
     todo = _todo(table, results)
-    say(f"{len(table)} recordings, {len(table) - len(todo)} done before; to {settings.output} as {settings.format}")
+    say(f"{len(table)} recordings, {len(table) - len(todo)} already done; to {settings.output} as {settings.format}")
     counts = collections.Counter[str]()
     try:
         if len(todo):

@@ -29,9 +29,9 @@ from jobs.storage.backends import open_folder
 from jobs.storage.manifest import Manifest, open_manifest
 from jobs.storage.result_table import RESULTS
 from jobs.synthesize.dry_run import dry_run
-from jobs.synthesize.progress import Progress, clock
+from jobs.synthesize.progress import Progress, format_duration
 from jobs.synthesize.row_processing import RowMaker
-from jobs.synthesize.settings import JobSettings, gather, told
+from jobs.synthesize.settings import JobSettings, describe_sources, resolve_settings
 from jobs.synthesize.synthesizer_factory import check_local_model, find_check, load_synthesizer
 
 OK, BROKEN, TOO_MANY_FAILED = 0, 1, 3
@@ -41,7 +41,7 @@ MODEL_LICENCE = "Boson Higgs Audio 2 Community License"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job that the command line describes; gives the exit status."""
     try:
-        settings, sources = gather(sys.argv[1:] if arguments is None else arguments, os.environ)
+        settings, sources = resolve_settings(sys.argv[1:] if arguments is None else arguments)
         manifest = open_manifest(settings.manifest)
         if settings.dry_run:
             return dry_run(settings, manifest)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HiggsError, OSError) as error:
         say(f"error: {error}")
         return BAD_ARGUMENTS
-    say(told(settings, sources))
+    say(describe_sources(settings, sources))
     return run(settings, manifest)
 
 
@@ -168,8 +168,8 @@ def report(settings: JobSettings, results: str, summary: dict[str, Any], *, stop
     """Say how it went; gives the exit status."""
     say(
         f"{summary['ok']} ok, {summary['flagged']} flagged, {summary['failed']} failed, "
-        f"{summary['skipped']} done before; "
-        f"{summary['audio_s'] / 3600:.2f} h of audio in {clock(summary['elapsed_s'])} "
+        f"{summary['skipped']} already done; "
+        f"{summary['audio_s'] / 3600:.2f} h of audio in {format_duration(summary['elapsed_s'])} "
         f"({summary['audio_s_per_s']:.1f} audio s/s); results are in {results}"
     )
     if stopped:

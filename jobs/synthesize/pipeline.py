@@ -199,7 +199,7 @@ class Run:
         def watch() -> None:
             while not ended.wait(_POLL_S):
                 totals, engines = ray.get(self.ledger.snapshot.remote())
-                progress.show(totals, time.monotonic() - start_s)
+                progress.update(totals, time.monotonic() - start_s)
                 self._metrics.show(totals, engines)
 
         watcher = threading.Thread(target=watch, name="progress", daemon=True)
@@ -211,7 +211,7 @@ class Run:
         finally:
             ended.set()
             watcher.join()
-            progress.end()
+            progress.close()
 
     def reason(self) -> str:
         """Why the job broke, if a worker knew; else nothing."""

@@ -81,7 +81,7 @@ class RowMaker:
         self._voices = open_voices(settings.voices, folder_of(settings.manifest))
         self._lexicon = open_lexicon(settings.lexicon)
         self._defaults = {"seed": settings.seed} | settings.row_defaults()
-        self._heard = settings.heard()
+        self._heard = settings.audio_settings()
 
     def check(self, row: Row) -> Checked:
         """Validate a row, find its voices and cut its text.

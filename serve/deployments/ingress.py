@@ -37,7 +37,7 @@ _RETRY_LOST_S = 5
 _DRAIN_S = 10
 
 
-@serve.deployments.ingress()
+@serve.ingress()
 class Ingress:
     """An HTTP worker."""
 

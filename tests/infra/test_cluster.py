@@ -58,7 +58,7 @@ def test_a_submitted_job_runs_to_its_end(head, tmp_path):
     write_manifest(tmp_path / "m.jsonl", [*rows, {"id": "bad", "text": ""}])
     state, status, said = submit(head, *arguments, "--max-frames", 20, "--attempts", 1)
     assert (state, status) == (JobStatus.FAILED, 3), said
-    assert "3 done before" in said
+    assert "3 already done" in said
     assert results(tmp_path / "out")[3]["error_type"] == "invalid_row"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.synthesize.settings import parse as parse_job
+from jobs.synthesize.settings import parse_settings
 from serve.deployments.config import parse as parse_endpoint
 from tests.infra.kustomized import build, containers
 from tests.infra.ray_io import check_crd, faults
@@ -122,7 +122,7 @@ def test_the_jobs_settings_are_ones_that_the_job_reads(place, tmp_path):
     job = resources["RayJob"]["spec"]
     command, _, file = job["entrypoint"].rpartition(" ")
     assert command == "python -m jobs.synthesize --config"
-    settings = parse_job(["--config", str(tmp_path / Path(file).name)])
+    settings = parse_settings(["--config", str(tmp_path / Path(file).name)])
     assert settings.output.startswith("s3://")
     # The folder in which the entrypoint looks is the mounted one.
     (head,) = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.synthesize.settings import gather
+from jobs.synthesize.settings import parse_settings
 from tests.infra.kustomized import build
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def test_jobs_that_are_submitted_have_settings_that_there_are():
     for job in found:
         words = shlex.split(job.replace("$PWD", "/x"))
         assert words[:3] in (["python", "-m", "jobs.synthesize"], ["/x/.venv/bin/python", "-m", "jobs.synthesize"])
-        gather(words[3:], {})
+        parse_settings(words[3:])
 
 
 def test_everything_that_is_named_is_there():

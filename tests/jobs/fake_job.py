@@ -11,7 +11,7 @@ import sys
 from higgs_model.synthesizer.fake import FakeSynthesizer
 from jobs.storage.manifest import open_manifest
 from jobs.synthesize import cli as synthesize
-from jobs.synthesize.settings import parse
+from jobs.synthesize.settings import parse_settings
 
 
 class Misbehaving(FakeSynthesizer):
@@ -42,7 +42,7 @@ def crash_while_loading(settings, capacity):
 
 
 def run(arguments, pace=0.0, factory=build):
-    settings = parse(arguments)
+    settings = parse_settings(arguments)
     chosen = functools.partial(factory, pace=pace) if factory is build else factory
     return synthesize.run(settings, open_manifest(settings.manifest), chosen)
 

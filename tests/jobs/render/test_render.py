@@ -173,7 +173,7 @@ def test_the_whole_way(tmp_path, capsys):
     arguments = ["--results", f"{tmp_path}/out", "--format", "wav", "--output", f"{tmp_path}/b"]
     status, out, said = run("jobs.render", *arguments)
     assert (status, out) == (0, ""), said
-    assert "3 recordings, 0 done before" in said
+    assert "3 recordings, 0 already done" in said
     assert "3 made, 0 failed" in said
     after = read_results(open_folder(f"{tmp_path}/b")).to_pylist()
     assert {row["id"]: row["audio_sha256"] for row in after} == {
@@ -181,7 +181,7 @@ def test_the_whole_way(tmp_path, capsys):
     }
     assert run_command(export, ["--results", f"{tmp_path}/b", "--to", "nemo"]) == 0
     assert run_command(render, arguments) == 0
-    assert "3 done before" in capsys.readouterr().err
+    assert "3 already done" in capsys.readouterr().err
 
 
 def test_one_folder_holds_recordings_of_one_kind(tmp_path, jobs, capsys):

@@ -142,7 +142,7 @@ def test_driver_killed_at_a_random_moment(tmp_path, undisturbed, seed):
     finished = len(results(out)) if list((out / "results").glob("*.parquet")) else 0
     status, said = run_here(arguments)
     assert status == 0, said
-    done_before = int(said.split(" done before")[0].split()[-1])
+    done_before = int(said.rsplit(" already done", 1)[0].split()[-1])
     assert finished <= done_before < 41
     assert hashes(results(out)) == undisturbed
     assert not list(out.rglob("*.part"))
@@ -204,7 +204,7 @@ def test_told_to_stop_it_ends_what_is_under_way(tmp_path, undisturbed):
     assert 3 <= made < 41
     status, said = run_here(arguments)
     assert status == 0, said
-    assert f"{made} done before" in said
+    assert f"{made} already done" in said
     assert hashes(results(out)) == undisturbed
 
 
@@ -224,7 +224,7 @@ def test_only_what_changed_is_made_again(tmp_path):
     status, said = run_here(arguments)
     assert status == 0, said
     assert "2 ok" in said
-    assert "8 done before" in said
+    assert "8 already done" in said
     assert not any(path.exists() for path in unfinished)
     after = hashes(results(tmp_path / "out"))
     assert {name for name in after if after[name] != before.get(name)} == {"row-3", "new"}

@@ -48,7 +48,7 @@ def test_a_job_ends_complete_although_the_server_stumbles(bucket, monkeypatch):
     status, _, said = run(FAKE, *arguments, **where)
     stumbling.stop()
     assert status == 0, said
-    assert "20 done before" in said
+    assert "20 already done" in said
 
     bucket.open_to(monkeypatch)
     found = results(f"{bucket.uri}/out")

@@ -1,4 +1,7 @@
-"""Where a job's settings come from, who goes before whom, and what is never repeated."""
+"""Precedence and provenance of job settings, their error messages, and the refusal of credentials."""
+
+import os
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -6,42 +9,105 @@ from hypothesis import strategies as st
 
 from higgs_model.errors import BadInput
 from jobs.synthesize.cli import main
-from jobs.synthesize.settings import JobSettings, gather, told
+from jobs.synthesize.settings import JobSettings, describe_sources, resolve_settings
 
-PLACES = ("default", "file", "environment", "flags")
+PRECEDENCE = ("default", "file", "environment", "flags")
 
 
-@given(st.dictionaries(st.sampled_from(PLACES[1:]), st.integers(1, 99)))
-def test_flags_go_before_the_environment_before_the_file_before_defaults(tmp_path_factory, values):
+def environment(**variables):
+    """Set HIGGS_… variables inside a `with` block."""
+    return mock.patch.dict(os.environ, {f"HIGGS_{name.upper()}": value for name, value in variables.items()})
+
+
+@given(st.dictionaries(st.sampled_from(PRECEDENCE[1:]), st.integers(1, 99)))
+def test_flags_override_environment_overrides_file_overrides_defaults(tmp_path_factory, values):
     file = tmp_path_factory.mktemp("settings") / "job.yaml"
     file.write_text("manifest: m.jsonl\n" + (f"max-batch: {values['file']}\n" if "file" in values else ""))
-    environment = {"HIGGS_MAX_BATCH": str(values["environment"])} if "environment" in values else {}
     flags = ["--max-batch", str(values["flags"])] if "flags" in values else []
-    settings, sources = gather(["--config", str(file), *flags], environment)
-    first = max(values, key=PLACES.index, default="default")
-    assert settings.max_batch == values.get(first)
-    assert sources.get("max_batch") == {"default": None, "file": str(file)}.get(first, first)
-    said = told(settings, sources)
-    assert ("max_batch" in said) == (first != "default")
-    assert "manifest=" in said
-    assert "\n" not in said
+    with environment(**({"max_batch": str(values["environment"])} if "environment" in values else {})):
+        settings, sources = resolve_settings(["--config", str(file), *flags])
+    winner = max(values, key=PRECEDENCE.index, default="default")
+    assert settings.max_batch == values.get(winner)
+    assert sources.get("max_batch") == {"default": None, "file": str(file)}.get(winner, winner)
+    line = describe_sources(settings, sources)
+    assert ("max_batch" in line) == (winner != "default")
+    assert "manifest=" in line
+    assert "\n" not in line
 
 
-def test_every_setting_can_come_from_the_environment():
-    given = {"voice_in_system": "true", "check": "json:loads", "max_failed": "3", "format": "flac", "seed": "7"}
-    settings, sources = gather(["--manifest", "m"], {f"HIGGS_{name.upper()}": value for name, value in given.items()})
-    assert {name: str(getattr(settings, name)).lower() for name in given} == given
-    assert {name: sources[name] for name in given} == dict.fromkeys(given, "environment")
+def test_every_kind_of_setting_can_come_from_the_environment():
+    values = {"voice_in_system": "true", "check": "json:loads", "max_failed": "3", "format": "flac", "seed": "7"}
+    with environment(**values):
+        settings, sources = resolve_settings(["--manifest", "m"])
+    assert {name: str(getattr(settings, name)).lower() for name in values} == values
+    assert {name: sources[name] for name in values} == dict.fromkeys(values, "environment")
 
 
-def test_what_is_wrong_in_the_environment_is_said_by_its_name(capsys):
-    with pytest.raises(BadInput, match="HIGGS_WORKERS: "):
-        gather(["--manifest", "m"], {"HIGGS_WORKERS": "many"})
-    gather(["--manifest", "m"], {"HIGGS_WORKER": "2", "HIGGS_API_KEYS": "secret", "HIGGS_MAX_REPLICAS": "2"})
-    said = capsys.readouterr().err
-    assert "HIGGS_WORKER, which is no setting; did you mean HIGGS_WORKERS?" in said
-    assert said.count("\n") == 1
-    assert "secret" not in said
+@pytest.mark.parametrize(
+    ("flags", "values"),
+    [
+        (["--voice-in-system", "--no-overwrite"], {"voice_in_system": True, "overwrite": False}),
+        (["--max-batch", "3", "--max-batch", "4"], {"max_batch": 4}),
+        (["--check", '["a", "b"]', "--codec", "a,b"], {"check": '["a", "b"]', "codec": "a,b"}),
+        (["--max-failed=0.5%", "--top-p=0.9"], {"max_failed": "0.5%", "top_p": 0.9}),
+    ],
+)
+def test_flags_are_taken_literally(flags, values):
+    settings, _ = resolve_settings(["--manifest", "m", *flags])
+    assert {name: getattr(settings, name) for name in values} == values
+
+
+@pytest.mark.parametrize(("text", "allowed"), [("10", 10), ("0.5%", 5), ("0.25", 250), ("0", 0)])
+def test_max_failed_is_a_count_or_a_share(tmp_path, text, allowed):
+    (tmp_path / "job.yaml").write_text(f"manifest: m\nmax_failed: {text}\n")
+    for arguments in (["--manifest", "m", "--max-failed", text], ["--config", str(tmp_path / "job.yaml")]):
+        assert resolve_settings(arguments)[0].allowed_failures(1000) == allowed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("max_bach: 3\n", "unknown setting 'max_bach'; did you mean 'max_batch'?"),
+        ("- a\n- b\n", "must contain"),
+        ("{", "cannot be read"),
+        ("config: other.yaml\n", "unknown setting 'config'"),
+        ("workers: many\n", "--workers in .*job.yaml: "),
+        (None, "cannot be read"),
+    ],
+)
+def test_invalid_file_is_reported_in_one_sentence(tmp_path, content, message):
+    file = tmp_path / "job.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(BadInput, match=message):
+        resolve_settings(["--manifest", "m", "--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "no manifest"),
+        (["--manifest", "m", "--bogus", "1"], "unrecognized arguments: --bogus 1"),
+        (["--manifest", "m", "--seed"], "--seed: expected one argument"),
+        (["--manifest", "m", "--format", "wma"], "--format: Input should be 'wav', 'flac', 'mp3' or 'opus'"),
+        (["--manifest", "m", "--format", "opus", "--sample-rate", "44100"], "44,?100"),
+    ],
+)
+def test_invalid_flags_are_reported_in_one_sentence(flags, message):
+    with pytest.raises(BadInput, match=message) as caught:
+        resolve_settings(flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_invalid_environment_variables_are_reported_by_name(capsys):
+    with environment(workers="many"), pytest.raises(BadInput, match="HIGGS_WORKERS: "):
+        resolve_settings(["--manifest", "m"])
+    with environment(worker="2", api_keys="secret", max_replicas="2"):
+        resolve_settings(["--manifest", "m"])
+    stderr = capsys.readouterr().err
+    assert "HIGGS_WORKER; did you mean HIGGS_WORKERS?" in stderr
+    assert stderr.count("\n") == 1
+    assert "secret" not in stderr
 
 
 @pytest.mark.parametrize(
@@ -54,15 +120,15 @@ def test_what_is_wrong_in_the_environment_is_said_by_its_name(capsys):
     ],
 )
 @pytest.mark.parametrize("name", ["manifest", "output", "voices", "model"])
-def test_a_secret_in_a_uri_is_refused_and_not_repeated(capsys, name, uri):
+def test_credentials_in_a_uri_are_refused_and_not_echoed(capsys, name, uri):
     status = main(["--manifest", "m", f"--{name}", uri])
-    out, said = capsys.readouterr()
+    stdout, stderr = capsys.readouterr()
     assert status == 2
-    assert f"--{name}" in said
-    assert "credentials do not belong" in said
-    assert "hunter2" not in out + said
+    assert f"--{name}" in stderr
+    assert "credentials do not belong" in stderr
+    assert "hunter2" not in stdout + stderr
 
 
-def test_uris_as_they_should_be_are_none(tmp_path):
+def test_ordinary_uris_are_not_taken_for_credentials():
     for uri in ("s3://books/a@b", "/a/path?key=of", "s3://books/what?", "bosonai/higgs-audio-v2-tokenizer"):
         assert JobSettings(manifest=uri, model=uri)

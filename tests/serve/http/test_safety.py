@@ -2,11 +2,9 @@
 
 import base64
 import contextlib
-import hashlib
 import http.server
 import io
 import json
-import logging
 import socket
 import ssl
 import struct
@@ -18,11 +16,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from higgs_model.errors import BadConfig
-from serve.deployments import config as configs
 from serve.http import errors
 from serve.http.errors import ApiError, BadRequest, TooLarge
-from serve.http.security import KeyRing
 from serve.voices.reference_audio import Limits, check, decode_text
 from serve.voices.reference_download import Fetcher, is_public
 from tests.serve.conftest import recording
@@ -69,51 +64,6 @@ def test_with_a_key_everything_is_as_without_any(locked, key):
 @pytest.mark.parametrize("path", ["/v1/audio/voices", "/healthz", "/", "/openapi.json"])
 def test_what_may_be_read_without_a_key(locked, path):
     assert ask(locked.url, path)[0] == 200
-
-
-def test_keys_come_from_the_environment_and_from_a_file(tmp_path):
-    file = tmp_path / "keys"
-    file.write_text("# ours\none\n\n two \n")
-    settings = configs.parse({"api_keys_file": str(file)}, {})
-    found = configs.key_digests(settings, {"HIGGS_API_KEYS": "three, four,"})
-    assert found == {hashlib.sha256(key).digest() for key in (b"one", b"two", b"three", b"four")}
-    assert not KeyRing(configs.key_digests(configs.parse({}, {}), {})).wanted
-    file.write_text("\n")
-    with pytest.raises(BadConfig, match="has no key in it"):
-        configs.key_digests(settings, {})
-    file.unlink()
-    with pytest.raises(BadConfig, match="cannot be read"):
-        configs.key_digests(settings, {})
-
-
-# ---------------------------------------------------------------------- settings
-
-
-def test_settings_come_from_arguments_then_from_the_environment(caplog):
-    environment = {"HIGGS_MODEL": "there", "HIGGS_MAX_BATCH": "8", "PATH": "x", "HIGGS_MODLE": "x"}
-    with caplog.at_level(logging.WARNING):
-        found = configs.parse({"max_batch": "4", "voice_aliases": "alloy=ann,echo=bob"}, environment)
-    assert (found.model, found.max_batch) == ("there", 4)
-    assert found.voice_aliases == {"alloy": "ann", "echo": "bob"}
-    assert "HIGGS_MODLE" in caplog.text
-    assert "'model'" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"modle": "x"}, "did you mean 'model'"),
-        ({"max_batch": "many"}, "max_batch"),
-        ({"max_batch": "0"}, "max_batch"),
-        ({"min_replicas": 3}, "max_replicas=1 is less than min_replicas=3"),
-        ({"reference_urls": "http://x.example/"}, "no prefix"),
-        ({"reference_urls": "https://x.example"}, "no prefix"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused_in_a_sentence(arguments, words):
-    with pytest.raises(BadConfig, match=words) as caught:
-        configs.parse(arguments, {})
-    assert "\n" not in str(caught.value)
 
 
 # ---------------------------------------------------------------------- errors
