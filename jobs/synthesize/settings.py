@@ -17,7 +17,13 @@ from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, YamlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
 from higgs_model import demo
 from higgs_model.audio.writers import check_rate
@@ -149,6 +155,8 @@ class JobSettings(BaseModel):
 
 class _SettingsSources(JobSettings, BaseSettings):
     """The same fields as pydantic-settings reads them, and the name of the YAML file."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
     config: str | None = Field(None, description="YAML file with any of these settings")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from higgs_model.errors import BadConfig
 
@@ -97,6 +97,8 @@ class EndpointConfig(BaseModel):
 
 class _EnvironmentSettings(EndpointConfig, BaseSettings):
     """The same fields as pydantic-settings reads them."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
 
 def resolve_config(arguments: Mapping[str, Any]) -> EndpointConfig:
