@@ -1,4 +1,4 @@
-"""The house rules that a machine can hold: cheap imports, one home for special ids, the README's tree and commands."""
+"""Conventions that a machine can check: cheap imports, one definition of special ids, and documentation that runs."""
 
 import ast
 import re
@@ -13,32 +13,43 @@ from higgs_model import tokens
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for top in ("higgs_model", "jobs", "serve") for path in sorted((ROOT / top).rglob("*.py"))]
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    name: (ROOT / name).read_text()
+    for name in (
+        "README.md",
+        "higgs_model/README.md",
+        "jobs/README.md",
+        "jobs/benchmark/README.md",
+        "serve/README.md",
+        "infra/README.md",
+        "infra/capacity.md",
+    )
+}
 
 
 def run(*command, check=True):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=check)
 
 
-def test_importing_the_package_loads_nothing_heavy():
+def test_importing_the_packages_loads_nothing_heavy():
     script = "import sys, higgs_model, jobs, serve; print(sorted({'torch', 'transformers', 'ray'} & set(sys.modules)))"
     assert run(sys.executable, "-c", script).stdout.strip() == "[]"
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_can_be_imported():
     script = "import higgs_model; print([getattr(higgs_model, name).__name__ for name in higgs_model.__all__])"
     names = ast.literal_eval(run(sys.executable, "-W", "ignore", "-c", script).stdout)
     assert "HiggsAudioModel" in names
 
 
-def test_an_unknown_name_is_an_attribute_error():
+def test_unknown_public_name_is_an_attribute_error():
     import higgs_model
 
     with pytest.raises(AttributeError, match="has no attribute 'HiggsVideoModel'"):
         _ = higgs_model.HiggsVideoModel
 
 
-def test_special_ids_have_one_home():
+def test_special_ids_are_defined_once():
     ids = {value for name, value in vars(tokens).items() if name.endswith("_ID")}
     assert len(ids) >= 8
     found = [
@@ -52,31 +63,74 @@ def test_special_ids_have_one_home():
     assert found == []
 
 
-def test_rooms_stay_small():
-    long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
-    assert {name: lines for name, lines in long.items() if lines > 450} == {}
+def test_modules_stay_small():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: lines for name, lines in lengths.items() if lines > 450} == {}
 
 
-def test_the_readmes_tree_is_the_disks():
-    tree = re.search(r"```text\n(higgs_model/.*?)```", README, re.DOTALL).group(1)
+@pytest.mark.parametrize("folder", ["jobs", "serve"])
+def test_top_level_contains_only_packages_commands_and_the_app(folder):
+    modules = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+    commands = {name for name in modules if "python -m jobs." + name.removesuffix(".py") in PAGES["jobs/README.md"]}
+    assert modules - commands <= {"app.py"}
+
+
+# ---------------------------------------------------------------------- documentation
+
+
+def test_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 200
+
+
+def test_tree_in_the_readme_matches_the_disk():
+    tree = re.search(r"```text\n(higgs_model/.*?)```", PAGES["README.md"], re.DOTALL).group(1)
     folder, listed = "", []
     for line in tree.splitlines():
-        name = line.split()[0] if line.strip() else ""
+        name = line.split()[0]
         if not line.startswith(" "):
             folder = name
             listed.append(name)
-        elif name:
+        else:
             listed.append(folder + name)
     assert [name for name in listed if not (ROOT / name).exists()] == []
-    tops = {path.name + "/" for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    tops -= {name for name in tops if name.endswith(".egg-info/") or name in ("build/", "out/")}
-    assert tops <= set(listed)
+    folders = {path for path in ROOT.iterdir() if path.is_dir() and path.name in {"higgs_model", "jobs", "serve"}}
+    packages = {f"{path.parent.name}/{path.name}/" for top in folders for path in top.iterdir() if contains_files(path)}
+    assert packages <= set(listed)
 
 
-def test_the_readmes_python_runs(tmp_path):
-    """From top to bottom, as a reader would."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 3
+def contains_files(path):
+    return path.is_dir() and path.name != "__pycache__" and any(child.is_file() for child in path.iterdir())
+
+
+def test_questions_in_the_readme_are_answered_by_files_that_exist():
+    table = PAGES["README.md"].split("| question | answer |\n|---|---|\n")[1].split("\n\n")[0]
+    rows = table.splitlines()
+    assert len(rows) == 10
+    for row in rows:
+        files = re.findall(r"`([\w/]+\.py)`", row)
+        assert 1 <= len(files) <= 2, row
+        assert [name for name in files if not (ROOT / name).is_file()] == [], row
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", PAGES[page]):
+        path, _, anchor = target.partition("#")
+        file = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, target
+
+
+def slug(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python\n" in PAGES[page]])
+def test_python_blocks_run_from_top_to_bottom(page, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", "\n".join(blocks)],
         cwd=tmp_path,
@@ -87,20 +141,20 @@ def test_the_readmes_python_runs(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readmes_commands_exist():
-    commands = [
-        line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line
-    ]
-    assert commands
+def test_commands_exist():
+    """Every `make` target, and every module that is run with -m, which must have help."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     modules = set()
-    for command in commands:
-        words = shlex.split(command, comments=True)
-        if words[:1] == ["make"]:
-            assert set(words[1:]) <= targets, command
-        elif words[:2] == [".venv/bin/python", "-m"]:
-            # A command that has parts, such as `jobs.benchmark model`, has help for each.
-            modules.add(tuple(word for word in words[2:4] if not word.startswith("-")))
-    for named in sorted(modules):
-        done = run(sys.executable, "-W", "ignore", "-m", *named, "--help", check=False)
-        assert done.returncode == 0, named
+    for text in PAGES.values():
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+            for command in filter(None, block.splitlines()):
+                words = shlex.split(command, comments=True)
+                if words[:1] == ["make"]:
+                    assert set(words[1:]) <= targets, command
+                elif words[:2] == [".venv/bin/python", "-m"]:
+                    # Subcommands such as `jobs.benchmark model` have help of their own.
+                    modules.add(tuple(word for word in words[2:4] if not word.startswith("-")))
+    assert len(modules) >= 10
+    for module in sorted(modules):
+        done = run(sys.executable, "-W", "ignore", "-m", *module, "--help", check=False)
+        assert done.returncode == 0, module

@@ -10,12 +10,11 @@ import pytest
 import soundfile
 import yaml
 
-from serve.deployments.config import EndpointConfig, parse
+from serve.deployments.config import EndpointConfig, resolve_config
 from tests.serve.conftest import recording
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-SECTION = README[README.index("## Ask the endpoint") : README.index("## Train")]
+README = (ROOT / "serve" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def place(serve_local, tmp_path_factory):
 
 def test_the_readmes_curl_commands_work(place):
     server, folder = place
-    commands = [line for line in SECTION.splitlines() if line.startswith("curl ")]
+    commands = [line for line in README.splitlines() if line.startswith("curl ")]
     assert len(commands) == 5
     for command in commands:
         words = shlex.split(command.replace("http://127.0.0.1:8000", server.url))
@@ -42,16 +41,16 @@ def test_the_readmes_curl_commands_work(place):
 def test_the_readmes_python_works(place):
     server, _ = place
     heard = {}
-    (code,) = re.findall(r"```py\n(.*?)```", SECTION, re.DOTALL)
+    (code,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
     exec(compile(code.replace("http://127.0.0.1:8000", server.url), "README", "exec"), heard)
-    assert server.backend.jobs[-1].row["text"] == "It comes while it is made."
+    assert server.backend.jobs[-1].row["text"] == "It arrives while it is generated."
     assert any(heard["part"])
 
 
 def test_the_readme_names_settings_that_there_are():
-    (command,) = re.findall(r"^serve run serve\.app:app (.*)$", SECTION, re.MULTILINE)
-    parse(dict(word.split("=", 1) for word in command.split()), {})
-    table = SECTION[SECTION.index("| setting | |") :]
+    (command,) = re.findall(r"^serve run serve\.app:app (.*)$", README, re.MULTILINE)
+    resolve_config(dict(word.split("=", 1) for word in command.split()))
+    table = README[README.index("| setting | |") :]
     named = {
         name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`([a-z_]+)`", row)
     }
@@ -65,5 +64,5 @@ def test_the_config_file_is_one_that_serve_and_the_endpoint_read():
 
     config = yaml.safe_load((ROOT / "infra/serve_config.yaml").read_text())
     (application,) = ServeDeploySchema.model_validate(config).applications
-    parse(application.args, {})
+    resolve_config(application.args)
     assert application.import_path == "serve.app:app"

@@ -67,7 +67,7 @@ def test_bad_settings_are_told_in_a_sentence(tmp_path, capsys, sentence, bad):
 
 
 def test_the_readmes_and_the_examples_settings_and_rows_are_right():
-    section = (ROOT / "README.md").read_text().split("## Train\n")[1].split("\n## ")[0]
+    section = (ROOT / "jobs/README.md").read_text().split("## Train\n")[1].split("\n## ")[0]
     yaml_block, json_block = (re.search(rf"```{kind}\n(.*?)```", section, re.DOTALL)[1] for kind in ("yaml", "json"))
     settings = TrainingSettings.model_validate(yaml.safe_load(yaml_block))
     assert settings.freeze.llm
