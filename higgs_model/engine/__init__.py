@@ -1,4 +1,4 @@
-"""The engine: many requests at once on one device, each a prompt that yields frames of codes."""
+"""The inference engine: continuous batching of requests, each of which turns a prompt into frames of codes."""
 
 from __future__ import annotations
 

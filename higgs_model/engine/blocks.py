@@ -1,8 +1,9 @@
-"""The pool of KV blocks: who holds which, and which hold what is worth keeping.
+"""The pool of KV blocks: reference counts and prefix caching.
 
-A block has room for `block_size` positions. A full one whose content is known by key can be held by several
-sequences at once; when nobody holds it, it stays until its room is needed, the least recently used one going first.
-Block 0 is never given out: rows of a batch that do not count write there. Nothing here touches a tensor.
+A block holds the keys and values of `block_size` positions. A full block whose content is registered under its hash
+can be shared by several sequences; after its last release it stays cached until its memory is needed, least recently
+used first. Block 0 is the null block: it is never allocated, and inactive rows of a batch write to it. Nothing here
+touches a tensor.
 """
 
 from __future__ import annotations
@@ -14,72 +15,72 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Key = bytes
+BlockHash = bytes
 
 
-def content_keys(content_PC: NDArray[np.int64], block_size: int) -> list[Key]:
-    """Keys of the full blocks of a sequence; each stands for all content up to its block's end.
+def hash_blocks(content_PC: NDArray[np.int64], block_size: int) -> list[BlockHash]:
+    """Return the hashes of the full blocks of a sequence; each covers all content up to the end of its block.
 
     Args:
-        content_PC: one row a position, equal for two positions exactly if the network is given the same there.
+        content_PC: one row per position, equal for two positions exactly if the network reads the same there.
     """
-    keys, key = [], b""
+    hashes, block_hash = [], b""
     for start in range(0, len(content_PC) - block_size + 1, block_size):
         rows = np.ascontiguousarray(content_PC[start : start + block_size])
-        key = hashlib.blake2b(key + rows.tobytes(), digest_size=16).digest()
-        keys.append(key)
-    return keys
+        block_hash = hashlib.blake2b(block_hash + rows.tobytes(), digest_size=16).digest()
+        hashes.append(block_hash)
+    return hashes
 
 
 class BlockPool:
-    """Blocks 1 … `num_blocks` − 1 of a pool. Each is free, kept (known by key, held by nobody), or held."""
+    """Blocks 1 … `num_blocks` − 1. Each is free, cached (registered but unreferenced), or in use."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
         self._free = deque(range(1, num_blocks))
-        self._kept: OrderedDict[int, Key] = OrderedDict()
-        self._holders = [0] * num_blocks
-        self._key_of: dict[int, Key] = {}
-        self._block_of: dict[Key, int] = {}
+        self._cached: OrderedDict[int, BlockHash] = OrderedDict()
+        self._ref_counts = [0] * num_blocks
+        self._hash_of: dict[int, BlockHash] = {}
+        self._block_of: dict[BlockHash, int] = {}
 
     @property
     def capacity(self) -> int:
-        """Blocks that can be held at all."""
+        """Blocks that can be in use at the same time."""
         return self.num_blocks - 1
 
     @property
     def available(self) -> int:
-        """Blocks that `take` could give."""
-        return len(self._free) + len(self._kept)
+        """Blocks that `allocate` could return: free and cached ones."""
+        return len(self._free) + len(self._cached)
 
     @property
     def used(self) -> int:
-        """Blocks that are held."""
+        """Blocks in use."""
         return self.capacity - self.available
 
     @property
     def shared(self) -> int:
-        """Blocks that more than one sequence holds."""
-        return sum(holders > 1 for holders in self._holders)
+        """Blocks that more than one sequence uses."""
+        return sum(count > 1 for count in self._ref_counts)
 
-    def find(self, keys: Sequence[Key]) -> list[int]:
-        """Blocks with the longest known start of `keys`, not yet held."""
+    def find_cached(self, hashes: Sequence[BlockHash]) -> list[int]:
+        """Return the registered blocks of the longest prefix of `hashes`; `retain` must follow to keep them."""
         blocks = []
-        for key in keys:
-            block = self._block_of.get(key)
+        for block_hash in hashes:
+            block = self._block_of.get(block_hash)
             if block is None:
                 break
             blocks.append(block)
         return blocks
 
-    def hold(self, blocks: Sequence[int]) -> None:
-        """Hold blocks that were found, once more."""
+    def retain(self, blocks: Sequence[int]) -> None:
+        """Increment the reference counts of blocks that `find_cached` returned."""
         for block in blocks:
-            self._holders[block] += 1
-            self._kept.pop(block, None)
+            self._ref_counts[block] += 1
+            self._cached.pop(block, None)
 
-    def take(self, count: int) -> list[int] | None:
-        """Hold `count` blocks without content, forgetting what was kept longest; None when there are not so many."""
+    def allocate(self, count: int) -> list[int] | None:
+        """Allocate `count` blocks, evicting the least recently used cached ones; None if there are not enough."""
         if count > self.available:
             return None
         blocks = []
@@ -87,34 +88,34 @@ class BlockPool:
             if self._free:
                 block = self._free.popleft()
             else:
-                block, key = self._kept.popitem(last=False)
-                del self._block_of[key], self._key_of[block]
-            self._holders[block] = 1
+                block, block_hash = self._cached.popitem(last=False)
+                del self._block_of[block_hash], self._hash_of[block]
+            self._ref_counts[block] = 1
             blocks.append(block)
         return blocks
 
-    def know(self, block: int, key: Key) -> bool:
-        """A held block is full and its content final; False when another block is already known for it."""
-        if key in self._block_of:
+    def register(self, block: int, block_hash: BlockHash) -> bool:
+        """Register a full block that is in use for sharing; False if another block has the same content."""
+        if block_hash in self._block_of:
             return False
-        self._block_of[key], self._key_of[block] = block, key
+        self._block_of[block_hash], self._hash_of[block] = block, block_hash
         return True
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Hold blocks once less. Later ones go first when room is needed: a start serves more sequences."""
+        """Decrement reference counts. Later blocks are evicted first, because a prefix serves more sequences."""
         for block in reversed(blocks):
-            self._holders[block] -= 1
-            if self._holders[block] > 0:
+            self._ref_counts[block] -= 1
+            if self._ref_counts[block] > 0:
                 continue
-            key = self._key_of.get(block)
-            if key is None:
+            block_hash = self._hash_of.get(block)
+            if block_hash is None:
                 self._free.append(block)
             else:
-                self._kept[block] = key
+                self._cached[block] = block_hash
 
-    def forget(self) -> None:
-        """Free all that is kept for nobody."""
-        for block, key in self._kept.items():
-            del self._block_of[key], self._key_of[block]
+    def clear_prefix_cache(self) -> None:
+        """Free all cached blocks."""
+        for block, block_hash in self._cached.items():
+            del self._block_of[block_hash], self._hash_of[block]
             self._free.append(block)
-        self._kept.clear()
+        self._cached.clear()

@@ -1,7 +1,8 @@
-"""A step on the device recorded once and replayed, so that the host launches it in one call.
+"""Captures a device step once and replays it, so that the host launches it with one call.
 
-A recorded step reads and writes the addresses that it was recorded with: all that changes from step to step lies in
-fixed tensors. `Capture` is the seam: what a CUDA graph does, tests do with a tape of torch's operations.
+A captured step reads and writes the addresses it was captured with: everything that changes from step to step is in
+fixed tensors. `Capture` is the seam for tests, which replay recorded torch operations where the engine uses CUDA
+graphs.
 """
 
 from __future__ import annotations
@@ -12,28 +13,28 @@ import torch
 
 Step = Callable[[], object]
 Capture = Callable[[Step], Step]
-"""From a step to its replay. The step is run before, for real, as often as it likes."""
+"""Returns a function that replays a step. It may run the step itself any number of times before."""
 
 
 class CudaCapture:
-    """CUDA graphs that share one pool of memory: they never run at the same time, and leave nothing in it."""
+    """CUDA graphs in one memory pool: they never run concurrently, and leave no results in it."""
 
     def __init__(self, device: torch.device) -> None:
         self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def __call__(self, step: Step) -> Step:
-        """Run a step twice, then record it.
+        """Run a step twice, then capture it.
 
-        The first runs build kernels and start libraries up, which must not happen while a graph is recorded.
+        The first runs compile kernels and initialize libraries, which must not happen during capture.
         """
-        here = torch.cuda.current_stream()
-        self._stream.wait_stream(here)
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             step()
             step()
-        here.wait_stream(self._stream)
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # Thread-local: other threads, the codec's among them, may allocate and copy meanwhile.
+        # Thread-local: other threads, such as the codec's, may allocate and copy meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             step()
         return graph.replay

@@ -1,10 +1,9 @@
-"""An engine in a thread of its own, with an asyncio face.
+"""Runs an engine in a thread of its own, with an asyncio interface.
 
-    async for frames in EngineLoop(engine).generate(request): ...
+    async for update in EngineLoop(engine).generate(request): ...
 
-Everything that touches the engine happens in that thread; requests and cancellations are mailed to it, updates are
-mailed back to the event loop that waits for them. When the engine itself breaks, everybody who waits gets
-`EngineStopped`, and so does everybody who asks later.
+Only that thread touches the engine: requests and cancellations reach it through a command queue, and updates return
+through the event loop of the caller. When the engine fails, every waiting and every later caller gets `EngineStopped`.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from higgs_model.engine.request import FinishReason, Request, Update
 
 
 class EngineStopped(RuntimeError):
-    """The engine no longer runs; what broke it is the cause. Nobody's input is to blame."""
+    """The engine no longer runs, through no fault of the request; the cause is what stopped it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Client:
-    """Somebody who waits for a request's updates."""
+    """A caller waiting for the updates of a request."""
 
     request: Request
-    events: asyncio.AbstractEventLoop
-    mailbox: asyncio.Queue[Update | Exception]
+    event_loop: asyncio.AbstractEventLoop
+    messages: asyncio.Queue[Update | Exception]
 
-    def tell(self, news: Update | Exception) -> None:
-        # A closed event loop: nobody waits any more.
+    def send(self, message: Update | Exception) -> None:
+        # The event loop may be closed: then nobody waits any more.
         with contextlib.suppress(RuntimeError):
-            self.events.call_soon_threadsafe(self.mailbox.put_nowait, news)
+            self.event_loop.call_soon_threadsafe(self.messages.put_nowait, message)
 
 
 class EngineLoop:
@@ -45,84 +44,85 @@ class EngineLoop:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._letters: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._clients: dict[str, _Client] = {}
-        self._broken: Exception | None = None
+        self._error: Exception | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     async def generate(self, request: Request) -> AsyncGenerator[Update]:
-        """Updates of a request as they come; the last one says how it ended.
+        """Yield a request's updates; the last one has a finish reason.
 
-        Whoever stops listening cancels it: at once when the iterator is closed (`contextlib.aclosing`), else when
-        Python gets round to it.
+        Closing the iterator (`contextlib.aclosing`) cancels the request at once; merely dropping it, when Python
+        collects it.
 
         Raises:
             BadInput: the request can never run.
-            EngineStopped: the engine is closed or broken.
+            EngineStopped: the engine is closed or has failed.
         """
         client = _Client(request, asyncio.get_running_loop(), asyncio.Queue())
-        self._letters.put(lambda: self._add(client))
+        self._commands.put(lambda: self._add(client))
         if self._closed.is_set():
-            raise EngineStopped("the engine is stopped") from self._broken
-        ended = False
+            raise EngineStopped("the engine is stopped") from self._error
+        finished = False
         try:
-            while not ended:
-                news = await client.mailbox.get()
-                if isinstance(news, Exception):
-                    ended = True
-                    raise news
-                ended = news.finish_reason is not None
-                yield news
+            while not finished:
+                message = await client.messages.get()
+                if isinstance(message, Exception):
+                    finished = True
+                    raise message
+                finished = message.finish_reason is not None
+                yield message
         finally:
-            if not ended:
-                self._letters.put(lambda: self._cancel(client))
+            if not finished:
+                self._commands.put(lambda: self._cancel(client))
 
     def close(self) -> None:
-        """Stop after the step under way; whoever still waits is told."""
-        self._letters.put(None)
+        """Stop after the current step; waiting callers get `EngineStopped`."""
+        self._commands.put(None)
         self._thread.join()
 
     # ------------------------------------------------------------------ in the engine's thread
 
     def _run(self) -> None:
         device = self.engine.device
-        torch.set_num_threads(torch.get_num_threads())  # OpenMP and MKL would give each thread a number of its own
+        # The thread counts of OpenMP and MKL are per thread, and a new thread would use their defaults.
+        torch.set_num_threads(torch.get_num_threads())
         try:
-            # A thread begins with the first device of all.
+            # The current device is per thread, too.
             with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-                while self._read_letters():
+                while self._run_commands():
                     for update in self.engine.step():
                         self._deliver(update)
-        except Exception as error:  # noqa: BLE001  (whatever it is, those who wait must hear of it)
-            self._broken = error
+        except Exception as error:  # noqa: BLE001  (callers must learn of any failure)
+            self._error = error
         self._closed.set()
-        stopped = EngineStopped(f"the engine is stopped: {self._broken or 'it was closed'}")
-        stopped.__cause__ = self._broken
-        self._read_letters(last=True)
+        stopped = EngineStopped(f"the engine is stopped: {self._error or 'it was closed'}")
+        stopped.__cause__ = self._error
+        self._run_commands(last=True)
         for client in self._clients.values():
-            client.tell(stopped)
+            client.send(stopped)
 
-    def _read_letters(self, *, last: bool = False) -> bool:
-        """Do what was asked for meanwhile, waiting while there is no work; False when asked to stop."""
+    def _run_commands(self, *, last: bool = False) -> bool:
+        """Run the queued commands, waiting for one if the engine is idle; False when asked to stop."""
         while True:
             try:
-                letter = self._letters.get(block=not (last or self.engine.has_work))
+                command = self._commands.get(block=not (last or self.engine.has_work))
             except queue.Empty:
                 return True
-            if letter is None:
+            if command is None:
                 return False
-            letter()
+            command()
 
     def _add(self, client: _Client) -> None:
         if self._closed.is_set():
-            client.tell(EngineStopped("the engine is stopped"))
+            client.send(EngineStopped("the engine is stopped"))
             return
         try:
             self.engine.add(client.request)
-        except Exception as error:  # noqa: BLE001  (a request that cannot even be looked at is no fault of the engine)
-            client.tell(error)
+        except Exception as error:  # noqa: BLE001  (an invalid request must not stop the engine)
+            client.send(error)
             return
         self._clients[client.request.id] = client
 
@@ -133,9 +133,9 @@ class EngineLoop:
 
     def _deliver(self, update: Update) -> None:
         if update.finish_reason is FinishReason.CANCELLED:
-            # Nobody listens; somebody else may have come with the same id since.
+            # Its caller is gone, and a new request may have the same id by now.
             return
         client = self._clients[update.request_id]
         if update.finish_reason is not None:
             del self._clients[update.request_id]
-        client.tell(update)
+        client.send(update)

@@ -1,4 +1,4 @@
-"""What an engine has done, as plain numbers."""
+"""Counters of an engine, and the rates derived from them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 
 from higgs_model.engine.request import FinishReason
 
-FRAMES_A_SECOND = 25
+FRAMES_PER_SECOND = 25
 _REMEMBERED = 1000
 _RECENT_S = 30.0
 _MARK_EVERY_S = 1.0
 
 
 class EngineMetrics:
-    """Counts since the start; `snapshot` makes rates of them.
+    """Totals since the start; `snapshot` derives rates.
 
-    `frames` are those that were drawn for the first time, `slot_steps` counts slots that spoke, `possible_slot_steps`
-    all that could have, over all steps in which one did.
+    `frames` excludes replayed ones. `slot_steps` counts the decoding slots and `possible_slot_steps` all slots, summed
+    over the steps in which at least one decoded.
     """
 
     def __init__(self) -> None:
@@ -29,10 +29,10 @@ class EngineMetrics:
         self.first_frame_s: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
         self._marks = collections.deque([(time.perf_counter(), 0)])
 
-    def count_step(self, speaking: int, slots: int) -> None:
-        """A decode step in which so many slots spoke."""
+    def count_step(self, decoding: int, slots: int) -> None:
+        """Count a decode step in which `decoding` of `slots` slots took part."""
         self.steps += 1
-        self.slot_steps += speaking
+        self.slot_steps += decoding
         self.possible_slot_steps += slots
         now_s = time.perf_counter()
         if now_s - self._marks[-1][0] >= _MARK_EVERY_S:
@@ -41,7 +41,7 @@ class EngineMetrics:
                 self._marks.popleft()
 
     def snapshot(self) -> dict[str, float]:
-        """Totals, and what the last half minute was like; seconds to the first frame are those of recent requests."""
+        """Return totals, the rates of the last half minute, and the time to first frame of recent requests."""
         since_s, before = self._marks[0]
         frames_per_s = (self.frames - before) / max(time.perf_counter() - since_s, 1e-9)
         waits_s = tuple(self.first_frame_s)
@@ -53,7 +53,7 @@ class EngineMetrics:
             "prefill_positions": self.prefill_positions,
             "prefill_passes": self.prefill_passes,
             "frames_per_s": frames_per_s,
-            "audio_s_per_s": frames_per_s / FRAMES_A_SECOND,
+            "audio_s_per_s": frames_per_s / FRAMES_PER_SECOND,
             "occupancy": self.slot_steps / max(self.possible_slot_steps, 1),
             "first_frame_s_median": statistics.median(waits_s) if waits_s else 0.0,
             "first_frame_s_p95": sorted(waits_s)[int(0.95 * len(waits_s))] if waits_s else 0.0,

@@ -1,6 +1,6 @@
-"""What goes into the engine and what comes out: `Request`, `Update`, and how a request can end.
+"""Input and output of the engine: `Request`, `Update`, and the reasons a request can finish.
 
-Frames here are sound alone, (K, T) codes with the delay pattern undone; stream tokens never leave the engine.
+Frames here are codec codes, (K, T) with the delay pattern undone; stream tokens never leave the engine.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ Codes = NDArray[np.int64]
 
 
 class FinishReason(enum.Enum):
-    """Why no more frames of a request will come."""
+    """Why a request has finished."""
 
     STOP = "stop"
-    """The model ended the clip, or its text, by itself."""
+    """The model ended the clip, or its text."""
     LENGTH = "length"
-    """`max_frames` was reached, or as many text tokens went by without a clip."""
+    """`max_frames` was reached, or as many text tokens were generated without a clip."""
     LOOP = "loop"
-    """The same frames came again and again."""
+    """The same frames repeated."""
     SILENCE = "silence"
-    """Nothing but silence came for too long."""
+    """The clip was silent for too long."""
     INVALID = "invalid"
-    """The network gave numbers that are none."""
+    """The network returned NaN or infinity."""
     STALLED = "stalled"
-    """It held a slot and did not get on: a fault of ours."""
+    """The request held a slot without making progress: an internal error."""
     CANCELLED = "cancelled"
-    """Whoever asked for it no longer wants it."""
+    """The caller cancelled it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One clip to be spoken.
+    """One clip to generate.
 
     Attributes:
-        id: names it; no two requests of one id are in the engine at the same time.
-        input_ids: token ids of the prompt, with one placeholder a clip. A prompt that ends in <|audio_out_bos|> is
-            answered with audio, any other with text until the model opens a clip by itself.
-        clips: codes (K, T) of what fills the placeholders, in order.
-        sampling: how codes are drawn.
-        seed: with the prompt and `sampling`, all that the codes depend on.
-        max_frames: frames of sound after which the clip is ended.
-        priority: lower goes first; within one priority it is first come, first served.
-        stream_every: give out frames as soon as so many are final (the first one at once); None: all at the end.
+        id: unique among the requests in the engine.
+        input_ids: token ids of the prompt, with one placeholder per clip. A prompt that ends in <|audio_out_bos|> is
+            answered with audio, any other with text until the model opens a clip.
+        clips: codes (K, T) for the placeholders, in order.
+        sampling: how codes are sampled.
+        seed: together with the prompt and `sampling`, determines the generated codes.
+        max_frames: the clip is ended after this many frames.
+        priority: requests with a lower value run first; within one priority, in order of arrival.
+        stream_every: emit frames as soon as this many are final (the first one at once); None: all at the end.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """What has become of a request since the last update: its next frames (K, T), and whether it has ended."""
+    """The new frames (K, T) of a request since its last update, and why it has finished, if it has."""
 
     request_id: str
     frames: Codes

@@ -1,11 +1,10 @@
-"""The network at work on slots: tensors, and no decision.
+"""Runs the network on slots: all tensors, no decisions.
 
-A slot is a row of fixed buffers. `prefill` runs stretches of prompts, of any kinds of positions; `decode` runs one
-frame of every slot, from the last frame to the next one: embedding, layers, head, drawing, delay pattern, all on the
-device and without a question from the host. On a CUDA device a decode step is one captured graph a number of rows.
+A slot is a row of fixed buffers. `prefill` runs spans of prompts with text and audio positions. `decode` computes the
+next frame of every slot on the device without synchronizing with the host: embedding, layers, head, sampling, delay
+pattern. On a CUDA device, decode steps are CUDA graphs, one per number of rows.
 
-Rows that are not active go through every step and change nothing: their keys are written where nobody reads, and
-their state is held by masks.
+Inactive rows go through every step without effect: their keys go to the null block, and masks preserve their state.
 """
 
 from __future__ import annotations
@@ -24,62 +23,62 @@ from torch import Tensor, nn
 
 from higgs_model.delay import DelayState
 from higgs_model.engine.graphs import Capture, Step
-from higgs_model.engine.prompt import Positions
-from higgs_model.engine.slots import NO_FRAME, SlotRows
-from higgs_model.engine.spans import Span
+from higgs_model.engine.prefill_span import PrefillSpan
+from higgs_model.engine.prompt import ExpandedPrompt
+from higgs_model.engine.slots import NO_FRAME, SlotState
 from higgs_model.engine.transfer import to_device
-from higgs_model.engine.weights import Layer, Linear, layers_of, linear
+from higgs_model.engine.weights import Layer, Linear, linear, prepare_layers
 from higgs_model.model.model import HiggsAudioModel
 from higgs_model.sampling import TEXT_LANE, DrawPlan, FrameSampler, SamplingParams, draw, uniform
 
 
 class Attention(Protocol):
-    """Keys and values of all slots, and attention to them; see `attention_cpu` and `attention_paged`."""
+    """The KV cache of all slots and attention to it; see `attention_cpu` and `attention_paged`."""
 
     def set_blocks(self, slot: int, blocks: Sequence[int], shared: range = range(0)) -> None:
-        """Give a slot its blocks; those of the indices `shared` hold their content already."""
+        """Assign blocks to a slot; those with indices in `shared` are already computed."""
 
-    def keep_block(self, slot: int, index: int, block: int) -> None:
-        """The slot's block number `index` is full and final: let others share it."""
+    def publish_block(self, slot: int, index: int, block: int) -> None:
+        """Make block number `index` of a slot, full and final, available to other slots."""
 
-    def places(self, slots_P: Tensor, positions_P: Tensor, counts_P: Tensor | None = None) -> Tensor:
-        """Where keys and values of positions are written."""
+    def write_indices(self, slots_P: Tensor, positions_P: Tensor, active_P: Tensor | None = None) -> Tensor:
+        """Return where the keys and values of positions are written."""
 
-    def write(self, layer: int, keys_PHD: Tensor, values_PHD: Tensor, places_P: Tensor) -> None:
-        """Store keys and values of one layer."""
+    def write(self, layer: int, keys_PHD: Tensor, values_PHD: Tensor, indices_P: Tensor) -> None:
+        """Store the keys and values of one layer."""
 
     def decode(self, layer: int, queries_SHD: Tensor, lengths_S: Tensor) -> Tensor:
-        """One query a slot."""
+        """Attend with one query per slot."""
 
-    def prepare(self, spans: Sequence[Span]) -> Any:
-        """What `prefill` needs to know of spans, once for all layers."""
+    def prepare(self, spans: Sequence[PrefillSpan]) -> Any:
+        """Return the metadata of spans for `prefill`, once for all layers."""
 
     def prefill(self, layer: int, queries_PHD: Tensor, spans: Any) -> Tensor:
-        """Queries of several spans."""
+        """Attend with the queries of several spans."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Readback:
-    """What a decode step drew, on its way to the host; to be read before `look_ahead` + 1 further steps."""
+class DecodeResults:
+    """Results of a decode step on their way to the host; valid until `look_ahead` + 1 further steps are launched."""
 
     host: Tensor
     ready: torch.cuda.Event | None
 
     def numpy(self) -> NDArray[np.int64]:
-        """(rows, K + 2): the frame, whether it is the clip's last, and whether the network's numbers were none."""
+        """Wait for and return (rows, K + 2): the frame, whether it ends the clip, whether logits were not finite."""
         if self.ready is not None:
             self.ready.synchronize()
         return self.host.numpy()
 
 
 class Runner:
-    """A network, the attention to its slots, and their state.
+    """A network with the KV cache and state of its slots.
 
     Args:
-        window: frames that the repetition rule can look back.
+        window: frames of history for repetition-aware sampling.
         look_ahead: decode steps that are launched before the oldest one's results are read.
-        fp8_weights: run the layers' products in 8 bits.
-        capture: records decode steps; None: they are run as they are.
+        fp8_weights: multiply with fp8 weights in the layers.
+        capture: captures decode steps; None: run them eagerly.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class Runner:
         if isinstance(heads.audio_lm_head, nn.Linear):
             self._audio_head = linear([heads.audio_lm_head])
         self._text_logits = heads.text_logits
-        self._layers: list[Layer] = layers_of(model, fp8_weights)
+        self._layers: list[Layer] = prepare_layers(model, fp8_weights)
         self._norm, self._eps = model.norm.weight.detach(), config.text_config.rms_norm_eps
         self.dtype = self._norm.dtype
         text = config.text_config
@@ -111,77 +110,82 @@ class Runner:
         cos, sin = model.rotary_emb(torch.empty(0, dtype=self.dtype, device=self.device), positions)
         self._cos, self._sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)
         num_codebooks = config.audio_num_codebooks
-        self.state = SlotRows(max_slots, num_codebooks, window, config.num_codebook_rows, self.device)
+        self.state = SlotState(max_slots, num_codebooks, window, config.num_codebook_rows, self.device)
         self._slots = torch.arange(max_slots, device=self.device)
         self._sampler = FrameSampler(config.audio_codebook_size, config.audio_stream_bos_id)
         self._capture, self._replays = capture, dict[tuple[int, DrawPlan], Step]()
-        # A step's results leave through one of several doors: the next step is launched before the host has read them.
+        # Results rotate through several host buffers, because the next step is launched before the host reads them.
         self._results = torch.zeros(max_slots, num_codebooks + 2, dtype=torch.int64, device=self.device)
-        doors = torch.zeros((look_ahead + 1, *self._results.shape), dtype=torch.int64)
-        self._doors = itertools.cycle(doors.pin_memory() if self.device.type == "cuda" else doors)
+        buffers = torch.zeros((look_ahead + 1, *self._results.shape), dtype=torch.int64)
+        self._result_buffers = itertools.cycle(buffers.pin_memory() if self.device.type == "cuda" else buffers)
 
     # ------------------------------------------------------------------ slots
 
     def start(
-        self, slot: int, *, length: int, step: int, seed: int, sampling: SamplingParams, spoken: NDArray[np.int64]
+        self, slot: int, *, length: int, step: int, seed: int, sampling: SamplingParams, history_WK: NDArray[np.int64]
     ) -> None:
-        """Let a slot speak, after a prompt of `length` positions; see `SlotRows.begun`."""
+        """Activate a slot after a prompt of `length` positions; see `SlotState.initial_row`."""
         bos_id = self.config.audio_stream_bos_id
-        row = self.state.begun(bos_id=bos_id, length=length, step=step, seed=seed, sampling=sampling, spoken_WK=spoken)
+        row = self.state.initial_row(
+            bos_id=bos_id, length=length, step=step, seed=seed, sampling=sampling, history_WK=history_WK
+        )
         self.state.rows[slot] = to_device(row, self.device)
 
     def stop(self, slot: int) -> None:
-        """A slot no longer takes part."""
+        """Deactivate a slot."""
         self.state.active[slot] = 0
 
     def force(self, slot: int, frame_K: NDArray[np.int64] | None) -> None:
-        """Say what a slot's next frame must be; None: it is drawn."""
+        """Set a slot's next frame instead of sampling it; None: sample again."""
         self.state.forced[slot] = NO_FRAME if frame_K is None else to_device(frame_K, self.device)
 
     # ------------------------------------------------------------------ prefill
 
     @torch.inference_mode()
-    def prefill(self, spans: Sequence[Span], positions: Sequence[Positions]) -> Tensor:
-        """Run stretches of prompts; the normed hidden state (spans, D) of each one's last position."""
-        rows = [(one.ids_P[span.start : span.stop], span) for span, one in zip(spans, positions, strict=True)]
-        ids = np.concatenate([row for row, _ in rows])
-        frames = np.concatenate(
-            [one.frames_PK[span.start : span.stop] for span, one in zip(spans, positions, strict=True)]
-        )
-        at = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+    def prefill(self, spans: Sequence[PrefillSpan], prompts: Sequence[ExpandedPrompt]) -> Tensor:
+        """Run spans of prompts; return the normalized hidden state (spans, D) of each span's last position."""
+        pairs = list(zip(spans, prompts, strict=True))
+        ids = np.concatenate([prompt.ids_P[span.start : span.stop] for span, prompt in pairs])
+        frames = np.concatenate([prompt.frames_PK[span.start : span.stop] for span, prompt in pairs])
+        positions = np.concatenate([np.arange(span.start, span.stop) for span in spans])
         slots = np.repeat([span.slot for span in spans], [span.length for span in spans])
         ends = np.cumsum([span.length for span in spans]) - 1
         is_audio = ids < 0
-        parts = (np.flatnonzero(~is_audio), np.flatnonzero(is_audio), ids[~is_audio], frames[is_audio].ravel())
-        sent = [*parts, is_audio, at, slots, ends]
-        whole = to_device(np.concatenate(sent).astype(np.int64), self.device)
-        text_at, audio_at, tokens, codes, kinds, at_P, slots_P, ends_at = whole.split([len(one) for one in sent])
+        parts = [
+            *(np.flatnonzero(~is_audio), np.flatnonzero(is_audio), ids[~is_audio], frames[is_audio].ravel()),
+            *(is_audio, positions, slots, ends),
+        ]
+        # One copy to the device for everything.
+        packed = to_device(np.concatenate(parts).astype(np.int64), self.device)
+        text_rows, audio_rows, tokens, codes, kinds, positions_P, slots_P, end_rows = packed.split(
+            [len(part) for part in parts]
+        )
         is_audio_P1 = kinds.bool().unsqueeze(1)
         hidden = torch.empty(len(ids), self._norm.shape[0], dtype=self.dtype, device=self.device)
-        hidden.index_copy_(0, text_at, self._embed_tokens(tokens))
-        hidden.index_copy_(0, audio_at, self._embed_frames(codes.view(-1, frames.shape[1])))
-        places = self.attention.places(slots_P, at_P)
-        prepared = self.attention.prepare(spans)
+        hidden.index_copy_(0, text_rows, self._embed_tokens(tokens))
+        hidden.index_copy_(0, audio_rows, self._embed_frames(codes.view(-1, frames.shape[1])))
+        indices = self.attention.write_indices(slots_P, positions_P)
+        metadata = self.attention.prepare(spans)
 
         def attend(layer: int, queries: Tensor) -> Tensor:
-            return self.attention.prefill(layer, queries, prepared)
+            return self.attention.prefill(layer, queries, metadata)
 
-        def normed(hidden: Tensor, text: Tensor, audio: Tensor) -> Tensor:
+        def norm(hidden: Tensor, text: Tensor, audio: Tensor) -> Tensor:
             return F.rms_norm(hidden, hidden.shape[1:], None, self._eps) * torch.where(is_audio_P1, audio, text)
 
         def feed_forward(hidden: Tensor, layer: Layer) -> Tensor:
-            made = torch.empty_like(hidden)
-            for rows, part in ((text_at, layer.text), (audio_at, layer.audio)):
+            out = torch.empty_like(hidden)
+            for rows, part in ((text_rows, layer.text), (audio_rows, layer.audio)):
                 if len(rows):
-                    made.index_copy_(0, rows, part(hidden[rows]))
-            return made
+                    out.index_copy_(0, rows, part(hidden[rows]))
+            return out
 
-        hidden = self._through_layers(hidden, at_P, places, attend, normed, feed_forward)
-        return self._final_norm(hidden[ends_at])
+        hidden = self._run_layers(hidden, positions_P, indices, attend, norm, feed_forward)
+        return self._final_norm(hidden[end_rows])
 
     @torch.inference_mode()
-    def draw_token(self, hidden_D: Tensor, step: int, seed: int, sampling: SamplingParams) -> int:
-        """The next text token, as `HiggsAudioModel.generate` draws it."""
+    def sample_token(self, hidden_D: Tensor, step: int, seed: int, sampling: SamplingParams) -> int:
+        """Sample the next text token exactly as `HiggsAudioModel.generate` does."""
         logits = self._text_logits(hidden_D.unsqueeze(0)).float()
         for placeholder in (self.config.audio_in_token_idx, self.config.audio_out_token_idx):
             if self.config.has_token(placeholder):
@@ -194,21 +198,21 @@ class Runner:
     # ------------------------------------------------------------------ decode
 
     @torch.inference_mode()
-    def decode(self, rows: int, plan: DrawPlan) -> Readback:
-        """Draw the next frame of slots 0 … `rows` − 1."""
+    def decode(self, rows: int, plan: DrawPlan) -> DecodeResults:
+        """Launch a step that computes the next frame of slots 0 … `rows` − 1."""
         self._replay(rows, plan)()
-        host = next(self._doors)[:rows]
+        host = next(self._result_buffers)[:rows]
         host.copy_(self._results[:rows], non_blocking=True)
         ready = None
         if self.device.type == "cuda":
             ready = torch.cuda.Event()
             ready.record()
-        return Readback(host, ready)
+        return DecodeResults(host, ready)
 
     @torch.inference_mode()
     def warm_up(self, rows: Iterable[int], plans: Sequence[DrawPlan]) -> None:
-        """Record the steps of so many rows, so that none has to be when somebody waits for it."""
-        # The largest goes first: the others fit into the memory that it took.
+        """Capture the steps for all given numbers of rows and plans, so that no request has to wait for it."""
+        # Largest first, so that the others fit into the memory that it allocated.
         for count, plan in itertools.product(sorted(rows, reverse=True), plans):
             self._replay(count, plan)
 
@@ -217,7 +221,7 @@ class Runner:
         if self._capture is None:
             return step
         if (rows, plan) not in self._replays:
-            # It is run for real before it is recorded: with no slot active, that changes nothing.
+            # The step runs for real before it is captured, which has no effect while no slot is active.
             active = self.state.active.clone()
             self.state.active.zero_()
             self._replays[rows, plan] = self._capture(step)
@@ -226,32 +230,32 @@ class Runner:
 
     def _step(self, rows: int, plan: DrawPlan) -> None:
         state, config = self.state, self.config
-        active, at_S = state.active[:rows].bool(), state.length[:rows]
-        places = self.attention.places(self._slots[:rows], at_S, active)
-        lengths = torch.where(active, at_S + 1, 0)
+        active, positions_S = state.active[:rows].bool(), state.length[:rows]
+        indices = self.attention.write_indices(self._slots[:rows], positions_S, active)
+        lengths = torch.where(active, positions_S + 1, 0)
 
         def attend(layer: int, queries: Tensor) -> Tensor:
             return self.attention.decode(layer, queries, lengths)
 
-        def normed(hidden: Tensor, text: Tensor, audio: Tensor) -> Tensor:
+        def norm(hidden: Tensor, text: Tensor, audio: Tensor) -> Tensor:
             return F.rms_norm(hidden, hidden.shape[1:], audio, self._eps)
 
         def feed_forward(hidden: Tensor, layer: Layer) -> Tensor:
             return layer.audio(hidden)
 
         hidden = self._embed_frames(state.frame[:rows])
-        hidden = self._through_layers(hidden, at_S, places, attend, normed, feed_forward)
+        hidden = self._run_layers(hidden, positions_S, indices, attend, norm, feed_forward)
         logits = self._audio_head(self._final_norm(hidden)).float()
         invalid = active & ~logits.isfinite().all(dim=1)
         logits_SKV = logits.unflatten(1, (config.audio_num_codebooks, config.num_codebook_rows))
 
         window = state.window[:rows]
         sampling = state.sampling(rows)
-        drawn = self._sampler(logits_SKV, state.seed[:rows], state.step[:rows], window, sampling, plan)
+        sampled = self._sampler(logits_SKV, state.seed[:rows], state.step[:rows], window, sampling, plan)
         forced = state.forced[:rows]
-        drawn = torch.where(forced == NO_FRAME, drawn, forced)
+        sampled = torch.where(forced == NO_FRAME, sampled, forced)
         delay = DelayState(state.started[:rows], state.remaining[:rows])
-        frame, ended = delay.step(drawn, active, config.audio_stream_bos_id, config.audio_stream_eos_id)
+        frame, ended = delay.step(sampled, active, config.audio_stream_bos_id, config.audio_stream_eos_id)
 
         active_S1 = active.unsqueeze(1)
         state.started[:rows], state.remaining[:rows] = delay.started, delay.remaining
@@ -266,32 +270,33 @@ class Runner:
 
     # ------------------------------------------------------------------ the network
 
-    def _through_layers(
+    def _run_layers(
         self,
         hidden_PD: Tensor,
-        at_P: Tensor,
-        places_P: Tensor,
+        positions_P: Tensor,
+        indices_P: Tensor,
         attend: Callable[[int, Tensor], Tensor],
-        normed: Callable[[Tensor, Tensor, Tensor], Tensor],
+        norm: Callable[[Tensor, Tensor, Tensor], Tensor],
         feed_forward: Callable[[Tensor, Layer], Tensor],
     ) -> Tensor:
-        cos, sin = self._cos[at_P], self._sin[at_P]
+        cos, sin = self._cos[positions_P], self._sin[positions_P]
         widths = (self._heads + self._kv_heads, self._kv_heads)
         for index, layer in enumerate(self._layers):
             text, audio = layer.text, layer.audio
-            mixed = layer.qkv(normed(hidden_PD, text.attention_norm, audio.attention_norm))
-            turned, values = mixed.unflatten(1, (-1, self._head_dim)).split(widths, dim=1)
-            turned = turned * cos + _half_turned(turned) * sin
-            queries, keys = turned.split((self._heads, self._kv_heads), dim=1)
-            self.attention.write(index, keys, values, places_P)
+            qkv = layer.qkv(norm(hidden_PD, text.attention_norm, audio.attention_norm))
+            # Queries and keys together, because both are rotated.
+            rotated, values = qkv.unflatten(1, (-1, self._head_dim)).split(widths, dim=1)
+            rotated = rotated * cos + _rotate_half(rotated) * sin
+            queries, keys = rotated.split((self._heads, self._kv_heads), dim=1)
+            self.attention.write(index, keys, values, indices_P)
             hidden_PD = hidden_PD + layer.output(attend(index, queries).flatten(1))
-            hidden_PD = hidden_PD + feed_forward(normed(hidden_PD, text.norm, audio.norm), layer)
+            hidden_PD = hidden_PD + feed_forward(norm(hidden_PD, text.norm, audio.norm), layer)
         return hidden_PD
 
     def _final_norm(self, hidden_PD: Tensor) -> Tensor:
         return F.rms_norm(hidden_PD, hidden_PD.shape[1:], self._norm, self._eps)
 
 
-def _half_turned(heads: Tensor) -> Tensor:
+def _rotate_half(heads: Tensor) -> Tensor:
     first, second = heads.chunk(2, dim=-1)
     return torch.cat([-second, first], dim=-1)

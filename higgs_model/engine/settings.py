@@ -1,4 +1,4 @@
-"""How large an engine is and how it works, with what a machine suggests where nothing is said."""
+"""Settings of an engine, with defaults that depend on the device."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ _CPU_MEMORY_SHARE = 0.25
 _CUDA_MEMORY_SHARE = 0.9
 _CUDA_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 _CUDA_CANDIDATES = (64, 1 << 30)
-"""The usual top-k of 50, and all codes that there are."""
+"""One plan for the usual top-k of 50, and one for all codes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
-    """Everything that can be chosen; None and 0 are filled in by `completed`.
+    """Settings of an engine; `resolve` replaces None and 0 by defaults for the device.
 
     Attributes:
-        max_slots: requests that speak at the same time.
-        max_positions: of a prompt and its answer together.
-        block_size: positions of a KV block; prompts share whole blocks.
-        num_blocks: of the pool; 0: as many as memory allows, at most what all slots together can use.
-        prefill_positions: of prompts run between two frames while somebody speaks; 0: by device.
-        idle_prefill_positions: the same while nobody does; 0: by device.
-        max_ras_win_len: the longest repetition window that a request may ask for.
-        look_ahead: decode steps that may be under way before the host reads the oldest one's result; None: by device.
-        watch: when a clip has lost its way.
-        fp8_weights: multiply what speech needs in 8 bits. Needs a chip with fp8 units; codes then differ.
-        fp8_cache: keep keys and values in 8 bits: twice the room, half the reading. The same holds.
-        row_buckets: numbers of rows that a decode step runs; empty: by device.
-        candidates: likeliest codes that a decode step looks at, one kind of step for each; empty: what its rows need.
+        max_slots: requests that run concurrently.
+        max_positions: maximum length of a prompt with its answer.
+        block_size: positions per KV block; prompts share whole blocks.
+        num_blocks: size of the block pool; 0: as many as memory allows, at most what all slots together can use.
+        prefill_positions: prefill budget between two decode steps; 0: by device.
+        idle_prefill_positions: prefill budget while nothing decodes; 0: by device.
+        max_ras_win_len: maximum window of repetition-aware sampling.
+        look_ahead: decode steps that may be in flight before the host reads the oldest result; None: by device.
+        watch: when a clip is ended early.
+        fp8_weights: multiply with fp8 weights during audio decoding. Requires fp8 units; codes then differ.
+        fp8_cache: keep the KV cache in fp8: twice the capacity, half the traffic. The same holds.
+        row_buckets: numbers of rows for which decode steps exist; empty: by device.
+        candidates: numbers of most likely codes that sampling considers, with one captured step for each; empty: as
+            many as the rows need.
     """
 
     max_slots: int = 16
@@ -53,11 +54,11 @@ class EngineSettings:
     row_buckets: tuple[int, ...] = ()
     candidates: tuple[int, ...] = ()
 
-    def completed(self, model: HiggsAudioModel) -> EngineSettings:
-        """With all gaps filled in for a loaded model, from the memory that is free now.
+    def resolve(self, model: HiggsAudioModel) -> EngineSettings:
+        """Return a copy with all defaults resolved for a loaded model and the memory that is free now.
 
         Raises:
-            BadConfig: a number is too small, the device lacks what is asked for, or memory is too small.
+            BadConfig: a number is too small, the device lacks a feature, or there is too little memory.
         """
         for name in ("max_slots", "max_positions", "block_size", "max_ras_win_len"):
             if getattr(self, name) < 1:
@@ -81,7 +82,7 @@ class EngineSettings:
         )
 
     def _affordable_blocks(self, model: HiggsAudioModel, max_positions: int, most_positions: int) -> int:
-        """Blocks of the pool for all slots, or as many as fit beside the largest pass over prompts."""
+        """Return how many blocks all slots can use, or how many fit beside the largest prefill pass."""
         text = model.config.text_config
         width_bytes = text.head_dim + 4 if self.fp8_cache else text.head_dim * model.dtype.itemsize
         block_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * width_bytes * self.block_size
@@ -97,14 +98,14 @@ class EngineSettings:
         num_blocks = min(useful, int(affordable // block_bytes))
         if num_blocks < 2:
             raise BadConfig(
-                f"engine settings: not one KV block of {block_bytes} bytes fits into the {free} bytes that are free; "
-                "lower idle_prefill_positions, or take a device with more memory"
+                f"engine settings: a KV block takes {block_bytes} bytes, and {free} bytes are free; "
+                "lower idle_prefill_positions, or use a device with more memory"
             )
         return num_blocks
 
 
 def _activation_bytes(model: HiggsAudioModel) -> int:
-    """What a position of a prompt takes, at most, while it goes through a layer."""
+    """Return the peak memory of activations per position of a prefill pass."""
     text = model.config.text_config
     heads = text.num_attention_heads + 2 * text.num_key_value_heads
     numbers = 8 * text.hidden_size + 5 * text.intermediate_size + 4 * heads * text.head_dim
@@ -112,7 +113,7 @@ def _activation_bytes(model: HiggsAudioModel) -> int:
 
 
 def _buckets(max_slots: int, on_cuda: bool) -> tuple[int, ...]:
-    """Numbers of rows that a step runs: on CUDA each is a graph of its own."""
+    """Return the numbers of rows for which decode steps exist; on CUDA, each is a graph."""
     if on_cuda:
         return (*(size for size in _CUDA_BUCKETS if size < max_slots), max_slots)
     return tuple(range(1, max_slots + 1))

@@ -1,8 +1,8 @@
-"""All that a slot carries from step to step on the device: one row of one table, so that a slot begins with one copy.
+"""Per-slot decoding state on the device, as one table with a row per slot, so that a slot starts with a single copy.
 
-Every field is a view of some columns. Numbers are int64; the two that are not whole are float64 in the same eight
-bytes. Nothing here is a tensor of its own: a captured step reads and writes these very addresses, so what a later
-request puts there, its seed and its sampling included, is what the step uses.
+Every field is a view of some columns. Integers are int64; `temperature` and `top_p` are float64 in the same eight
+bytes. Captured decode steps read and write these addresses, so the seed and sampling parameters that a later request
+writes here are the ones that the step uses.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from higgs_model.delay import NOT_ENDING
 from higgs_model.sampling import RowSampling, SamplingParams
 
 NO_FRAME = -1
-"""In `SlotRows.forced`: the frame is drawn."""
+"""In `SlotState.forced`: the frame is sampled."""
 NO_CODE = -1
-"""In `SlotRows.window`: there was no frame yet."""
+"""In `SlotState.window`: no frame yet."""
 
 
-class SlotRows:
-    """S slots, their rows (S, C) on a device.
+class SlotState:
+    """The state of S slots, a table (S, C) on a device.
 
     Attributes:
-        active: (S,) 1 where a slot speaks, else 0.
-        frame: (S, K) goes into the network next, at position `length` (S,).
-        forced: (S, K) what the next frame must be, or `NO_FRAME`.
-        seed, step: (S,) for the random numbers; `step` counts what was drawn.
+        active: (S,) 1 while a slot decodes, else 0.
+        frame: (S, K) input of the next step, at position `length` (S,).
+        forced: (S, K) the frame to use instead of a sampled one, or `NO_FRAME`.
+        seed, step: (S,) state of the random numbers; `step` counts draws.
         started, remaining: (S,) of `DelayState`.
-        window: (S, K, W) the last frames, for the repetition rule.
+        window: (S, K, W) the most recent frames, for repetition-aware sampling.
     """
 
     def __init__(self, slots: int, num_codebooks: int, window: int, vocabulary: int, device: torch.device) -> None:
@@ -55,36 +55,36 @@ class SlotRows:
         return self.rows[:, self._columns[name]]
 
     def sampling(self, count: int) -> RowSampling:
-        """How the first `count` slots draw, read from their rows."""
-        whole = {
+        """Return the sampling parameters of the first `count` slots, as views."""
+        integers = {
             name: self._view(name)[:count] for name in ("do_sample", "top_k", "ras_win_len", "ras_win_max_num_repeat")
         }
-        real = {name: self._view(name)[:count].view(torch.float64).float() for name in ("temperature", "top_p")}
-        return RowSampling(**whole | real | {"do_sample": whole["do_sample"].bool()})
+        floats = {name: self._view(name)[:count].view(torch.float64).float() for name in ("temperature", "top_p")}
+        return RowSampling(**integers | floats | {"do_sample": integers["do_sample"].bool()})
 
-    def begun(
-        self, *, bos_id: int, length: int, step: int, seed: int, sampling: SamplingParams, spoken_WK: NDArray[np.int64]
+    def initial_row(
+        self, *, bos_id: int, length: int, step: int, seed: int, sampling: SamplingParams, history_WK: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """The row (C,), on the host, of a slot whose next frame comes after BOS.
+        """Return the row (C,), on the host, of a slot that starts decoding after a frame of BOS.
 
         Args:
-            length: positions before it.
-            step: of the first frame that is drawn.
-            spoken_WK: the last frames of the prompt that the repetition rule sees.
+            length: positions before the BOS frame.
+            step: of the first frame that is sampled.
+            history_WK: frames of the prompt that repetition-aware sampling takes into account.
         """
         num_codebooks, width = self._shape
         row, columns = np.zeros(self.rows.shape[1], np.int64), self._columns
-        real = row.view(np.float64)
+        floats = row.view(np.float64)
         window = np.full(self._shape, NO_CODE)
-        if recent := min(len(spoken_WK), width, sampling.ras_win_len or 0):
-            window[:, width - recent :] = spoken_WK[-recent:].T
-        numbers: dict[str, Any] = {
+        if recent := min(len(history_WK), width, sampling.ras_win_len or 0):
+            window[:, width - recent :] = history_WK[-recent:].T
+        values: dict[str, Any] = {
             "active": 1, "length": length, "seed": seed, "step": step, "remaining": NOT_ENDING,
             "do_sample": sampling.do_sample, "top_k": min(sampling.top_k or self._vocabulary, self._vocabulary),
             "ras_win_len": sampling.ras_win_len or 0, "ras_win_max_num_repeat": sampling.ras_win_max_num_repeat,
             "frame": bos_id, "forced": NO_FRAME, "window": window.ravel(),
         }  # fmt: skip
-        for name, value in numbers.items():
+        for name, value in values.items():
             row[columns[name]] = value
-        real[columns["temperature"]], real[columns["top_p"]] = sampling.temperature, sampling.top_p
+        floats[columns["temperature"]], floats[columns["top_p"]] = sampling.temperature, sampling.top_p
         return row

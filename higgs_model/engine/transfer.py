@@ -1,4 +1,4 @@
-"""Between host and device without making either wait."""
+"""Copies between host and device that do not synchronize."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A copy on a device. Through pinned memory: a copy from other memory waits for all work that the device has."""
+    """Copy an array to a device. Pinned memory is used because a copy from pageable memory waits for the device."""
     host = torch.from_numpy(array)
-    # Torch keeps the pinned memory until the copy is done.
+    # Torch keeps the pinned memory until the copy has finished.
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.clone()

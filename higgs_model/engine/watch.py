@@ -1,7 +1,7 @@
-"""Whether a clip under way is still worth its slot: loops and silence, seen from its codes alone.
+"""Detects clips that are not worth continuing, loops and silence, from their codes alone.
 
-In: the frames of a clip so far, in delayed form. Out: a reason to end it, or None. Speech never repeats a stretch of
-frames code by code; a model that has lost its way does.
+In: the frames of a clip so far, in delayed form. Out: a reason to end it, or None. Speech never repeats a run of frames
+code by code; a degenerate generation does.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from higgs_model.engine.request import FinishReason
 
 @dataclasses.dataclass(frozen=True)
 class WatchLimits:
-    """What is still taken for speech.
+    """Thresholds of loop, silence and stall detection.
 
     Attributes:
-        loop_frames: the same frames again and again for so long are a loop; None: not watched.
-        loop_period: the longest stretch of frames that is looked for again, at most a third of `loop_frames`.
-        silence_frames: silence for so long ends a clip; None: not watched.
-        silent_codes: codes of the first codebook that the codec gives to silence.
-        every: frames between two looks.
-        stalled_steps: steps of the engine in which a request that has a slot must get on.
+        loop_frames: a clip whose last frames repeat for this long is a loop; None disables detection.
+        loop_period: the longest period to detect, at most a third of `loop_frames`.
+        silence_frames: a clip that is silent for this long is ended; None disables detection.
+        silent_codes: codes of the first codebook that the codec assigns to silence.
+        every: frames between two checks.
+        stalled_steps: engine steps within which a request that has a slot must make progress.
     """
 
     loop_frames: int | None = 100
@@ -35,8 +35,8 @@ class WatchLimits:
     stalled_steps: int = 1000
 
 
-def verdict(limits: WatchLimits, frames_TK: NDArray[np.int64]) -> FinishReason | None:
-    """Look at the end of a clip, (T, K)."""
+def early_stop_reason(limits: WatchLimits, frames_TK: NDArray[np.int64]) -> FinishReason | None:
+    """Return SILENCE or LOOP if the end of a clip (T, K) is either, else None."""
     silence = limits.silence_frames
     if silence and limits.silent_codes and len(frames_TK) >= silence:
         silent = np.isin(frames_TK[-silence:, 0], list(limits.silent_codes))
@@ -45,13 +45,13 @@ def verdict(limits: WatchLimits, frames_TK: NDArray[np.int64]) -> FinishReason |
     loop = limits.loop_frames
     if loop and len(frames_TK) >= loop:
         recent = frames_TK[-loop:]
-        for period in _periods(recent, min(limits.loop_period, loop // 3)):
+        for period in _candidate_periods(recent, min(limits.loop_period, loop // 3)):
             if (recent[period:] == recent[:-period]).all():
                 return FinishReason.LOOP
     return None
 
 
-def _periods(frames_TK: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
-    """How long ago the last frame was there before: only these can be periods."""
-    before = frames_TK[-longest - 1 : -1][::-1]
-    return np.flatnonzero((before == frames_TK[-1]).all(axis=1)) + 1
+def _candidate_periods(frames_TK: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
+    """Return the distances at which the last frame occurred before: only these can be periods."""
+    previous = frames_TK[-longest - 1 : -1][::-1]
+    return np.flatnonzero((previous == frames_TK[-1]).all(axis=1)) + 1

@@ -1,9 +1,8 @@
-"""The network's weights as the engine multiplies with them: q, k, v in one product, gate and up in one.
+"""Prepares the network's weights for the engine: q, k and v fused into one matrix, and gate and up into another.
 
-On a CUDA device the model's own parameters become views of the fused ones, so that nothing is there twice; narrowed
-weights (`fp8`) lie beside them. On a CPU
-weights are packed once for oneDNN, whose products of few rows run several times as fast as those of plain weights, and
-give a row the same result whichever rows are beside it.
+On a CUDA device the model's own parameters become views of the fused ones, so that memory does not double; fp8 weights
+are stored in addition. On a CPU, weights are packed once for oneDNN, whose products with few rows are several times as
+fast as with plain weights, and whose result for a row does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from higgs_model.model.model import HiggsAudioModel
 Linear = Callable[[Tensor], Tensor]
 
 _PACKED_FOR_ROWS = 16
-"""Rows that oneDNN lays packed weights out for; other numbers of rows run as well."""
-_FEWEST_ROWS = 8
-"""Below this oneDNN may sum in another order."""
+"""Number of rows for which oneDNN optimizes the packed layout; others work as well."""
+_MIN_ROWS = 8
+"""With fewer rows, oneDNN may sum in another order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FeedForward:
-    """A norm and the gated network behind it, for positions of one kind."""
+    """The norms and the gated feed-forward network for text or audio positions."""
 
     attention_norm: Tensor
     norm: Tensor
@@ -46,7 +45,7 @@ class FeedForward:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One decoder layer; `audio` is `text` where the layer has one path for both."""
+    """One decoder layer; `audio` is `text` if the layer has one path for both."""
 
     qkv: Linear
     output: Linear
@@ -55,10 +54,10 @@ class Layer:
 
 
 def check_supported(config: HiggsAudioConfig) -> None:
-    """Refuse networks that only the general path can run.
+    """Check that the engine supports a network.
 
     Raises:
-        BadConfig: naming the part.
+        BadConfig: naming the feature that only `HiggsAudioModel.generate` supports.
     """
     unsupported = {
         "use_audio_out_self_attention": config.use_audio_out_self_attention,
@@ -67,29 +66,29 @@ def check_supported(config: HiggsAudioConfig) -> None:
             and len(config.audio_dual_ffn_layers or ()) < config.text_config.num_hidden_layers
         ),
         f"hidden_act={config.text_config.hidden_act!r}": config.text_config.hidden_act != "silu",
-        "a delay-free stream": not config.use_delay_pattern,
+        "use_delay_pattern=False": not config.use_delay_pattern,
     }
-    for part, is_there in unsupported.items():
-        if is_there:
-            raise BadConfig(f"the engine does not run {part}; HiggsAudioModel.generate does")
+    for feature, present in unsupported.items():
+        if present:
+            raise BadConfig(f"the engine does not support {feature}; HiggsAudioModel.generate does")
 
 
-def layers_of(model: HiggsAudioModel, fp8_weights: bool = False) -> list[Layer]:
-    """The layers of a network that `check_supported` lets through.
+def prepare_layers(model: HiggsAudioModel, fp8_weights: bool = False) -> list[Layer]:
+    """Return the layers of a network that passed `check_supported`.
 
     Args:
-        fp8_weights: narrow all that a step of speech multiplies with; what only text needs stays as it is.
+        fp8_weights: quantize what audio decoding multiplies with; weights that only text needs keep their dtype.
     """
     layers = []
-    narrow = functools.partial(linear, fp8_weights=fp8_weights)
+    quantized = functools.partial(linear, fp8_weights=fp8_weights)
     for layer in model.layers:
         dual = isinstance(layer, HiggsAudioDualFFNDecoderLayer)
-        text = _feed_forward(layer, "", linear if dual else narrow)
-        audio = _feed_forward(layer, "audio_", narrow) if dual else text
+        text = _feed_forward(layer, "", linear if dual else quantized)
+        audio = _feed_forward(layer, "audio_", quantized) if dual else text
         layers.append(
             Layer(
-                qkv=narrow([layer.get_submodule(f"self_attn.{name}_proj") for name in "qkv"]),
-                output=narrow([layer.get_submodule("self_attn.o_proj")]),
+                qkv=quantized([layer.get_submodule(f"self_attn.{name}_proj") for name in "qkv"]),
+                output=quantized([layer.get_submodule("self_attn.o_proj")]),
                 text=text,
                 audio=audio,
             )
@@ -107,25 +106,25 @@ def _feed_forward(layer: nn.Module, kind: str, linear: Callable[[Sequence[nn.Mod
 
 
 def linear(modules: Sequence[nn.Module], fp8_weights: bool = False) -> Linear:
-    """One product for several linear modules side by side, (M, D) → (M, sum of their widths)."""
+    """Fuse linear modules with the same input into one, (M, D) → (M, sum of their widths)."""
     weights = [module.get_parameter("weight") for module in modules]
     biases = [module.get_parameter("bias") for module in modules if getattr(module, "bias", None) is not None]
-    weight = weights[0].detach() if len(weights) == 1 else torch.cat([one.detach() for one in weights])
+    weight = weights[0].detach() if len(weights) == 1 else torch.cat([part.detach() for part in weights])
     bias = torch.cat([one.detach() for one in biases]) if biases else None
     if fp8_weights:
-        return Fp8Linear.of(weight, bias)
+        return Fp8Linear.from_weight(weight, bias)
     if weight.device.type == "cpu":
         return PackedLinear(weight, bias)
     first = 0
-    for one in weights:
-        one.data = weight[first : first + len(one)]
-        first += len(one)
+    for parameter in weights:
+        parameter.data = weight[first : first + len(parameter)]
+        first += len(parameter)
     return PlainLinear(weight, bias)
 
 
 @dataclasses.dataclass(frozen=True)
 class PlainLinear:
-    """A product with a plain weight."""
+    """A linear layer with a plain weight."""
 
     weight: Tensor
     bias: Tensor | None
@@ -135,7 +134,7 @@ class PlainLinear:
 
 
 class PackedLinear:
-    """A product with a weight in oneDNN's own layout."""
+    """A linear layer with a weight in oneDNN's packed layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._bias = bias
@@ -143,7 +142,7 @@ class PackedLinear:
 
     def __call__(self, hidden_MD: Tensor) -> Tensor:
         rows = len(hidden_MD)
-        if rows < _FEWEST_ROWS:
-            hidden_MD = F.pad(hidden_MD, (0, 0, 0, _FEWEST_ROWS - rows))
+        if rows < _MIN_ROWS:
+            hidden_MD = F.pad(hidden_MD, (0, 0, 0, _MIN_ROWS - rows))
         product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden_MD, self._packed, self._bias, "none", [], "")
         return product[:rows]

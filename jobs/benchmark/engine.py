@@ -25,7 +25,7 @@ from higgs_model.delay import to_stream
 from higgs_model.engine import Engine, EngineSettings, FinishReason, Request
 from higgs_model.engine.codec_worker import CodecWorker
 from higgs_model.engine.loop import EngineLoop
-from higgs_model.engine.metrics import FRAMES_A_SECOND
+from higgs_model.engine.metrics import FRAMES_PER_SECOND
 from higgs_model.engine.watch import WatchLimits
 from higgs_model.sampling import SamplingParams
 from jobs.benchmark import measure
@@ -113,7 +113,7 @@ class Bench:
         arguments, config = self._arguments, self._model.config
         count = arguments.requests or max(3 * slots, 12)
         requests = uneven_requests(config, count, arguments.longest, arguments.longest_prompt)
-        audio_s = sum(request.max_frames for request in requests) / FRAMES_A_SECOND
+        audio_s = sum(request.max_frames for request in requests) / FRAMES_PER_SECOND
         print(
             f"{slots} at once of {count} requests, answers of 25 to {arguments.longest} frames "
             f"({audio_s:.0f} s in all), {arguments.rounds} rounds"
@@ -122,7 +122,7 @@ class Bench:
         passes: list[Pass] = []
 
         def run_engine() -> None:
-            engine.pool.forget()
+            engine.pool.clear_prefix_cache()
             passes.append(run_through(engine, requests))
 
         rivals: dict[str, Any] = {"engine": run_engine}
@@ -130,7 +130,7 @@ class Bench:
             worker = CodecWorker(self._codec)
 
             def run_with_codec() -> None:
-                engine.pool.forget()
+                engine.pool.clear_prefix_cache()
                 asyncio.run(speak_all(engine, worker, requests))
 
             rivals["with codec"] = run_with_codec

@@ -266,5 +266,7 @@ def _describe_errors(error: ValidationError, sources: Mapping[str, str]) -> str:
         source = sources.get(name, "flags")
         shown = f"{ENV_PREFIX}{name.upper()}" if source == "environment" else f"--{name.replace('_', '-')}"
         where = "" if source in ("flags", "environment") else f" in {source}"
-        problems.append(f"{shown}{where}: {detail['msg']}")
+        # Our own checks (`value_error`) word their messages themselves, and some must not echo the value.
+        got = "" if detail["type"] == "value_error" else f", got {detail['input']!r}"
+        problems.append(f"{shown}{where}: {detail['msg']}{got}")
     return "; ".join(problems)

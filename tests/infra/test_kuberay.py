@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from jobs.synthesize.settings import parse_settings
-from serve.deployments.config import parse as parse_endpoint
+from serve.deployments.config import resolve_config
 from tests.infra.kustomized import build, containers
 from tests.infra.ray_io import check_crd, faults
 
@@ -145,7 +145,7 @@ def test_the_services_settings_are_ones_that_the_endpoint_reads(place):
 
     (service,) = [one["spec"] for one in build(KUBERAY / place / "service") if one["kind"] == "RayService"]
     (application,) = ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"])).applications
-    config = parse_endpoint(application.args, {})
+    config = resolve_config(application.args)
     assert application.import_path == "serve.app:app"
     # Neither the old cluster nor a machine goes before the longest request is over.
     (group,) = service["rayClusterConfig"]["workerGroupSpecs"]

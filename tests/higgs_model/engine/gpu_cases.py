@@ -1,5 +1,5 @@
-"""Networks, settings and pools of the GPU tests. `test_gpu_cases.py` builds each of them on the CPU as well, so that
-a shape that cannot exist fails where everybody sees it.
+"""Networks, settings and pools of the GPU tests. `test_gpu_cases.py` builds them on the CPU as well, so that an invalid
+shape fails without a GPU.
 """
 
 import torch
@@ -12,7 +12,7 @@ SETTINGS = EngineSettings(
     max_slots=16, max_positions=512, block_size=16, num_blocks=1 + 16 * 25, watch=WatchLimits(loop_frames=None)
 )
 TEXT = {
-    # Heads wide enough for every kernel; transformers wants the width to be a multiple of the number of heads.
+    # Heads are wide enough for every kernel; transformers requires hidden_size to be a multiple of the number of heads.
     "hidden_size": 192,
     "intermediate_size": 192,
     "num_attention_heads": 6,
@@ -26,7 +26,7 @@ TEXT = {
     "eos_token_id": 155,
 }
 LENGTHS = (0, 1, 15, 16, 17, 200, 390, 400) * 2
-"""Positions of each slot: none, around a block's edge, and as many as 16 slots of a pool of `SETTINGS` may have."""
+"""Positions of each slot: none, around a block boundary, and as many as a pool of `SETTINGS` allows for 16 slots."""
 SLOT_BLOCKS = -(-max(LENGTHS) // SETTINGS.block_size)
 
 
@@ -35,7 +35,7 @@ def network(device="cpu", dtype=torch.float32):
 
 
 def slot_blocks(slot, length):
-    """Blocks that a slot of `length` positions holds; no two slots share one, and none is block 0."""
+    """Return the blocks of a slot with `length` positions; no two slots share one, and none is block 0."""
     first = 1 + SLOT_BLOCKS * slot
     return list(range(first, first + -(-length // SETTINGS.block_size)))
 
@@ -56,6 +56,6 @@ def fill(attention, device, dtype):
         if length:
             at = torch.arange(length, device=device)
             numbers = torch.randn(2, length, TEXT["num_key_value_heads"], width, generator=generator)
-            attention.write(0, *numbers.to(device, dtype), attention.places(torch.full_like(at, slot), at))
+            attention.write(0, *numbers.to(device, dtype), attention.write_indices(torch.full_like(at, slot), at))
     queries = torch.randn(len(LENGTHS), heads, width, generator=generator)
     return torch.tensor(LENGTHS, device=device), queries.to(device, dtype)

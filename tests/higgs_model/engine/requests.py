@@ -1,4 +1,4 @@
-"""Requests for the small network of `builders`, and what plain generation answers to them."""
+"""Requests for the small network of `builders`, and their codes by `HiggsAudioModel.generate`."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ PARAMS = (
 
 
 def model(seed=3, *, endless=False, **overrides):
-    """A network whose clips end soon; or, `endless`, greedy ones only at the limit."""
+    """Return a network whose clips end soon; with `endless`, greedy ones end only at the limit."""
     network = builders.model(seed=seed, **overrides)
     if endless:
         builders.silence_stream_tokens(network.audio_decoder_proj.audio_lm_head.weight, K, SIZE + 2)
@@ -26,7 +26,7 @@ def model(seed=3, *, endless=False, **overrides):
 
 
 def request(number, *, tokens=20, clip=30, end=OUT_BOS, voice=None, **options):
-    """A prompt of a spoken clip (`voice` makes it the same for several), text, and a recording."""
+    """Return a request with a generated clip (the same for all with one `voice`), text, and a recording."""
     random = np.random.default_rng(number)
     same = np.random.default_rng(number if voice is None else 1000 + voice)
     ids = [*same.integers(0, 140, tokens // 2).tolist(), OUT]
@@ -41,7 +41,7 @@ def uneven(count, **options):
 
 
 def plainly(network, asked, steps=None):
-    """(K, T) of the first clip, from `generate` in double precision: the same words without rounding."""
+    """Return the first clip (K, T) by `generate` in double precision, where rounding cannot change a code."""
     spoken, heard = (to_stream(torch.from_numpy(codes), BOS, EOS) for codes in asked.clips)
     sampling = asked.sampling
     network.double()
@@ -66,7 +66,7 @@ def plainly(network, asked, steps=None):
 
 
 def run(engine, requests, *, between=None):
-    """Run to the end: {id: (K, T)} and {id: finish reason}."""
+    """Run requests to the end; return {id: codes (K, T)} and {id: finish reason}."""
     parts, reasons = {}, {}
     for one in requests:
         engine.add(one)

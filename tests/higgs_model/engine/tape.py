@@ -1,5 +1,5 @@
-"""A CUDA graph's terms, on a CPU: a step is recorded once and only its recorded operations run again, on the very same
-tensors. What the host computed while it was recorded stays as it was; asking the device for a value is refused.
+"""The rules of CUDA graphs on a CPU: a step is recorded once, and replaying it runs the recorded operations on the same
+tensors. Values that the host computed during capture are frozen, and synchronizing with the host is an error.
 """
 
 import contextlib
@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-HOST_ASKS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero}
+HOST_SYNCS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero}
 
 
-class HostAsks(Exception):
-    """A graph could not record this."""
+class HostSync(Exception):
+    """A CUDA graph could not capture this."""
 
 
 class _Recorder(TorchDispatchMode):
@@ -28,17 +28,17 @@ class _Recorder(TorchDispatchMode):
         by_mask = packet in (aten.index, aten.index_put, aten.index_put_) and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
-        # A number alone goes along with the launch; a list of them would have to be copied from the host.
+        # A scalar is an argument of the launch; a list would have to be copied from the host.
         from_host = packet is aten.lift_fresh and args[0].dim() > 0
-        if packet in HOST_ASKS or by_mask or from_host:
-            raise HostAsks(str(func))
+        if packet in HOST_SYNCS or by_mask or from_host:
+            raise HostSync(str(func))
         made = func(*args, **kwargs)
         self.calls.append((func, args, kwargs, made))
         return made
 
 
 class Tape:
-    """Takes the place of `CudaCapture`. `log` has what was done: "run" and "record"."""
+    """Stands in for `CudaCapture`. `log` lists "run" and "record"."""
 
     def __init__(self):
         self.log, self.replays = [], 0
@@ -63,10 +63,10 @@ class Tape:
 
 @contextlib.contextmanager
 def _no_lists():
-    """These look at memory without an operation."""
+    """Forbid reading tensors in ways that dispatch no operation."""
 
     def refuse(*_):
-        raise HostAsks("a tensor was turned into Python's numbers")
+        raise HostSync("a tensor was converted to Python numbers")
 
     with mock.patch.object(torch.Tensor, "tolist", refuse), mock.patch.object(torch.Tensor, "numpy", refuse):
         yield

@@ -1,28 +1,28 @@
-"""The pool: no block is lost, none is in two hands that do not share it, and what is kept is found by content."""
+"""The block pool loses no block, shares only registered ones, and finds cached ones by content."""
 
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from higgs_model.engine.blocks import BlockPool, content_keys
+from higgs_model.engine.blocks import BlockPool, hash_blocks
 
 SIZE = 4
 
 
-def test_keys_stand_for_all_content_before():
+def test_block_hash_covers_all_content_up_to_its_block():
     content = np.arange(40).reshape(20, 2)
-    keys = content_keys(content, SIZE)
+    keys = hash_blocks(content, SIZE)
     assert len(keys) == 5
-    assert len(content_keys(content[:19], SIZE)) == 4
-    assert content_keys(content[:19], SIZE) == keys[:4]
+    assert len(hash_blocks(content[:19], SIZE)) == 4
+    assert hash_blocks(content[:19], SIZE) == keys[:4]
     changed = content.copy()
     changed[5, 1] += 1
-    assert [a == b for a, b in zip(content_keys(changed, SIZE), keys, strict=True)] == [True] + [False] * 4
+    assert [a == b for a, b in zip(hash_blocks(changed, SIZE), keys, strict=True)] == [True] + [False] * 4
 
 
 class Pool(RuleBasedStateMachine):
-    """Sequences of random content come, grow and go."""
+    """Sequences of random content are allocated and released in any order."""
 
     def __init__(self):
         super().__init__()
@@ -32,12 +32,12 @@ class Pool(RuleBasedStateMachine):
 
     @rule(branch=st.lists(st.integers(0, 1), min_size=1, max_size=4))
     def begin(self, branch):
-        keys = content_keys(np.repeat(branch, SIZE)[:, None], SIZE)
-        shared = self.pool.find(keys)
+        keys = hash_blocks(np.repeat(branch, SIZE)[:, None], SIZE)
+        shared = self.pool.find_cached(keys)
         assert [self.content[block] for block in shared] == keys[: len(shared)]
-        self.pool.hold(shared)
+        self.pool.retain(shared)
         before = self.pool.available
-        own = self.pool.take(len(keys) - len(shared))
+        own = self.pool.allocate(len(keys) - len(shared))
         if own is None:
             assert len(keys) - len(shared) > before
             self.pool.release(shared)
@@ -45,7 +45,7 @@ class Pool(RuleBasedStateMachine):
         blocks = shared + own
         for block, key in zip(own, keys[len(shared) :], strict=True):
             self.content[block] = key
-            self.pool.know(block, key)
+            self.pool.register(block, key)
         self.held.append(blocks)
 
     @precondition(lambda self: self.held)
@@ -55,7 +55,7 @@ class Pool(RuleBasedStateMachine):
 
     @rule()
     def forget(self):
-        self.pool.forget()
+        self.pool.clear_prefix_cache()
 
     @invariant()
     def nothing_is_lost(self):

@@ -1,4 +1,4 @@
-"""Decoding beside the engine: what a clip sounds like depends on its frames alone."""
+"""Decoding beside the engine: a clip's samples depend on its frames alone."""
 
 import asyncio
 import threading
@@ -25,7 +25,7 @@ def codes(codec, num_frames, seed=0):
 
 
 async def decode(worker, codes_KT, sizes):
-    """The clip pushed in portions of the given sizes, over and over."""
+    """Decode a clip pushed in portions of the given sizes, cyclically."""
     clip, parts, start, turn = worker.clip(), [], 0, 0
     while start < codes_KT.shape[1]:
         size = sizes[turn % len(sizes)]
@@ -40,7 +40,7 @@ async def decode(worker, codes_KT, sizes):
     sizes=st.lists(st.integers(1, 90), min_size=1, max_size=4),
     batched=st.booleans(),
 )
-def test_clips_sound_like_themselves(load, lengths, sizes, batched):
+def test_samples_depend_on_the_clips_frames_alone(load, lengths, sizes, batched):
     codec = load("rvq_24khz")
     worker = CodecWorker(codec, batched=batched)
     clips = [codes(codec, length, seed) for seed, length in enumerate(lengths)]
@@ -52,53 +52,53 @@ def test_clips_sound_like_themselves(load, lengths, sizes, batched):
     for clip, samples in zip(clips, found, strict=True):
         np.testing.assert_allclose(samples, codec.decode(clip).numpy(), atol=1e-4)
         if not batched:
-            # To the last bit, however its frames came in and whoever was there.
+            # Bit-identical, however its frames arrived and whatever else was decoded.
             np.testing.assert_array_equal(samples, asyncio.run(decode(worker, clip, [clip.shape[1]])))
     worker.close()
 
 
-def test_the_first_samples_come_early(worker, codec):
+def test_first_samples_arrive_early(worker, codec):
     async def first():
         return len(await worker.clip().push(codes(codec, 30)))
 
     assert asyncio.run(first()) > 0
 
 
-def test_portions_grow():
+def test_portions_grow_up_to_the_maximum():
     starts = [0]
     while starts[-1] < 1000:
         starts.append(starts[-1] + next_portion_frames(starts[-1]))
     assert starts[:8] == [0, 8, 16, 32, 64, 128, 256, 384]
 
 
-def test_a_clip_without_frames_is_silence(worker):
+def test_empty_clip_has_no_samples(worker):
     assert len(asyncio.run(worker.clip().finish())) == 0
 
 
-def test_bad_codes_are_told_to_their_clip_alone(worker, codec):
+def test_invalid_codes_fail_only_their_own_clip(worker, codec):
     good = codes(codec, 50)
 
     async def both():
         bad = np.full_like(good, codec.codebook_size)
         return await asyncio.gather(decode(worker, bad, [50]), decode(worker, good, [50]), return_exceptions=True)
 
-    # Often enough that both wait at the same time.
+    # Repeated, so that both are pending at the same time.
     for _ in range(10):
         bad, fine = asyncio.run(both())
     assert isinstance(bad, BadInput)
     np.testing.assert_allclose(fine, codec.decode(good).numpy(), atol=1e-4)
 
 
-def test_whoever_waits_when_it_closes_is_told(codec, monkeypatch):
+def test_closing_fails_pending_clips(codec, monkeypatch):
     worker, entered, leave = CodecWorker(codec), threading.Event(), threading.Event()
-    inner = worker._decode_alone
+    inner = worker._decode_single
 
     def slow(job):
         entered.set()
         leave.wait(10)
         inner(job)
 
-    monkeypatch.setattr(worker, "_decode_alone", slow)
+    monkeypatch.setattr(worker, "_decode_single", slow)
 
     async def waiting():
         first, second = (asyncio.create_task(decode(worker, codes(codec, 20), [20])) for _ in range(2))
@@ -114,16 +114,16 @@ def test_whoever_waits_when_it_closes_is_told(codec, monkeypatch):
         asyncio.run(decode(worker, codes(codec, 20), [20]))
 
 
-def test_a_clip_that_nobody_waits_for_is_not_decoded(codec, monkeypatch):
+def test_cancelled_portion_is_not_decoded(codec, monkeypatch):
     worker = CodecWorker(codec)
-    decoded, inner = [], worker._decode_alone
+    decoded, inner = [], worker._decode_single
 
     def slow(job):
         decoded.append(job.frames_KT.shape[1])
         time.sleep(0.2)
         inner(job)
 
-    monkeypatch.setattr(worker, "_decode_alone", slow)
+    monkeypatch.setattr(worker, "_decode_single", slow)
 
     async def leave():
         staying = asyncio.create_task(decode(worker, codes(codec, 8), [8]))

@@ -1,4 +1,4 @@
-"""The engine says what plain generation says, whoever is beside a request and whatever happens to it on the way."""
+"""The engine generates the codes of `HiggsAudioModel.generate`, whatever else it runs."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from higgs_model.engine import Engine, EngineSettings, FinishReason
-from higgs_model.engine import engine as engine_room
+from higgs_model.engine import engine as engine_module
 from higgs_model.engine.attention_paged import PagedAttention
 from higgs_model.engine.watch import WatchLimits
 from higgs_model.errors import BadConfig, BadInput
@@ -18,13 +18,13 @@ from tests import builders
 from tests.builders import OUT, OUT_BOS, K
 from tests.higgs_model.engine import requests as asked
 
-UNWATCHED = WatchLimits(loop_frames=None)
+NO_WATCH = WatchLimits(loop_frames=None)
 
 
 def engine(network, **settings):
     return Engine(
         network,
-        EngineSettings(**{"max_slots": 8, "max_positions": 512, "block_size": 16, "watch": UNWATCHED} | settings),
+        EngineSettings(**{"max_slots": 8, "max_positions": 512, "block_size": 16, "watch": NO_WATCH} | settings),
     )
 
 
@@ -36,7 +36,7 @@ def assert_same(found, wanted):
 
 @pytest.mark.parametrize("kind", [{}, {"audio_dual_ffn_layers": [1, 2]}, {"audio_adapter_type": "stack"}])
 @pytest.mark.parametrize("endless", [False, True])
-def test_codes_are_those_of_plain_generation(kind, endless):
+def test_codes_equal_those_of_generate(kind, endless):
     network = asked.model(endless=endless, **kind)
     requests = asked.uneven(16)
     found, reasons = asked.run(engine(network), requests)
@@ -46,14 +46,14 @@ def test_codes_are_those_of_plain_generation(kind, endless):
         assert {reasons[str(n)] for n in range(0, 16, 4)} == {FinishReason.LENGTH}
 
 
-def test_other_ways_to_build_the_network():
+def test_network_variants_generate_the_same_codes_as_generate():
     network = asked.model(audio_embed_avg=True, use_audio_out_embed_projector=True, endless=True)
     requests = asked.uneven(4)
     found, _ = asked.run(engine(network), requests)
     assert_same(found, {one.id: asked.plainly(network, one) for one in requests})
 
 
-def test_alone_and_among_neighbours_that_come_and_go():
+def test_codes_do_not_depend_on_concurrent_requests():
     network = asked.model(endless=True)
     requests = [asked.request(n, clip=5 + n, max_frames=20 + 9 * (n % 7)) for n in range(33)]
     crowd, _ = asked.run(engine(network, max_slots=32), requests)
@@ -61,7 +61,7 @@ def test_alone_and_among_neighbours_that_come_and_go():
         assert_same(asked.run(engine(network), [one])[0], {one.id: crowd[one.id]})
 
 
-def test_a_lost_slot_changes_nothing():
+def test_preemption_does_not_change_codes():
     network = asked.model(endless=True)
     requests = asked.uneven(12, stream_every=5, max_frames=60)
     wanted, _ = asked.run(engine(network), requests)
@@ -73,7 +73,7 @@ def test_a_lost_slot_changes_nothing():
         assert_same(found, wanted)
 
 
-def test_losing_the_slot_at_any_time_changes_nothing():
+def test_preemption_at_any_step_does_not_change_codes():
     network = asked.model(endless=True)
     requests = asked.uneven(6, stream_every=3)
     wanted, _ = asked.run(engine(network), requests)
@@ -89,14 +89,14 @@ def test_losing_the_slot_at_any_time_changes_nothing():
     assert_same(found, wanted)
 
 
-def test_a_shared_prompt_is_computed_once_and_changes_nothing():
+def test_shared_prefix_is_computed_once_and_does_not_change_codes():
     network = asked.model(endless=True)
     requests = [asked.request(n, voice=n % 2, tokens=40, clip=60, max_frames=30) for n in range(10)]
     apart = {one.id: asked.run(engine(network), [one])[0][one.id] for one in requests}
     together = engine(network, max_slots=3)
     found, _ = asked.run(together, requests)
     assert_same(found, apart)
-    # Of each voice's 92 positions in common five blocks are whole; each is computed once, also when all begin at once.
+    # Each voice's 92 common positions have five full blocks, each computed once, even when all requests start at once.
     assert together.scheduler.counters.shared_positions == (10 - 2) * 5 * 16
     at_once = engine(network, max_slots=10)
     assert_same(asked.run(at_once, requests)[0], apart)
@@ -105,7 +105,7 @@ def test_a_shared_prompt_is_computed_once_and_changes_nothing():
     assert together.pool.used == at_once.pool.used == 0
 
 
-def test_prompts_in_stretches_of_any_length_are_the_same():
+def test_prefill_budget_does_not_change_codes():
     network = asked.model(endless=True)
     requests = asked.uneven(8)
     wanted, _ = asked.run(engine(network), requests)
@@ -115,9 +115,9 @@ def test_prompts_in_stretches_of_any_length_are_the_same():
 
 
 def paged(monkeypatch, kernels=None):
-    """What a CUDA device does, here on the CPU."""
+    """Use the attention of CUDA devices on the CPU."""
     chosen = None if kernels is None else (kernels, kernels)
-    monkeypatch.setattr(engine_room, "RowAttention", lambda **shape: PagedAttention(**shape, kernels=chosen))
+    monkeypatch.setattr(engine_module, "RowAttention", lambda **shape: PagedAttention(**shape, kernels=chosen))
 
 
 @pytest.mark.parametrize("over_blocks", [False, True])
@@ -128,14 +128,14 @@ def test_unwritten_memory_is_never_read(monkeypatch, over_blocks):
     if over_blocks:
         paged(monkeypatch)
     poisoned = engine(network, max_slots=3)
-    for name in ("_pool",) if over_blocks else ("_pool", "_rows"):
+    for name in ("_pool",) if over_blocks else ("_pool", "_slots"):
         getattr(poisoned.runner.attention, name).fill_(float("nan"))
     found, _ = asked.run(poisoned, requests)
     assert_same(found, wanted)
 
 
-def test_attention_over_the_blocks_themselves(monkeypatch):
-    """The same codes, also when slots are lost and prompts are shared."""
+def test_paged_attention_generates_the_same_codes(monkeypatch):
+    """Also with preemption and shared prefixes."""
     network = asked.model(endless=True)
     requests = [*asked.uneven(8), *(asked.request(20 + n, voice=1, tokens=40, clip=60) for n in range(4))]
     wanted, _ = asked.run(engine(network), requests)
@@ -145,10 +145,10 @@ def test_attention_over_the_blocks_themselves(monkeypatch):
         assert_same(found, wanted)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles for the device then: see test_gpu")
-def test_attention_by_our_kernels(monkeypatch):
-    """The whole way through Triton's interpreter: prompts in stretches, one that begins like another."""
-    pytest.importorskip("triton", reason="Triton is there on Linux only")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, Triton compiles for it: see test_gpu")
+def test_triton_kernels_generate_the_same_codes(monkeypatch):
+    """In Triton's interpreter, with prompts in several spans and a shared prefix."""
+    pytest.importorskip("triton", reason="Triton is available on Linux only")
     from higgs_model.engine.kernels_triton import TritonKernels
 
     network = asked.model(endless=True)
@@ -159,7 +159,7 @@ def test_attention_by_our_kernels(monkeypatch):
     assert_same(found, wanted)
 
 
-def test_an_answer_that_opens_with_text():
+def test_text_before_audio_equals_generate():
     network = asked.model()
     requests = [
         asked.request(n, end=7, sampling=SamplingParams(do_sample=True, temperature=2.0)) for n in range(100, 112)
@@ -173,7 +173,7 @@ def test_an_answer_that_opens_with_text():
     assert_same(found, {name: wanted[name][:, : found[name].shape[1]] for name in wanted})
 
 
-def test_text_and_speech_side_by_side():
+def test_text_and_audio_requests_run_concurrently():
     network = asked.model(endless=True)
     talk = SamplingParams(do_sample=True, temperature=2.0)
     requests = [
@@ -205,7 +205,7 @@ def alone():
 
 
 class Life:
-    """An engine to which anything may happen; `KINDS` come to it under new names."""
+    """Applies arbitrary operations to an engine; requests are `KINDS` with new ids."""
 
     def __init__(self, running):
         self.running, self.parts, self.reasons, self.kinds = running, {}, {}, {}
@@ -236,7 +236,7 @@ class Life:
 
 @settings(max_examples=8, deadline=None)
 @given(operations=OPERATIONS, slots=st.integers(1, 4), look_ahead=st.integers(0, 2))
-def test_whatever_happens_each_says_its_own(alone, operations, slots, look_ahead):
+def test_codes_do_not_depend_on_any_sequence_of_events(alone, operations, slots, look_ahead):
     network, wanted = alone
     life = Life(engine(network, max_slots=slots, num_blocks=16, look_ahead=look_ahead))
     for operation, number in operations:
@@ -255,7 +255,7 @@ def test_whatever_happens_each_says_its_own(alone, operations, slots, look_ahead
     assert not life.running.runner.state.active.any()
 
 
-def test_who_speaks_does_not_wait_for_long_prompts():
+def test_decoding_does_not_wait_for_long_prompts():
     running = engine(asked.model(endless=True), prefill_positions=16)
     running.add(asked.request(0, stream_every=1, max_frames=40))
     while not any(update.frames.shape[1] for update in running.step()):
@@ -267,8 +267,8 @@ def test_who_speaks_does_not_wait_for_long_prompts():
     assert 0 < running.metrics.prefill_positions - before <= 15 * 16
 
 
-def test_whoever_does_not_get_on_gives_its_slot_back(monkeypatch):
-    running = engine(asked.model(endless=True), watch=dataclasses.replace(UNWATCHED, stalled_steps=20))
+def test_stalled_request_frees_its_slot(monkeypatch):
+    running = engine(asked.model(endless=True), watch=dataclasses.replace(NO_WATCH, stalled_steps=20))
     wanted, _ = asked.run(running, [asked.request(0)])
     inner = running.scheduler.plan_prefill
     monkeypatch.setattr(running.scheduler, "plan_prefill", lambda: [one for one in inner() if one[0].request.id != "1"])
@@ -278,7 +278,7 @@ def test_whoever_does_not_get_on_gives_its_slot_back(monkeypatch):
     assert running.pool.used == 0
 
 
-def test_what_it_has_done_in_plain_numbers():
+def test_snapshot_reports_what_the_engine_did():
     running = engine(asked.model(endless=True), max_slots=3, num_blocks=40)
     requests = [asked.request(n, voice=1, tokens=30, clip=40, sampling=SamplingParams()) for n in range(7)]
     for one in requests:
@@ -303,18 +303,18 @@ def test_what_it_has_done_in_plain_numbers():
     assert 0 < last["first_frame_s_median"] <= last["first_frame_s_p95"]
 
 
-def test_frames_come_as_soon_as_they_are_final():
+def test_frames_are_streamed_as_soon_as_they_are_final():
     running = engine(asked.model(endless=True))
     running.add(asked.request(4, stream_every=1, max_frames=10))
     counts = []
     while running.has_work:
         counts.append(sum(update.frames.shape[1] for update in running.step()))
-    # One step runs the prompt and draws the first frame; the delay holds a frame back for K − 1 more.
+    # One step prefills and samples the first frame; a frame is complete K − 1 steps later because of the delay pattern.
     assert counts[: K - 1] == [0] * (K - 1)
     assert counts[K - 1 :] == [1] * 10
 
 
-def test_the_endpoints_requests_go_first():
+def test_lower_priority_value_runs_first():
     running = engine(asked.model(endless=True), max_slots=1)
     for number in range(4):
         running.add(asked.request(number, max_frames=5, priority=0 if number == 3 else 1))
@@ -324,7 +324,7 @@ def test_the_endpoints_requests_go_first():
     assert ended == ["3", "0", "1", "2"]
 
 
-def test_cancelled_requests_leave_at_once():
+def test_cancelled_requests_finish_at_once():
     running = engine(asked.model(endless=True), max_slots=2)
     requests = [asked.request(n, max_frames=50, sampling=SamplingParams()) for n in range(4)]
     wanted, _ = asked.run(engine(asked.model(endless=True)), requests)
@@ -342,7 +342,7 @@ def test_cancelled_requests_leave_at_once():
     assert not running.scheduler.running
 
 
-def test_a_network_that_gives_no_numbers_ends_the_request():
+def test_non_finite_logits_end_the_request():
     network = asked.model(endless=True)
     with torch.no_grad():
         network.audio_decoder_proj.audio_lm_head.weight[3, 5] = float("nan")
@@ -350,10 +350,10 @@ def test_a_network_that_gives_no_numbers_ends_the_request():
     assert reasons == {"1": FinishReason.INVALID}
 
 
-def test_a_clip_that_goes_round_in_circles_is_ended():
+def test_looping_clip_is_ended():
     network = asked.model(endless=True)
     with torch.no_grad():
-        network.audio_codebook_embeddings.weight.zero_()  # it neither hears itself nor remembers: always the same
+        network.audio_codebook_embeddings.weight.zero_()  # without input or memory, it repeats itself
         for layer in network.layers:
             layer.self_attn.o_proj.weight.zero_()
     greedy = [asked.request(4, max_frames=400)]
@@ -367,8 +367,8 @@ def test_a_clip_that_goes_round_in_circles_is_ended():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_ids": ()}, "prompt has no token"),
-        ({"input_ids": (3, 999, OUT_BOS)}, "token ids reach from 3 to 999, the vocabulary from 0 to 159"),
+        ({"input_ids": ()}, "the prompt is empty"),
+        ({"input_ids": (3, 999, OUT_BOS)}, "token ids range from 3 to 999, the vocabulary from 0 to 159"),
         ({"input_ids": (3, OUT, OUT_BOS)}, "1 placeholders for 2 clips"),
         (
             {"clips": (np.zeros((K, 3), np.int64), np.full((K, 3), 24))},
@@ -377,16 +377,16 @@ def test_a_clip_that_goes_round_in_circles_is_ended():
         ({"clips": (np.zeros((K, 3)), np.zeros((K, 3), np.int64))}, "clip 0 is float64"),
         ({"seed": 2**63}, "seed=9223372036854775808 does not fit into 64 bits"),
         ({"max_frames": 0}, "max_frames=0 is not positive"),
-        ({"max_frames": 900}, "do not fit into the engine's 512; shorten the prompt or lower max_frames=900"),
-        ({"sampling": SamplingParams(ras_win_len=99)}, "ras_win_len=99 is more than the engine's 32"),
+        ({"max_frames": 900}, "exceed the engine's 512 positions; shorten the prompt or lower max_frames=900"),
+        ({"sampling": SamplingParams(ras_win_len=99)}, "ras_win_len=99 exceeds the engine's max_ras_win_len=32"),
     ],
 )
-def test_requests_that_can_never_run_are_refused_in_a_sentence(change, message):
+def test_impossible_requests_are_refused_with_a_clear_message(change, message):
     running = engine(asked.model(endless=True))
     running.add(asked.request(1))
     with pytest.raises(BadInput, match=f"request '2': .*{message}"):
         running.add(dataclasses.replace(asked.request(2), **change))
-    with pytest.raises(BadInput, match="there is one of that id already"):
+    with pytest.raises(BadInput, match="a request with this id is already running"):
         running.add(asked.request(1))
     found, _ = asked.run(running, [])
     assert found.keys() == {"1"}
@@ -400,6 +400,6 @@ def test_requests_that_can_never_run_are_refused_in_a_sentence(change, message):
         {"use_delay_pattern": False},
     ],
 )
-def test_networks_that_only_the_general_path_runs_are_refused(kind):
+def test_unsupported_networks_are_refused(kind):
     with pytest.raises(BadConfig, match=r"HiggsAudioModel\.generate does"):
         Engine(builders.model(**kind))

@@ -1,4 +1,4 @@
-"""Eight bits: numbers, products and keys within what the format can hold; refused where the chip has no such units."""
+"""fp8 weights and KV cache are within the precision of the format, and refused on devices without fp8 units."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from higgs_model.engine import Engine, EngineSettings, fp8
-from higgs_model.engine import engine as engine_room
+from higgs_model.engine import engine as engine_module
 from higgs_model.engine.attention_paged import PagedAttention
-from higgs_model.engine.spans import Span
+from higgs_model.engine.prefill_span import PrefillSpan
 from higgs_model.engine.watch import WatchLimits
 from higgs_model.errors import BadConfig
 from tests.builders import K
@@ -17,34 +17,34 @@ from tests.higgs_model.engine import requests as asked
 
 
 @given(rows=st.integers(1, 5), width=st.integers(1, 40), seed=st.integers(0, 99), power=st.integers(-20, 30))
-def test_numbers_come_back_within_half_a_step(rows, width, seed, power):
+def test_quantization_error_is_at_most_half_a_step(rows, width, seed, power):
     numbers = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 2.0**power
-    codes, scale = fp8.quantized(numbers)
+    codes, scale = fp8.quantize(numbers)
     assert scale.shape == (rows, 1)
     largest = numbers.abs().amax(dim=1, keepdim=True)
-    # Three bits behind the point; below 2⁻⁶ of the scale's unit, steps of 2⁻⁹.
+    # e4m3 has three mantissa bits; below 2⁻⁶, subnormal steps of 2⁻⁹.
     allowed = torch.maximum(numbers.abs() * 2.0**-4, largest / 448 * 2.0**-10) * 1.001
     assert ((codes.float() * scale - numbers).abs() <= allowed).all()
-    doubled, _ = fp8.quantized(2 * numbers)
+    doubled, _ = fp8.quantize(2 * numbers)
     assert torch.equal(doubled.float(), codes.float())
 
 
-def test_rows_of_zeros_and_of_no_numbers():
-    codes, scale = fp8.quantized(torch.tensor([[0.0, 0.0], [1.0, float("nan")], [float("inf"), 1.0]]))
+def test_zero_rows_and_non_finite_rows():
+    codes, scale = fp8.quantize(torch.tensor([[0.0, 0.0], [1.0, float("nan")], [float("inf"), 1.0]]))
     assert torch.equal(codes[0].float(), torch.zeros(2))
     assert scale.isfinite().tolist() == [[True], [False], [False]]
-    # What is no number stays none: the watch must see it.
+    # Non-finite numbers must stay so, because the engine checks for them.
     assert (codes.float() * scale)[1:].isfinite().sum() == 0
 
 
 @pytest.mark.parametrize("bias", [None, torch.ones(48)])
-def test_products_are_near_those_of_whole_numbers(bias):
+def test_fp8_product_is_close_to_the_exact_one(bias):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(48, 256, generator=generator) * torch.logspace(-3, 3, 48).unsqueeze(1)
     hidden = torch.randn(5, 256, generator=generator) * torch.tensor([[1e-4], [1.0], [1e4], [3.0], [0.1]])
     wanted = torch.nn.functional.linear(hidden, weight, bias)
-    found = fp8.Fp8Linear.of(weight, bias)(hidden)
-    # Each factor is off by a sixteenth at most, on whatever scale its row and its channel are.
+    found = fp8.Fp8Linear.from_weight(weight, bias)(hidden)
+    # The relative error of each factor is at most 1/16, whatever the scale of its row or channel.
     most = torch.nn.functional.linear(hidden.abs(), weight.abs())
     off = (found - wanted).abs() / most
     assert off.max() < (1 + 1 / 16) ** 2 - 1
@@ -52,9 +52,9 @@ def test_products_are_near_those_of_whole_numbers(bias):
     assert (off.mean(dim=1) < 0.01).all()
 
 
-def test_an_engine_in_eight_bits_is_near_one_in_whole_numbers(monkeypatch):
+def test_fp8_engine_is_close_to_the_exact_one(monkeypatch):
     monkeypatch.setattr(fp8, "check_supported", lambda *_: None)
-    monkeypatch.setattr(engine_room, "RowAttention", lambda **shape: PagedAttention(**shape, fp8_cache=True))
+    monkeypatch.setattr(engine_module, "RowAttention", lambda **shape: PagedAttention(**shape, fp8_cache=True))
     settings = EngineSettings(max_slots=2, max_positions=256, block_size=16, watch=WatchLimits(loop_frames=None))
     network, request = asked.model(endless=True), asked.request(0)
     narrow = Engine(network, EngineSettings(**{**vars(settings), "fp8_weights": True, "fp8_cache": True}))
@@ -66,9 +66,9 @@ def test_an_engine_in_eight_bits_is_near_one_in_whole_numbers(monkeypatch):
         (sequence,) = engine._sequences.values()
         engine._admit()
         length = len(sequence.prompt)
-        # In two stretches, so that the second one reads narrow keys.
-        engine.runner.prefill([Span(0, 0, 32)], [sequence.prompt])
-        hidden.append(engine.runner.prefill([Span(0, 32, length)], [sequence.prompt])[0])
+        # In two spans, so that the second one reads quantized keys.
+        engine.runner.prefill([PrefillSpan(0, 0, 32)], [sequence.prompt])
+        hidden.append(engine.runner.prefill([PrefillSpan(0, 32, length)], [sequence.prompt])[0])
     similarity = torch.nn.functional.cosine_similarity(*hidden, dim=0)
     assert 0.97 < similarity < 0.999999
     found, _ = asked.run(narrow, [asked.request(1)])
@@ -77,13 +77,13 @@ def test_an_engine_in_eight_bits_is_near_one_in_whole_numbers(monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["fp8_weights", "fp8_cache"])
-def test_where_there_are_no_such_units_it_is_refused(what):
+def test_fp8_is_refused_on_devices_without_fp8_units(what):
     with pytest.raises(BadConfig, match=f"{what}=True needs a CUDA device of capability 8.9 or newer; this is cpu"):
         Engine(asked.model(), EngineSettings(**{what: True}))
 
 
 @pytest.mark.parametrize(("capability", "fine"), [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])
-def test_chips(monkeypatch, capability, fine):
+def test_fp8_requires_compute_capability_8_9(monkeypatch, capability, fine):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some Chip")
     device = torch.device("cuda")

@@ -1,4 +1,4 @@
-"""The engine on a CUDA device against itself on the CPU. Skipped without a device."""
+"""The engine on a CUDA device compared with itself on the CPU."""
 
 import asyncio
 import dataclasses
@@ -35,7 +35,7 @@ def narrow():
 
 
 def share_that_differs(found, wanted):
-    """Of all frames; those that one of the two has beyond the other's end differ."""
+    """Return the share of frames that differ; frames beyond the end of the shorter clip count as different."""
     assert found.keys() == wanted.keys()
     same = total = 0
     for name in wanted:
@@ -46,17 +46,17 @@ def share_that_differs(found, wanted):
     return 1 - same / total
 
 
-def test_captured_steps_say_what_the_cpu_says(exact):
-    """In float32 codes may part only where two are all but equally likely."""
+def test_captured_steps_agree_with_the_cpu(exact):
+    """In float32, codes may differ only where two are almost equally likely."""
     requests = [asked.request(n, clip=5 + n, max_frames=20 + n) for n in range(24)]
     found, reasons = asked.run(Engine(exact, SETTINGS), requests)
-    # Those that are sampled may end before their limit.
+    # Sampled requests may end before their limit.
     assert set(reasons.values()) <= {FinishReason.LENGTH, FinishReason.STOP}
     wanted, _ = asked.run(Engine(network(), SETTINGS), requests)
     assert share_that_differs(found, wanted) < 0.05
 
 
-def test_neighbours_change_next_to_nothing(exact):
+def test_concurrent_requests_change_almost_no_frames(exact):
     requests = [asked.request(n, voice=n % 2, clip=40, tokens=40, max_frames=30) for n in range(32)]
     together, _ = asked.run(Engine(exact, SETTINGS), requests)
     alone = Engine(exact, SETTINGS)
@@ -64,7 +64,7 @@ def test_neighbours_change_next_to_nothing(exact):
     assert share_that_differs(together, apart) < 0.05
 
 
-def test_a_lost_slot_is_made_good(exact):
+def test_preemption_changes_almost_no_frames(exact):
     requests = asked.uneven(20, max_frames=40)
     wanted, _ = asked.run(Engine(exact, SETTINGS), requests)
     tight = Engine(exact, dataclasses.replace(SETTINGS, num_blocks=40))
@@ -84,8 +84,8 @@ def test_seeds_are_not_frozen_in_a_graph(exact):
     assert len({found[str(n)].tobytes() for n in range(4)}) == 4
 
 
-def test_recorded_and_plain_steps_are_the_same(exact):
-    """Bit by bit: replaying changes neither order nor kernels."""
+def test_captured_and_eager_steps_are_identical(exact):
+    """Bit-identical: replaying changes neither order nor kernels."""
     requests = asked.uneven(8)
     found, _ = asked.run(Engine(exact, SETTINGS), requests)
     wanted, _ = asked.run(Engine(exact, SETTINGS, capture=lambda step: step), requests)
@@ -94,8 +94,8 @@ def test_recorded_and_plain_steps_are_the_same(exact):
 
 
 @pytest.mark.parametrize("fp8_cache", [False, True])
-def test_the_kernels_that_were_chosen_are_right(narrow, fp8_cache):
-    """Of a pool in which everything that is no row's is NaN; lengths of all kinds, and none."""
+def test_selected_kernels_are_correct(narrow, fp8_cache):
+    """On a pool whose unused memory is NaN, with rows of many lengths and of none."""
     if fp8_cache and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("no fp8 units")
     attention = Engine(narrow, dataclasses.replace(SETTINGS, fp8_cache=fp8_cache)).runner.attention
@@ -109,8 +109,8 @@ def test_the_kernels_that_were_chosen_are_right(narrow, fp8_cache):
     torch.testing.assert_close(found[some].float(), wanted[some].float(), atol=0.03, rtol=0)
 
 
-def test_sixteen_bits_stay_near_thirty_two(exact, narrow):
-    """One greedy step after a prompt: the same frame for nearly all, no frame without meaning."""
+def test_bfloat16_agrees_with_float32(exact, narrow):
+    """After one greedy step, nearly all frames are the same, and none is invalid."""
     requests = [asked.request(n, sampling=SamplingParams(), max_frames=1) for n in range(32)]
     wanted, _ = asked.run(Engine(exact, SETTINGS), requests)
     found, reasons = asked.run(Engine(narrow, SETTINGS), requests)
@@ -122,9 +122,9 @@ def test_sixteen_bits_stay_near_thirty_two(exact, narrow):
 @pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="needs a chip with fp8 units"
 )
-def test_eight_bits(narrow):
+def test_fp8_weights_and_cache_run(narrow):
     weight, hidden = torch.randn(256, 128, device="cuda"), torch.randn(5, 128, device="cuda")
-    linear = fp8.Fp8Linear.of(weight.bfloat16(), None)
+    linear = fp8.Fp8Linear.from_weight(weight.bfloat16(), None)
     found = linear(hidden.bfloat16()).float()
     emulated = fp8.Fp8Linear(linear.weight.cpu(), linear.scale.cpu(), None)(hidden.bfloat16().cpu()).float()
     torch.testing.assert_close(found.cpu(), emulated, atol=0.15, rtol=0.02)
@@ -133,26 +133,28 @@ def test_eight_bits(narrow):
     assert FinishReason.INVALID not in reasons.values()
 
 
-def test_the_host_asks_nothing_between_frames(exact):
-    """A step that waited for the device would raise here."""
+def test_decode_steps_do_not_synchronize(exact):
+    """A step that synchronized with the device would raise."""
     running = Engine(exact, SETTINGS)
     running.add(asked.request(0, max_frames=30))
     for _ in range(4):
         running.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        # Reading a finished step is an event's wait, which this mode does not count.
+        # Reading results waits for an event, which this mode does not count.
         for _ in range(5):
             running.step()
-        running.runner.start(5, length=3, step=1, seed=1, sampling=SamplingParams(), spoken=np.empty((0, 4), np.int64))
+        running.runner.start(
+            5, length=3, step=1, seed=1, sampling=SamplingParams(), history_WK=np.empty((0, 4), np.int64)
+        )
         running.runner.stop(5)
         running.runner.attention.set_blocks(6, [1, 2, 3])
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_recording_while_the_codec_works(exact, tmp_path):
-    """Another thread's copies and allocations neither break a graph that is being recorded nor are broken by it."""
+def test_capture_while_the_codec_decodes_in_another_thread(exact, tmp_path):
+    """Copies and allocations of another thread neither break a capture nor are broken by it."""
     codec = HiggsAudioCodec.from_pretrained(golden.write_original("rvq_24khz", tmp_path / "codec"))
     codes = np.random.RandomState(0).randint(0, codec.codebook_size, (codec.num_codebooks, 400))
     wanted = codec.decode(codes).numpy()
@@ -178,7 +180,7 @@ def test_recording_while_the_codec_works(exact, tmp_path):
         np.testing.assert_array_equal(found[name], wanted_codes[name])
 
 
-def test_the_asyncio_face_in_a_thread_of_its_own(exact):
+def test_engine_loop_serves_concurrent_clients(exact):
     loop = EngineLoop(Engine(exact, SETTINGS))
 
     async def listen(number):
@@ -193,12 +195,12 @@ def test_the_asyncio_face_in_a_thread_of_its_own(exact):
     finally:
         loop.close()
     assert {one.shape[0] for one in found} == {4}
-    # Every fourth request is greedy and goes on to its limit; the others may end before it.
+    # Every fourth request is greedy and reaches its limit; the others may end before it.
     assert {found[number].shape[1] for number in range(0, 12, 4)} == {40}
     assert max(one.shape[1] for one in found) == 40
 
 
-def test_too_little_memory_is_missed_at_the_start(exact, monkeypatch):
+def test_lack_of_memory_is_detected_at_startup(exact, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

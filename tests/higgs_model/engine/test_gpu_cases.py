@@ -1,4 +1,4 @@
-"""What the GPU tests build can be built: the same networks, settings, requests and pools, on the CPU."""
+"""Builds the networks, settings, requests and pools of the GPU tests on the CPU."""
 
 import dataclasses
 
@@ -12,15 +12,15 @@ from tests.higgs_model.engine import gpu_cases as cases
 from tests.higgs_model.engine import requests as asked
 
 
-def test_the_network_is_accepted_and_its_requests_fit():
-    """Greedy requests go on to their limit; sampled ones may end before it."""
+def test_network_is_valid_and_requests_fit():
+    """Greedy requests reach their limit; sampled ones may end before it."""
     requests = [asked.request(n, clip=5 + n, max_frames=6) for n in range(6)]
     _, reasons = asked.run(Engine(cases.network(), dataclasses.replace(cases.SETTINGS, max_slots=4)), requests)
     assert set(reasons.values()) <= {FinishReason.LENGTH, FinishReason.STOP}
     assert reasons["0"] == FinishReason.LENGTH
 
 
-def test_the_blocks_of_all_slots_are_in_the_pool():
+def test_blocks_of_all_slots_are_in_the_pool():
     held = [block for slot, length in enumerate(cases.LENGTHS) for block in cases.slot_blocks(slot, length)]
     assert len(cases.LENGTHS) == cases.SETTINGS.max_slots
     assert max(cases.LENGTHS) <= cases.SETTINGS.max_positions
@@ -31,8 +31,8 @@ def test_the_blocks_of_all_slots_are_in_the_pool():
 
 
 @pytest.mark.parametrize("fp8_cache", [False, True])
-def test_the_pool_can_be_read(fp8_cache):
-    pytest.importorskip("triton", reason="Triton is there on Linux only")
+def test_pool_is_read_correctly(fp8_cache):
+    pytest.importorskip("triton", reason="Triton is available on Linux only")
     from higgs_model.engine.kernels_triton import TritonKernels
 
     text, settings = cases.TEXT, cases.SETTINGS

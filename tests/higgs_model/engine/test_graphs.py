@@ -1,4 +1,4 @@
-"""Decode steps under the terms of a CUDA graph: recorded once, replayed on fixed tensors, the host asks nothing."""
+"""Decode steps obey the rules of CUDA graphs: captured once, replayed on fixed tensors, no synchronization."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from higgs_model.engine import Engine, EngineSettings
-from higgs_model.engine import engine as engine_room
+from higgs_model.engine import engine as engine_module
 from higgs_model.engine.attention_paged import PagedAttention
 from higgs_model.engine.runner import Runner
 from higgs_model.engine.watch import WatchLimits
 from higgs_model.sampling import DrawPlan, SamplingParams
 from tests.higgs_model.engine import requests as asked
-from tests.higgs_model.engine.tape import HostAsks, Tape
+from tests.higgs_model.engine.tape import HostSync, Tape
 
 SETTINGS = EngineSettings(
     max_slots=6,
@@ -28,15 +28,15 @@ SETTINGS = EngineSettings(
 
 @pytest.fixture
 def paged(monkeypatch):
-    monkeypatch.setattr(engine_room, "RowAttention", PagedAttention)
+    monkeypatch.setattr(engine_module, "RowAttention", PagedAttention)
 
 
 def requests():
-    """Fourteen with four kinds of sampling, so that slots change hands, and with them seeds and parameters."""
+    """Return fourteen requests with four kinds of sampling, so that slots are reused with other parameters."""
     return [asked.request(n, tokens=8, clip=5 + 9 * n % 40, max_frames=8 + 5 * n % 17) for n in range(14)]
 
 
-def test_recorded_steps_say_what_steps_say(paged):
+def test_captured_steps_generate_the_same_codes_as_eager_ones(paged):
     network, tape = asked.model(endless=True), Tape()
     wanted, _ = asked.run(Engine(network, dataclasses.replace(SETTINGS, candidates=())), requests())
     running = Engine(network, SETTINGS, capture=tape)
@@ -45,12 +45,12 @@ def test_recorded_steps_say_what_steps_say(paged):
     assert found.keys() == wanted.keys()
     for name in wanted:
         np.testing.assert_array_equal(found[name], wanted[name])
-    # Few rows that take the likeliest code, and more that draw; each was run for real before it was recorded.
+    # One step for few greedy rows and one for more sampled ones; each ran for real before it was captured.
     assert tape.log == ["run", "record"] * 2
     assert tape.replays == running.metrics.steps
 
 
-def test_a_lost_slot_changes_nothing_in_recorded_steps(paged):
+def test_preemption_does_not_change_codes_of_captured_steps(paged):
     network = asked.model(endless=True)
     wanted, _ = asked.run(Engine(network, SETTINGS), requests())
     tight = Engine(network, dataclasses.replace(SETTINGS, num_blocks=14), capture=Tape())
@@ -60,8 +60,8 @@ def test_a_lost_slot_changes_nothing_in_recorded_steps(paged):
         np.testing.assert_array_equal(found[name], wanted[name])
 
 
-def test_recording_changes_no_slot_that_speaks(paged):
-    """A kind of step that is first needed in mid-run is run and recorded without anybody noticing."""
+def test_capture_does_not_change_decoding_slots(paged):
+    """A step that is first needed while requests are running is captured without affecting them."""
     running = Engine(asked.model(endless=True), SETTINGS, capture=Tape())
     running.add(asked.request(0))
     for _ in range(5):
@@ -73,8 +73,8 @@ def test_recording_changes_no_slot_that_speaks(paged):
 
 
 @pytest.mark.parametrize("fault", ["asks", "mask"])
-def test_a_step_that_asks_the_host_is_refused(paged, monkeypatch, fault):
-    """The tape sees what a graph could not record; else the tests above would prove nothing."""
+def test_tape_rejects_a_step_that_synchronizes_with_the_host(paged, monkeypatch, fault):
+    """Otherwise the tests above would prove nothing."""
     inner = Runner._step
 
     def step(self, rows, plan):
@@ -87,12 +87,12 @@ def test_a_step_that_asks_the_host_is_refused(paged, monkeypatch, fault):
     monkeypatch.setattr(Runner, "_step", step)
     running = Engine(asked.model(endless=True), SETTINGS, capture=Tape())
     running.add(asked.request(0))
-    with pytest.raises(HostAsks):
+    with pytest.raises(HostSync):
         running.step()
 
 
-def test_a_frozen_seed_would_be_seen(paged, monkeypatch):
-    """The same again: a sampler that reads its seed on the host when it is recorded."""
+def test_tape_reveals_a_seed_that_is_frozen_at_capture(paged, monkeypatch):
+    """With a sampler that reads its seed on the host during capture."""
     running = Engine(asked.model(endless=True), SETTINGS, capture=Tape())
     inner = running.runner._sampler
     running.runner._sampler = lambda logits, seed, step, *rest: inner(logits, torch.zeros_like(seed) + 5, step, *rest)
@@ -104,7 +104,7 @@ def test_a_frozen_seed_would_be_seen(paged, monkeypatch):
     assert not np.array_equal(found["5"], found["6"])
 
 
-def test_a_step_does_not_overwrite_what_the_host_has_not_read(paged):
+def test_step_does_not_overwrite_unread_results(paged):
     running = Engine(asked.model(endless=True), SETTINGS, capture=Tape())
     running.add(asked.request(0))
     running.step()
@@ -114,5 +114,5 @@ def test_a_step_does_not_overwrite_what_the_host_has_not_read(paged):
     second = running.runner.decode(2, plan)
     assert torch.equal(first.host, kept)
     assert not torch.equal(second.host, kept)
-    # One door more than steps that may be under way.
+    # There is one buffer more than there may be steps in flight.
     assert running.runner.decode(2, plan).host.data_ptr() == first.host.data_ptr()

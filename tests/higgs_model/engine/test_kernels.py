@@ -1,4 +1,4 @@
-"""Attention over block tables, by every kernel, against torch's attention to each row's own keys in a row."""
+"""Every attention kernel against torch's attention to each row's contiguous keys."""
 
 import subprocess
 import sys
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from higgs_model.engine import fp8
 from higgs_model.engine.attention_paged import PagedAttention
-from higgs_model.engine.kernels import GatherKernels, LayerPool, PreparedSpans, VarlenKernels, fastest
-from higgs_model.engine.spans import Span
+from higgs_model.engine.kernels import GatherKernels, LayerPool, PreparedSpans, VarlenKernels, select_fastest
+from higgs_model.engine.prefill_span import PrefillSpan
 
-triton = pytest.importorskip("triton", reason="Triton is there on Linux only")
+triton = pytest.importorskip("triton", reason="Triton is available on Linux only")
 on_gpu = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if on_gpu else "cpu")
 KERNELS = ["gather", "triton"]
@@ -29,7 +29,7 @@ def kernels(name, tile=32):
 
 
 class Case:
-    """A pool in which only the positions of its rows were ever written, and everything else is NaN."""
+    """A pool in which everything but the positions of its rows is NaN."""
 
     def __init__(self, lengths, *, size, kv_heads, group, width, dtype, seed, narrow=False):
         generator = torch.Generator().manual_seed(seed)
@@ -41,7 +41,7 @@ class Case:
         for row, length in enumerate(lengths):
             mine = torch.tensor([order.pop() for _ in range(blocks[row])], dtype=torch.int64)
             self.table[row, : len(mine)] = mine
-            # Some rows' scores are far from others': sums must not overflow.
+            # Scores of some rows are far larger than others': sums must not overflow.
             numbers = torch.randn(2, length, kv_heads, width, generator=generator) * (1 + 20 * (row % 2))
             at = torch.arange(length)
             nothing[:, mine[at // size], at % size] = numbers
@@ -49,15 +49,15 @@ class Case:
         self.queries = torch.randn(len(lengths), kv_heads * group, width, generator=generator)
         self.generator, self.dtype, self.group = generator, dtype, group
         if narrow:
-            codes, scales = fp8.quantized(nothing)
-            self.rows = [(lambda c, s: c.float() * s)(*fp8.quantized(numbers)) for numbers in self.rows]
+            codes, scales = fp8.quantize(nothing)
+            self.rows = [(lambda c, s: c.float() * s)(*fp8.quantize(numbers)) for numbers in self.rows]
             self.pool = LayerPool(*codes.to(DEVICE), *scales.squeeze(-1).contiguous().to(DEVICE))
         else:
             self.pool = LayerPool(*nothing.to(DEVICE, dtype))
             self.rows = [numbers.to(dtype).float() for numbers in self.rows]
 
     def wanted(self, queries_QHD, row, upto):
-        """In double precision: query q sees the first `upto[q]` positions."""
+        """Return attention in double precision; query q sees the first `upto[q]` positions."""
         keys, values = self.rows[row].double().transpose(1, 2)
         mask = torch.arange(keys.shape[1]) < upto.unsqueeze(1)
         asked = queries_QHD.to(self.dtype).double().transpose(0, 1).unsqueeze(0)
@@ -65,7 +65,7 @@ class Case:
         return answer[0].transpose(0, 1)
 
     def assert_close(self, found, wanted):
-        # Probabilities are rounded to the pool's type, and large scores make that weigh more than the sums do.
+        # Weights are rounded to the pool's dtype, which matters more than the sums when scores are large.
         scale = max(float(wanted.abs().max()), 1.0)
         atol = scale * {torch.float32: 2e-5, torch.float16: 1.5e-2, torch.bfloat16: 6e-2}[self.dtype]
         torch.testing.assert_close(found.cpu().double(), wanted, atol=atol, rtol=0)
@@ -85,7 +85,7 @@ shapes = {
 @pytest.mark.parametrize("name", KERNELS)
 @settings(max_examples=8, deadline=None)
 @given(lengths=st.lists(st.integers(0, 150), min_size=1, max_size=3), splits=st.sampled_from([1, 2, 4]), **shapes)
-def test_one_query_a_row(name, lengths, splits, **shape):
+def test_decode_attends_to_each_rows_positions(name, lengths, splits, **shape):
     case = Case(lengths, **shape)
     with pytest.MonkeyPatch.context() as patched:
         if name == "triton":
@@ -105,12 +105,12 @@ def test_one_query_a_row(name, lengths, splits, **shape):
 @given(
     lengths=st.lists(st.integers(1, 150), min_size=1, max_size=3), cut=st.floats(0, 0.99), stop=st.booleans(), **shapes
 )
-def test_stretches_of_prompts(name, lengths, cut, stop, **shape):
+def test_prefill_spans_attend_causally(name, lengths, cut, stop, **shape):
     case = Case(lengths, **shape)
-    spans = [Span(row, int(cut * length), length) for row, length in enumerate(lengths)][::-1]
+    spans = [PrefillSpan(row, int(cut * length), length) for row, length in enumerate(lengths)][::-1]
     if stop:
-        # In the middle of what the slot has: later positions are not its own yet.
-        spans = [Span(one.slot, one.start, max(one.start + 1, one.stop - 3)) for one in spans]
+        # In the middle of the slot's positions: later ones must not be attended to.
+        spans = [PrefillSpan(one.slot, one.start, max(one.start + 1, one.stop - 3)) for one in spans]
     queries = torch.randn(sum(one.length for one in spans), *case.queries.shape[1:], generator=case.generator)
     prepared = PreparedSpans.of(spans, DEVICE)
     found = kernels(name).prefill(queries.to(DEVICE, case.dtype), case.pool, case.table.to(DEVICE), prepared)
@@ -121,7 +121,7 @@ def test_stretches_of_prompts(name, lengths, cut, stop, **shape):
         first += span.length
 
 
-def test_splits_fill_the_device_and_no_part_is_long(monkeypatch):
+def test_number_of_splits_fills_the_device_and_bounds_their_length(monkeypatch):
     from higgs_model.engine import kernels_triton
 
     class Properties:
@@ -135,8 +135,8 @@ def test_splits_fill_the_device_and_no_part_is_long(monkeypatch):
     assert kernels_triton._num_splits(256 * 8, 1024, cuda) == 1
 
 
-class Stand:
-    """A kernel for `fastest` to judge."""
+class FakeKernel:
+    """A kernel with a given result and duration."""
 
     def __init__(self, name, made, seconds):
         self.name, self.made, self.seconds = name, made, seconds
@@ -147,7 +147,7 @@ class Stand:
         return self.made
 
 
-def test_the_fastest_that_is_right_is_taken(monkeypatch):
+def test_fastest_correct_kernel_is_selected(monkeypatch):
     right, last = torch.ones(3), []
     monkeypatch.setattr(GatherKernels, "decode", lambda *_: right)
 
@@ -159,19 +159,19 @@ def test_the_fastest_that_is_right_is_taken(monkeypatch):
         call()
         return last[-1].seconds
 
-    slow, quick = Stand("slow", right + 0.01, 3.0), Stand("quick", right - 0.01, 2.0)
+    slow, quick = FakeKernel("slow", right + 0.01, 3.0), FakeKernel("quick", right - 0.01, 2.0)
     wrong = [
-        Stand("wrong", right + 0.5, 1.0),
-        Stand("nothing", right * float("nan"), 0.5),
-        Stand("broken", RuntimeError("page size must be a multiple of 256"), 0.1),
+        FakeKernel("wrong", right + 0.5, 1.0),
+        FakeKernel("nothing", right * float("nan"), 0.5),
+        FakeKernel("broken", RuntimeError("page size must be a multiple of 256"), 0.1),
     ]
-    assert fastest([slow, *wrong, quick], work, seconds, 0.03) is quick
-    assert isinstance(fastest(wrong, work, seconds, 0.03), GatherKernels)
-    assert isinstance(fastest([], work, seconds, 0.03), GatherKernels)
+    assert select_fastest([slow, *wrong, quick], work, seconds, 0.03) is quick
+    assert isinstance(select_fastest(wrong, work, seconds, 0.03), GatherKernels)
+    assert isinstance(select_fastest([], work, seconds, 0.03), GatherKernels)
 
 
 class Leaky(GatherKernels):
-    """Lets unwritten memory through, though only a little of it."""
+    """Reads one position of unwritten memory."""
 
     name = "leaky"
 
@@ -185,7 +185,7 @@ class Timed(GatherKernels):
 
 
 @pytest.mark.parametrize("narrow", [False, True])
-def test_choices_are_judged_by_the_attention_that_will_use_them(monkeypatch, narrow):
+def test_kernels_are_selected_with_the_actual_pool(monkeypatch, narrow):
     monkeypatch.setattr("higgs_model.engine.attention_paged._TYPICAL_POSITIONS", 40)
     shape = {"num_layers": 2, "num_blocks": 20, "block_size": 16, "num_kv_heads": 2, "head_dim": 8}
     shape |= {"num_query_heads": 6, "max_slots": 4, "max_blocks_per_slot": 5, "device": DEVICE}
@@ -198,14 +198,14 @@ def test_choices_are_judged_by_the_attention_that_will_use_them(monkeypatch, nar
         assert call().isfinite().all() or call.args[0] is leaky
         return next(times)
 
-    chosen = attention.measured(6, torch.float32, [leaky, slow, quick], seconds)
-    # For decoding the leaky one would be fastest; prompts it computes like the plain one.
+    chosen = attention.select_kernels(6, torch.float32, [leaky, slow, quick], seconds)
+    # The leaky one would be fastest for decoding; its prefill is correct.
     assert chosen == (quick, leaky)
     assert not attention._table.any()
 
 
-def test_torchs_own_attention_is_asked_for_what_it_knows():
-    """Its arguments, from a stand-in with its signature; the numbers are a matter for a GPU."""
+def test_varlen_attention_gets_valid_arguments():
+    """With a stand-in of its signature; the GPU tests check its results."""
     calls = []
 
     def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **options):
@@ -217,11 +217,11 @@ def test_torchs_own_attention_is_asked_for_what_it_knows():
     varlen.decode(case.queries, LayerPool(case.pool.keys, case.pool.values), case.table, case.lengths)
     starts, longest, most, options = calls.pop()
     assert (starts, longest, most) == ([0, 1, 2, 3], 1, 80)
-    # Attention to nothing is not a number: an empty row looks at one position of the trash.
+    # A softmax over nothing is NaN, so an empty row attends to one position of the null block.
     assert options["seqused_k"].tolist() == [37, 1, 70]
     assert options["seqused_k"].dtype == options["block_table"].dtype == torch.int32
     assert options["window_size"] == (-1, -1)
-    prepared = PreparedSpans.of([Span(2, 10, 70), Span(0, 0, 37)], torch.device("cpu"))
+    prepared = PreparedSpans.of([PrefillSpan(2, 10, 70), PrefillSpan(0, 0, 37)], torch.device("cpu"))
     varlen.prefill(torch.zeros(97, 6, 8), LayerPool(case.pool.keys, case.pool.values), case.table, prepared)
     starts, longest, most, options = calls.pop()
     assert (starts, longest, most) == ([0, 60, 97], 60, 80)
@@ -235,11 +235,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from higgs_model.engine import kernels_triton as kernels
 
-tensors = {"queries": "bf16", "made": "bf16", "table": "i32", "lengths": "i64", "tiles": "i32",
-           "parts": "fp32", "marks": "fp32"}
-own = {"ROWS": 16, "ALONE": False, "QUERIES": 64, "SPLITS": 8}
+tensors = {"queries": "bf16", "out": "bf16", "table": "i32", "lengths": "i64", "tiles": "i32",
+           "partial": "fp32", "stats": "fp32"}
+own = {"ROWS": 16, "SINGLE_SPLIT": False, "QUERIES": 64, "SPLITS": 8}
 for capability, stored, kernel in (
-    (90, "fp8e4nv", kernels._decode_part), (80, "bf16", kernels._prefill_tile), (80, "bf16", kernels._decode_join),
+    (90, "fp8e4nv", kernels._decode_split), (80, "bf16", kernels._prefill_tile), (80, "bf16", kernels._combine_splits),
 ):
     pool = {name: stored for name in ("keys", "values")}
     pool |= {f"{name}_scales": "fp32" if stored != "bf16" else stored for name in ("key", "value")}
@@ -249,14 +249,14 @@ for capability, stored, kernel in (
     signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in kernel.arg_names}
     made = compile(ASTSource(kernel, signature, constexprs=constants), target=GPUTarget("cuda", capability, 32),
                    options={"num_warps": 4, "num_stages": 2})
-    # What the smallest of these chips gives a block.
+    # Shared memory per block of the smallest of these chips.
     assert made.metadata.shared <= 99 * 1024, (capability, kernel)
     print(capability, kernel.__name__, len(made.asm["cubin"]))
 """
 
 
-def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path, monkeypatch):
-    """Ampere in 16 bits, and Hopper with keys of 8: types, shapes and shared memory are right, whatever the speed."""
+def test_kernels_compile_for_ampere_and_hopper(tmp_path, monkeypatch):
+    """Types, shapes and shared memory are valid for Ampere in 16 bits, and for Hopper with an fp8 cache."""
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     command = [sys.executable, "-W", "ignore", "-c", COMPILE]

@@ -1,4 +1,4 @@
-"""The asyncio face: many clients at once, some of whom leave; and an engine that breaks."""
+"""The asyncio interface: many concurrent clients, cancellation, and an engine that fails."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ async def listen(loop, request):
     return np.concatenate(parts, axis=1)
 
 
-def test_clients_get_what_they_asked_for(running):
+def test_concurrent_clients_get_their_own_frames(running):
     requests = [asked.request(n, stream_every=1 + n % 3) for n in range(9)]
 
     async def everyone():
@@ -41,19 +41,19 @@ def test_clients_get_what_they_asked_for(running):
         np.testing.assert_array_equal(frames, wanted[one.id])
 
 
-def test_who_stops_listening_frees_the_slot(running):
+def test_closing_the_iterator_frees_the_slot(running):
     async def leave():
         async with contextlib.aclosing(running.generate(asked.request(4, stream_every=1, max_frames=300))) as updates:
             async for _ in updates:
                 break
-        # Cancellation is mailed first, so that the same id may come again.
+        # Cancellation is queued first, so that the id can be used again.
         return await listen(running, asked.request(4, max_frames=10))
 
     assert asyncio.run(leave()).shape[1] == 10
     assert running.engine.pool.used == 0
 
 
-def test_bad_requests_are_told_so(running):
+def test_invalid_request_raises_at_its_caller(running):
     async def ask():
         with pytest.raises(BadInput, match="max_frames=0"):
             await listen(running, asked.request(1, max_frames=0))
@@ -62,15 +62,15 @@ def test_bad_requests_are_told_so(running):
     assert asyncio.run(ask()).shape[1] == 5
 
 
-def test_a_broken_engine_says_so_to_all(running):
+def test_engine_failure_reaches_all_callers(running):
     def explode(*_):
-        raise ZeroDivisionError("a fault of ours")
+        raise ZeroDivisionError("an internal error")
 
     async def ask():
         waiting = asyncio.create_task(listen(running, asked.request(4, max_frames=300)))
         await asyncio.sleep(0.05)
         running.engine.runner.decode = explode
-        with pytest.raises(EngineStopped, match="a fault of ours"):
+        with pytest.raises(EngineStopped, match="an internal error"):
             await waiting
         with pytest.raises(EngineStopped):
             await listen(running, asked.request(2))
@@ -78,7 +78,7 @@ def test_a_broken_engine_says_so_to_all(running):
     asyncio.run(ask())
 
 
-def test_closing_tells_those_who_wait(running):
+def test_closing_stops_waiting_callers(running):
     async def ask():
         waiting = [asyncio.create_task(listen(running, asked.request(n, max_frames=400))) for n in (0, 4)]
         await asyncio.sleep(0.1)
@@ -92,8 +92,8 @@ def test_closing_tells_those_who_wait(running):
     running.close()
 
 
-def test_out_of_memory_is_the_cause_that_is_told(running):
-    """Whoever holds the engine can tell it from other faults, and go on with fewer slots."""
+def test_out_of_memory_is_the_cause_of_engine_stopped(running):
+    """The owner of the engine can tell it from other failures, and continue with fewer slots."""
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -111,7 +111,7 @@ def test_out_of_memory_is_the_cause_that_is_told(running):
     asyncio.run(ask())
 
 
-def test_a_request_that_cannot_even_be_looked_at_breaks_nothing(running):
+def test_malformed_request_does_not_stop_the_engine(running):
     strange = dataclasses.replace(asked.request(1), clips=(None, object()))
 
     async def ask():
@@ -124,8 +124,8 @@ def test_a_request_that_cannot_even_be_looked_at_breaks_nothing(running):
     assert asyncio.run(ask()).shape[1] == 5
 
 
-def test_clients_of_several_event_loops(running):
-    """One leaves and closes its iterator from another event loop than its own; the others hear what they asked for."""
+def test_clients_may_run_in_different_event_loops(running):
+    """One closes its iterator from another event loop than its own; the others get all of their frames."""
     found, updates = {}, running.generate(asked.request(0, stream_every=1, max_frames=300))
 
     async def first():

@@ -1,4 +1,4 @@
-"""Loops and silence are seen; what only sounds alike is not."""
+"""Loops and silence are detected; clips that differ in a single code are not."""
 
 import numpy as np
 import pytest
@@ -6,26 +6,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from higgs_model.engine.request import FinishReason
-from higgs_model.engine.watch import WatchLimits, verdict
+from higgs_model.engine.watch import WatchLimits, early_stop_reason
 
 LIMITS = WatchLimits(loop_frames=60, loop_period=20, silence_frames=30, silent_codes=frozenset({7, 9}))
 
 
 @given(st.integers(1, 20), st.integers(0, 50), st.integers(0, 99))
-def test_a_loop_of_any_period_is_seen(period, before, seed):
+def test_loop_of_any_period_is_detected(period, before, seed):
     random = np.random.default_rng(seed)
     stretch = random.integers(10, 1000, (period, 8))
     frames = np.concatenate([random.integers(10, 1000, (before, 8)), np.tile(stretch, (80 // period + 1, 1))])
-    assert verdict(LIMITS, frames) is FinishReason.LOOP
+    assert early_stop_reason(LIMITS, frames) is FinishReason.LOOP
     frames[-25, 3] += 1
-    assert verdict(LIMITS, frames) is None
+    assert early_stop_reason(LIMITS, frames) is None
 
 
 @pytest.mark.parametrize("length", [29, 30, 200])
-def test_silence_is_told_by_its_first_codebook(length):
+def test_silence_is_detected_by_the_first_codebook(length):
     random = np.random.default_rng(0)
     frames = random.integers(0, 1000, (length, 8))
     frames[:, 0] = random.choice([7, 9], length)
-    assert verdict(LIMITS, frames) is (FinishReason.SILENCE if length >= 30 else None)
+    assert early_stop_reason(LIMITS, frames) is (FinishReason.SILENCE if length >= 30 else None)
     frames[-5, 0] = 8
-    assert verdict(LIMITS, frames) is None
+    assert early_stop_reason(LIMITS, frames) is None

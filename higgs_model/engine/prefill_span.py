@@ -1,4 +1,4 @@
-"""A stretch of one slot's positions that go through the network together."""
+"""A contiguous range of one slot's prompt that goes through the network in one prefill pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Span:
+class PrefillSpan:
     """Positions [start, stop) of the sequence in `slot`."""
 
     slot: int
