@@ -1,16 +1,16 @@
 """Higgs Audio v2: the network, its checkpoints, and everything that turns a script into audio.
 
-Shapes are written with one legend throughout: B batch, S sequence, K codebooks, T frames, N samples, D width,
-V vocabulary. A frame is one step of all codebooks; 25 frames are one second of audio.
+All shapes use one legend: B batch, S sequence, K codebooks, T frames, N samples, D width, V vocabulary. A frame is one
+step of all codebooks; one second of audio has 25 frames.
 
-Importing the package loads nothing heavy; each public name is imported when it is first used.
+Importing the package is cheap: each public name is imported on first access.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from higgs_model.lazy import from_homes
+from higgs_model.lazy import lazy_getattr
 
 if TYPE_CHECKING:
     from higgs_model.codec import HiggsAudioCodec as HiggsAudioCodec
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from higgs_model.script.script import Script as Script
     from higgs_model.synthesizer import Synthesizer as Synthesizer
 
-_HOMES = {
+_EXPORTS = {
     "HiggsAudioConfig": "higgs_model.config",
     "HiggsAudioEncoderConfig": "higgs_model.config",
     "HiggsAudioCodec": "higgs_model.codec",
@@ -29,10 +29,10 @@ _HOMES = {
     "Synthesizer": "higgs_model.synthesizer",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_EXPORTS)
 
 
-__getattr__ = from_homes(__name__, _HOMES)
+__getattr__ = lazy_getattr(__name__, _EXPORTS)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,8 @@
-"""Checkpoint files: where they are, what they hold, and how tensors get from them into a module.
+"""Checkpoint files: resolving, validating and loading them into a module.
 
-A checkpoint is a local folder or a hub id. Its safetensors files are first compared, by their headers alone, with what
-the module asks for; only then is anything read, one tensor at a time, straight to its device and dtype, so that the
-host never holds a second copy. Nothing here knows what the tensors mean; layouts are translated by whoever calls.
+A checkpoint is a local folder or a Hub id. The headers of its safetensors files are compared with the module's state
+dict before any tensor is read. Then tensors are read one at a time, straight to their device and dtype, so that the
+host never holds a second copy. Nothing here depends on what the tensors mean: callers translate the layouts.
 """
 
 from __future__ import annotations
@@ -24,34 +24,37 @@ from higgs_model.errors import BadCheckpoint
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""How safetensors files call the types that weights have; all others are none of weights."""
-_SHOWN = 8
-"""Names listed in one message at most."""
+"""The floating-point types of safetensors files; weights have no other type."""
+_MAX_LISTED_NAMES = 8
+"""Per error message."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Location:
-    """A checkpoint's folder, and the hub commit that it is a snapshot of (None for a folder of the user's)."""
+class CheckpointLocation:
+    """A checkpoint's folder, and the Hub commit of the snapshot (None for a local folder)."""
 
     directory: Path
     revision: str | None = None
 
 
-def locate(path_or_hub_id: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Location:
-    """Find a checkpoint, downloading from the hub what is not yet in its cache.
+def resolve_checkpoint(
+    path_or_hub_id: str | Path, *, revision: str | None = None, local_files_only: bool = False
+) -> CheckpointLocation:
+    """Return the folder of a checkpoint, after downloading what the Hub cache lacks.
 
     Args:
-        revision: branch, tag or commit of a hub id; pin a commit to be safe from rewritten repositories.
-        local_files_only: use the cache alone, as the environment's HF_HUB_OFFLINE does for all.
+        path_or_hub_id: a local folder, or a repository of the Hugging Face Hub.
+        revision: branch, tag or commit of a Hub id; a pinned commit protects against rewritten repositories.
+        local_files_only: use only the cache, as HF_HUB_OFFLINE=1 does for the whole process.
 
     Raises:
-        BadCheckpoint: there is no such folder, and no such hub id that can be reached.
+        BadCheckpoint: the folder does not exist, or the Hub id does not exist or is unreachable.
     """
     if not isinstance(path_or_hub_id, str | Path) or not str(path_or_hub_id):
-        raise BadCheckpoint(f"{path_or_hub_id!r} is neither a folder nor a hub id")
+        raise BadCheckpoint(f"{path_or_hub_id!r} is neither a folder nor a Hub id")
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
-        return Location(path)
+        return CheckpointLocation(path)
     name = str(path_or_hub_id)
     if path.is_file() or name.startswith(("/", "./", "../", "~")):
         raise BadCheckpoint(f"{name} is not a folder: a checkpoint is a folder with config.json and its weights")
@@ -63,40 +66,42 @@ def locate(path_or_hub_id: str | Path, *, revision: str | None = None, local_fil
             allow_patterns=["*.json", "*.safetensors", "*.pth"],
         )
     except HFValidationError as error:
-        raise BadCheckpoint(f"{name!r} is neither a folder nor a hub id") from error
+        raise BadCheckpoint(f"{name!r} is neither a folder nor a Hub id") from error
     except LocalEntryNotFoundError as error:
         raise BadCheckpoint(
-            f"{name!r} is not a folder here, not in the local hub cache, and the hub cannot be reached"
+            f"{name!r} is not a local folder, not in the local Hub cache, and the Hub is unreachable"
         ) from error
     except HfHubHTTPError as error:
-        raise BadCheckpoint(f"the hub has no {name!r} at revision {revision or 'main'} for you: {error}") from error
-    return Location(Path(snapshot), revision=Path(snapshot).name)
+        raise BadCheckpoint(
+            f"the Hub denies access to {name!r} at revision {revision or 'main'}, or it does not exist: {error}"
+        ) from error
+    return CheckpointLocation(Path(snapshot), revision=Path(snapshot).name)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a checkpoint's weights.
+    """Load the tokenizer stored next to a checkpoint's weights.
 
     Raises:
-        BadCheckpoint: there is none, or it cannot be read.
+        BadCheckpoint: it is missing or unreadable.
     """
     try:
-        # With a configuration at hand transformers does not look at the network's, whose type it does not know.
+        # An explicit configuration keeps transformers from reading config.json, whose model type it does not support.
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, config=PreTrainedConfig(), local_files_only=True
         )
     except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{directory} has no tokenizer that can be read: {error}") from error
+        raise BadCheckpoint(f"{directory} has no readable tokenizer: {error}") from error
     return tokenizer
 
 
-class TensorFiles:
-    """The tensors in a folder's safetensors files. Opening reads headers only.
+class SafetensorsFiles:
+    """The tensors in a folder's safetensors files. The constructor reads headers only.
 
     Attributes:
-        shapes, dtypes: of every tensor by its stored name.
+        shapes, dtypes: shape and dtype of every tensor, by its stored name.
 
     Raises:
-        BadCheckpoint: a file is missing, cut short, or names what another already has.
+        BadCheckpoint: a file is missing or truncated, or two files hold the same tensor.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -120,20 +125,20 @@ class TensorFiles:
                 raise BadCheckpoint(f"{path} cannot be read as safetensors: {error}") from error
 
     def read(self, names: Iterable[str], device: torch.device | str, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """Read tensors, file by file; floating-point ones as `dtype`, None leaving them as they are stored."""
-        by_file: dict[Path, list[str]] = {}
+        """Read tensors file by file, and convert floating-point ones to `dtype`; None keeps the stored dtype."""
+        names_by_file: dict[Path, list[str]] = {}
         for name in names:
-            by_file.setdefault(self._files[name], []).append(name)
+            names_by_file.setdefault(self._files[name], []).append(name)
         tensors: dict[str, Tensor] = {}
-        for path, in_file in by_file.items():
+        for path, file_names in names_by_file.items():
             with safe_open(path, framework="pt", device=str(device)) as file:
-                for name in in_file:
+                for name in file_names:
                     tensor = file.get_tensor(name)
                     tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
         return tensors
 
-    def dtype(self) -> torch.dtype:
-        """The dtype of the first stored tensor that is floating-point; float32 when there is none."""
+    def weight_dtype(self) -> torch.dtype:
+        """Return the dtype of the first floating-point tensor; float32 if there is none."""
         return next((dtype for dtype in self.dtypes.values() if dtype.is_floating_point), torch.float32)
 
 
@@ -148,68 +153,74 @@ def _weight_files(directory: Path) -> list[Path]:
         names = [SINGLE_FILE]
     paths = [directory / name for name in names]
     if missing := [path.name for path in paths if not path.is_file()]:
-        raise BadCheckpoint(f"{directory} lacks {_listed(missing)}, where its weights should be")
+        raise BadCheckpoint(f"{directory} lacks the weight files {_format_names(missing)}")
     return paths
 
 
 def load_tensors(
     module: nn.Module,
-    files: TensorFiles,
+    files: SafetensorsFiles,
     stored_names: Mapping[str, list[str]],
     *,
     ignored: Iterable[str] = (),
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Fill a module that was built on the meta device.
+    """Load tensors into a module that was built on the meta device.
 
     Args:
-        stored_names: for each of the module's tensors the stored ones that make it up, joined along dimension 0.
-        ignored: stored names that may be there and are not wanted.
+        module: the module to fill.
+        files: the checkpoint's tensors.
+        stored_names: for each tensor of the module, the stored tensors to concatenate along dimension 0.
+        ignored: stored names that may be present and are not loaded.
+        device: where the tensors go.
+        dtype: of floating-point tensors; None keeps the stored dtype.
 
     Raises:
-        BadCheckpoint: tensors are missing, unexpected, or of another shape; they are named, and nothing was read.
+        BadCheckpoint: tensors are missing, unexpected or of a wrong shape. They are listed, and nothing is read.
     """
     state: dict[str, Tensor] = module.state_dict()
-    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    _compare(files, wanted, stored_names, set(ignored))
-    parts = files.read((part for name in wanted for part in stored_names[name]), device, dtype)
-    for name in wanted:
-        # Joined parts are let go one by one, so that pairs do not double the peak.
-        pieces = [parts.pop(part) for part in stored_names[name]]
-        state[name] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    expected_shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    _check_tensors(files, expected_shapes, stored_names, set(ignored))
+    stored = files.read((part for name in expected_shapes for part in stored_names[name]), device, dtype)
+    for name in expected_shapes:
+        # Parts are released as soon as they are concatenated, so that pairs do not double the peak memory.
+        parts = [stored.pop(part) for part in stored_names[name]]
+        state[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
     module.load_state_dict(state, strict=True, assign=True)
 
 
-def _compare(
-    files: TensorFiles,
-    wanted: dict[str, tuple[int, ...]],
+def _check_tensors(
+    files: SafetensorsFiles,
+    expected_shapes: dict[str, tuple[int, ...]],
     stored_names: Mapping[str, list[str]],
     ignored: set[str],
 ) -> None:
-    used = {part for name in wanted for part in stored_names[name]}
+    used = {part for name in expected_shapes for part in stored_names[name]}
     missing = sorted(used - files.shapes.keys())
     unexpected = sorted(files.shapes.keys() - used - ignored)
-    misshaped = []
-    for name, shape in wanted.items():
+    mismatched = []
+    for name, shape in expected_shapes.items():
         found = [files.shapes[part] for part in stored_names[name] if part in files.shapes]
-        if len(found) == len(stored_names[name]) and _joined(found) != shape:
-            misshaped.append(f"{' + '.join(stored_names[name])} is {_joined(found) or found}, wanted {shape}")
-    faults = [
-        f"{what} {_listed(names)}"
-        for what, names in (
+        if len(found) == len(stored_names[name]) and _concatenated_shape(found) != shape:
+            mismatched.append(
+                f"{' + '.join(stored_names[name])} is {_concatenated_shape(found) or found}, wanted {shape}"
+            )
+    problems = [
+        f"{problem}: {_format_names(names)}"
+        for problem, names in (
             ("missing", missing),
             ("unexpected", unexpected),
-            ("of another shape:", misshaped),
+            ("wrong shape", mismatched),
         )
         if names
     ]
-    if faults:
-        raise BadCheckpoint(f"the weights in {files.directory} are not those of its configuration: {'; '.join(faults)}")
+    if problems:
+        raise BadCheckpoint(f"the weights in {files.directory} do not match its configuration: {'; '.join(problems)}")
 
 
-def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
-    """Shape after joining along dimension 0; None when these cannot be joined."""
+def _concatenated_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Return the shape after concatenation along dimension 0; None if the shapes are incompatible."""
     if len(shapes) == 1:
         return shapes[0]
     if any(not shape or shape[1:] != shapes[0][1:] for shape in shapes):
@@ -217,11 +228,11 @@ def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _format_names(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED_NAMES} more" if len(names) > _MAX_LISTED_NAMES else ""
+    return ", ".join(names[:_MAX_LISTED_NAMES]) + more
 
 
 def save_tensors(state: dict[str, Tensor], directory: Path, max_shard_size: int | str = "5GB") -> None:
-    """Write tensors as safetensors, in several files with an index where one would be too large."""
+    """Write tensors as safetensors, sharded into several files with an index above `max_shard_size`."""
     save_torch_state_dict(state, directory, max_shard_size=max_shard_size)

@@ -1,8 +1,8 @@
-"""Configurations of the network, in either checkpoint layout.
+"""Configuration of the network, in either checkpoint layout.
 
-`HiggsAudioConfig` reads a `config.json` of the original layout (`model_type: higgs_audio`) and of the transformers
-layout (`higgs_audio_v2`), and holds the original's names and defaults. Whatever contradicts itself is refused with
-the two values named. Nothing here loads torch weights or knows how the network computes.
+`HiggsAudioConfig` reads a `config.json` of the original layout (`model_type: higgs_audio`) or of the transformers
+layout (`higgs_audio_v2`), and uses the names and defaults of the original. A contradiction raises `BadConfig` with the
+two conflicting values. Nothing here loads weights or depends on the network's computation.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _LLAMA_3_2_3B: dict[str, Any] = {
 
 
 class HiggsAudioEncoderConfig(PreTrainedConfig):
-    """The Whisper-like audio tower of the understanding variant.
+    """Configuration of the Whisper-like audio tower of the understanding variant.
 
-    Names and defaults are the reference's. Mel spectrograms must be `2 * max_source_positions` frames long.
-    `scale_embedding` is read and kept but without effect, as in the reference.
+    Names and defaults follow the reference. Mel spectrograms must be `2 * max_source_positions` frames long.
+    `scale_embedding` is stored but has no effect, as in the reference.
     """
 
     model_type = "higgs_audio_encoder"
@@ -68,34 +68,34 @@ class HiggsAudioEncoderConfig(PreTrainedConfig):
 
     @property
     def num_mel_frames(self) -> int:
-        """The only length that mel spectrograms may have: the second convolution halves it."""
+        """The required length of mel spectrograms, which the second convolution halves."""
         return 2 * self.max_source_positions
 
     def __post_init__(self, **kwargs: Any) -> None:
         _check_types(self)
         super().__post_init__(**kwargs)
-        _divides("encoder_attention_heads", self.encoder_attention_heads, "d_model", self.d_model)
+        _check_divisible("encoder_attention_heads", self.encoder_attention_heads, "d_model", self.d_model)
 
 
 class HiggsAudioConfig(PreTrainedConfig):
-    """A Higgs Audio network. Names and defaults are the reference's (those of the understanding variant).
+    """Configuration of a Higgs Audio network. Names and defaults follow the reference's understanding variant.
 
     Attributes:
-        text_config: the Llama backbone; a dict is completed with `LlamaConfig`'s defaults, `None` is Llama-3.2-3B.
+        text_config: the Llama backbone. A dict is completed with `LlamaConfig`'s defaults; None is Llama-3.2-3B.
         audio_encoder_config: the audio tower; unused with `skip_audio_tower`.
-        audio_adapter_type: `dual_ffn` gives the layers in `audio_dual_ffn_layers` a second FFN and second norms for
-            audio positions; `dual_ffn_fast_forward` moreover lets audio positions skip the other layers; `stack` is
-            plain Llama.
-        audio_ffn_hidden_size, audio_ffn_intermediate_size: read and kept but without effect, as in the reference:
-            the audio FFN has the text FFN's shape.
-        audio_embed_avg: a frame's embedding is the mean over codebooks instead of the sum.
-        use_audio_out_embed_projector: a linear map without bias after that.
+        audio_adapter_type: `dual_ffn` adds a second FFN and second norms for audio positions to the layers in
+            `audio_dual_ffn_layers`; `dual_ffn_fast_forward` also lets audio positions skip all other layers; `stack`
+            is plain Llama.
+        audio_ffn_hidden_size, audio_ffn_intermediate_size: stored but without effect, as in the reference: the audio
+            FFN has the shape of the text FFN.
+        audio_embed_avg: average a frame's embedding over codebooks instead of summing it.
+        use_audio_out_embed_projector: apply a linear layer without bias to the embeddings of frames.
         use_audio_out_self_attention: dual-FFN layers attend among audio positions before the shared attention.
-        encode_audio_in_tokens: recordings in the prompt are given as codes.
-        encode_whisper_embed: kept for whoever builds prompts; the network has a tower unless `skip_audio_tower`.
-        audio_codebook_size: codes of one codebook, the two stream tokens not counted.
-        audio_delay_token_id: kept for the transformers layout, in which it marks the frames of an ending clip.
-        use_text_head: False for a checkpoint that came without its text head and can only speak.
+        encode_audio_in_tokens: recordings enter the prompt as codes.
+        encode_whisper_embed: stored for code that builds prompts; the network has a tower unless `skip_audio_tower`.
+        audio_codebook_size: number of codes of one codebook, without the two stream tokens.
+        audio_delay_token_id: stored for the transformers layout, in which it marks the frames of an ending clip.
+        use_text_head: False for a checkpoint without a text head, which generates audio only.
     """
 
     model_type = "higgs_audio"
@@ -147,7 +147,7 @@ class HiggsAudioConfig(PreTrainedConfig):
             self.audio_stream_bos_id = tokens.stream_bos_id(self.audio_codebook_size)
         if self.audio_stream_eos_id is None:
             self.audio_stream_eos_id = tokens.stream_eos_id(self.audio_codebook_size)
-        # Heads and embeddings are never tied in this family, whatever a config says.
+        # This model family never ties heads and embeddings, whatever a config says.
         self.tie_word_embeddings = False
         super().__post_init__(**kwargs)
         _check_adapter(self)
@@ -156,16 +156,16 @@ class HiggsAudioConfig(PreTrainedConfig):
 
     @property
     def num_codebook_rows(self) -> int:
-        """Rows of one codebook in the audio embedding and of the audio head: its codes and two stream tokens."""
+        """Rows of one codebook in the audio embedding and the audio head: its codes and two stream tokens."""
         return self.audio_codebook_size + tokens.NUM_STREAM_TOKENS
 
     def has_token(self, token_id: int) -> bool:
-        """Whether a special token exists in this vocabulary; a small one may lack those that it never needs."""
+        """Return whether the vocabulary contains a special token; a small one may lack tokens that it never uses."""
         return 0 <= token_id < self.text_config.vocab_size
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers, with the transformers layout translated to the original's names."""
+        """Return the config dict as transformers does, with the transformers layout translated to the original."""
         values, unused = super().get_config_dict(*args, **kwargs)
         if values.get("model_type") == HiggsAudioV2Config.model_type:
             values = from_transformers_layout(values)
@@ -192,8 +192,8 @@ _BACKBONE_FIELDS = (
     "bos_token_id",
 )
 
-# What the transformers layout can express, as values of our fields; everything else must be at these values.
-_TRANSFORMERS_LAYOUT: dict[str, Any] = {
+# Values that the transformers layout implies for fields of `HiggsAudioConfig` and cannot change.
+_FIXED_IN_TRANSFORMERS_LAYOUT: dict[str, Any] = {
     "audio_adapter_type": "dual_ffn",
     "audio_embed_avg": False,
     "skip_audio_tower": True,
@@ -204,45 +204,45 @@ _TRANSFORMERS_LAYOUT: dict[str, Any] = {
     "use_audio_out_self_attention": False,
 }
 
-
-_KEPT_IN_TRANSFORMERS_LAYOUT = ("audio_in_token_idx", "audio_eos_token_id")
+# Fields that `HiggsAudioV2Config` does not define, stored in its file so that a round trip preserves them.
+_EXTRA_IN_TRANSFORMERS_LAYOUT = ("audio_in_token_idx", "audio_eos_token_id")
 
 
 def from_transformers_layout(values: dict[str, Any]) -> dict[str, Any]:
-    """Translate a `higgs_audio_v2` config dict to the original's names. `use_text_head` is left to the checkpoint."""
-    theirs = HiggsAudioV2Config(**{k: v for k, v in values.items() if k != "model_type"})
+    """Translate a `higgs_audio_v2` config dict to the original layout. The checkpoint determines `use_text_head`."""
+    config = HiggsAudioV2Config(**{k: v for k, v in values.items() if k != "model_type"})
     return {
-        **_TRANSFORMERS_LAYOUT,
+        **_FIXED_IN_TRANSFORMERS_LAYOUT,
         "model_type": HiggsAudioConfig.model_type,
-        "text_config": {name: getattr(theirs, name) for name in _BACKBONE_FIELDS},
-        "audio_dual_ffn_layers": list(range(theirs.num_hidden_layers)),
-        "audio_num_codebooks": theirs.num_codebooks,
-        "audio_codebook_size": theirs.codebook_size - tokens.NUM_STREAM_TOKENS,
-        "audio_stream_bos_id": theirs.audio_stream_bos_id,
-        "audio_stream_eos_id": theirs.audio_stream_eos_id,
-        "audio_out_token_idx": theirs.audio_token_id,
-        "audio_out_bos_token_id": theirs.audio_bos_token_id,
-        "audio_delay_token_id": theirs.audio_delay_token_id,
-        "pad_token_id": theirs.pad_token_id,
-        "eos_token_id": theirs.eos_token_id,
+        "text_config": {name: getattr(config, name) for name in _BACKBONE_FIELDS},
+        "audio_dual_ffn_layers": list(range(config.num_hidden_layers)),
+        "audio_num_codebooks": config.num_codebooks,
+        "audio_codebook_size": config.codebook_size - tokens.NUM_STREAM_TOKENS,
+        "audio_stream_bos_id": config.audio_stream_bos_id,
+        "audio_stream_eos_id": config.audio_stream_eos_id,
+        "audio_out_token_idx": config.audio_token_id,
+        "audio_out_bos_token_id": config.audio_bos_token_id,
+        "audio_delay_token_id": config.audio_delay_token_id,
+        "pad_token_id": config.pad_token_id,
+        "eos_token_id": config.eos_token_id,
         "dtype": values.get("dtype", values.get("torch_dtype")),
-        **{name: values[name] for name in _KEPT_IN_TRANSFORMERS_LAYOUT if name in values},
+        **{name: values[name] for name in _EXTRA_IN_TRANSFORMERS_LAYOUT if name in values},
     }
 
 
 def to_transformers_layout(config: HiggsAudioConfig) -> HiggsAudioV2Config:
-    """The same network as a `HiggsAudioV2Config`.
+    """Return the configuration of the same network as a `HiggsAudioV2Config`.
 
     Raises:
-        BadConfig: the network has a part that this layout cannot express.
+        BadConfig: this layout cannot express the network.
     """
     num_layers = config.text_config.num_hidden_layers
     all_dual = len(config.audio_dual_ffn_layers or ()) == num_layers
-    for name, wanted in _TRANSFORMERS_LAYOUT.items():
+    for name, wanted in _FIXED_IN_TRANSFORMERS_LAYOUT.items():
         if name.startswith("encode_"):
-            continue  # how recordings enter a prompt is not part of this layout
+            continue  # this layout does not define how recordings enter a prompt
         if name == "audio_adapter_type" and all_dual and config.audio_adapter_type != "stack":
-            continue  # with no layer left to skip, fast-forward is the same network
+            continue  # without a layer to skip, fast-forward is the same network
         if (found := getattr(config, name)) != wanted:
             raise BadConfig(f"the transformers layout needs {name}={wanted!r}, but this network has {found!r}")
     if not all_dual:
@@ -264,21 +264,20 @@ def to_transformers_layout(config: HiggsAudioConfig) -> HiggsAudioV2Config:
             ids for ids in (config.eos_token_id, config.text_config.eos_token_id, tokens.EOT_ID) if ids is not None
         ),
         dtype=config.dtype,
-        # Not known to this layout, but kept in its file for the way back.
-        **{name: getattr(config, name) for name in _KEPT_IN_TRANSFORMERS_LAYOUT},
+        **{name: getattr(config, name) for name in _EXTRA_IN_TRANSFORMERS_LAYOUT},
     )
 
 
 def to_original_layout(config: HiggsAudioConfig) -> dict[str, Any]:
-    """A `config.json` that the reference implementation reads: rope settings under their older names."""
+    """Return a `config.json` dict for the reference implementation, with rope settings under their older names."""
     values: dict[str, Any] = config.to_dict()
     values["torch_dtype"] = values.pop("dtype", None)
     text = values["text_config"]
     rope = dict(text.pop("rope_parameters"))
     text["rope_theta"] = rope.pop("rope_theta")
     text["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
-    for part in (values, text, values["audio_encoder_config"]):
-        part.pop("dtype", None)
+    for section in (values, text, values["audio_encoder_config"]):
+        section.pop("dtype", None)
     return values
 
 
@@ -293,8 +292,8 @@ def _llama_config(value: Any) -> LlamaConfig:
         except StrictDataclassError as error:
             raise BadConfig(f"text_config: {error.__cause__ or error}") from error
     if not isinstance(value, LlamaConfig):
-        raise BadConfig(f"text_config is a {type(value).__name__}, wanted an object or a LlamaConfig")
-    _divides("num_key_value_heads", value.num_key_value_heads, "num_attention_heads", value.num_attention_heads)
+        raise BadConfig(f"text_config is a {type(value).__name__}, wanted a mapping or a LlamaConfig")
+    _check_divisible("num_key_value_heads", value.num_key_value_heads, "num_attention_heads", value.num_attention_heads)
     return value
 
 
@@ -302,53 +301,56 @@ def _encoder_config(value: Any) -> HiggsAudioEncoderConfig:
     if isinstance(value, dict):
         return HiggsAudioEncoderConfig(**{k: v for k, v in value.items() if k != "model_type"})
     if value is not None and not isinstance(value, HiggsAudioEncoderConfig):
-        raise BadConfig(f"audio_encoder_config is a {type(value).__name__}, wanted an object")
+        raise BadConfig(
+            f"audio_encoder_config is a {type(value).__name__}, wanted a mapping or a HiggsAudioEncoderConfig"
+        )
     return value or HiggsAudioEncoderConfig()
 
 
 def _check_types(config: PreTrainedConfig) -> None:
-    """Numbers, switches and names are what the fields say; a switch may be 0 or 1, as a published config has it."""
+    """Check integers, booleans and strings by their annotations; a boolean may be 0 or 1, as in a published config."""
     for name, annotation in type(config).__annotations__.items():
         value = getattr(config, name, None)
         if annotation == "bool" and value in (0, 1):
             setattr(config, name, bool(value))
-        elif annotation in _KINDS:
-            kind, wanted = _KINDS[annotation]
+        elif annotation in _FIELD_TYPES:
+            kind, wanted = _FIELD_TYPES[annotation]
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise BadConfig(f"{name}={value!r} is not {wanted}")
 
 
-_KINDS: dict[str, tuple[Any, str]] = {
-    "int": (int, "a whole number"),
+_FIELD_TYPES: dict[str, tuple[Any, str]] = {
+    "int": (int, "an integer"),
     "bool": ((), "true or false"),
-    "str": (str, "a text"),
+    "str": (str, "a string"),
 }
 
 
-def _divides(name: str, value: int, of_name: str, of_value: int) -> None:
-    if value < 1 or of_value % value:
-        raise BadConfig(f"{of_name}={of_value} is not a multiple of {name}={value}")
+def _check_divisible(divisor_name: str, divisor: int, name: str, value: int) -> None:
+    if divisor < 1 or value % divisor:
+        raise BadConfig(f"{name}={value} is not a multiple of {divisor_name}={divisor}")
 
 
 def _check_adapter(config: HiggsAudioConfig) -> None:
-    kind, layers = config.audio_adapter_type, config.audio_dual_ffn_layers
-    if kind not in ADAPTER_TYPES:
-        raise BadConfig(f"audio_adapter_type={kind!r} is unknown, wanted one of {', '.join(ADAPTER_TYPES)}")
-    if kind != "stack":
+    adapter_type, layers = config.audio_adapter_type, config.audio_dual_ffn_layers
+    if adapter_type not in ADAPTER_TYPES:
+        raise BadConfig(f"audio_adapter_type={adapter_type!r} is unknown, wanted one of {', '.join(ADAPTER_TYPES)}")
+    if adapter_type != "stack":
         if layers is None:
-            raise BadConfig(f"audio_adapter_type={kind!r} needs audio_dual_ffn_layers, which is None")
+            raise BadConfig(f"audio_adapter_type={adapter_type!r} needs audio_dual_ffn_layers, which is None")
         if not isinstance(layers, list | tuple) or not all(type(layer) is int for layer in layers):
-            raise BadConfig(f"audio_dual_ffn_layers={layers!r} is not a list of whole numbers")
+            raise BadConfig(f"audio_dual_ffn_layers={layers!r} is not a list of integers")
         num_layers = config.text_config.num_hidden_layers
-        if outside := [layer for layer in layers if not 0 <= layer < num_layers]:
+        if out_of_range := [layer for layer in layers if not 0 <= layer < num_layers]:
             raise BadConfig(
-                f"audio_dual_ffn_layers names layer {outside[0]}, but text_config.num_hidden_layers={num_layers}"
+                f"audio_dual_ffn_layers contains layer {out_of_range[0]}, "
+                f"but text_config.num_hidden_layers={num_layers}"
             )
         if len(set(layers)) != len(layers):
-            raise BadConfig(f"audio_dual_ffn_layers={layers} names a layer twice")
+            raise BadConfig(f"audio_dual_ffn_layers={layers} contains a layer twice")
     if config.use_rq_transformer:
-        also = f" with use_delay_pattern={config.use_delay_pattern}" if config.use_delay_pattern else ""
-        raise BadConfig(f"use_rq_transformer=True{also} is not a network that any Higgs Audio checkpoint has")
+        suffix = f" with use_delay_pattern={config.use_delay_pattern}" if config.use_delay_pattern else ""
+        raise BadConfig(f"use_rq_transformer=True{suffix} is not supported: no Higgs Audio checkpoint uses it")
     if config.audio_decoder_proj_num_layers:
         raise BadConfig(
             f"audio_decoder_proj_num_layers={config.audio_decoder_proj_num_layers} is not supported, wanted 0"
@@ -363,8 +365,8 @@ def _check_codebooks(config: HiggsAudioConfig) -> None:
     for name in ("audio_stream_bos_id", "audio_stream_eos_id"):
         if getattr(config, name) not in (size, size + 1):
             raise BadConfig(
-                f"{name}={getattr(config, name)} is not one of the two ids after the codes "
-                f"of audio_codebook_size={size}"
+                f"{name}={getattr(config, name)} is not one of the two ids after the codes: "
+                f"wanted {size} or {size + 1} with audio_codebook_size={size}"
             )
     if config.audio_stream_bos_id == config.audio_stream_eos_id:
         raise BadConfig(
@@ -374,7 +376,7 @@ def _check_codebooks(config: HiggsAudioConfig) -> None:
 
 
 def _check_vocabulary(config: HiggsAudioConfig) -> None:
-    # A vocabulary may lack a token that the checkpoint never uses, which is then still named by its default id.
+    # A vocabulary may lack a token that the checkpoint never uses; its id is then still the default.
     optional = {
         "audio_in_token_idx": tokens.AUDIO_IN_ID,
         "audio_out_bos_token_id": tokens.AUDIO_OUT_BOS_ID,

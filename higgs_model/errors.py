@@ -1,23 +1,23 @@
-"""The errors of the project, and who is to blame for each.
+"""The exceptions of the project and what each one blames.
 
     HiggsError
-    ├── BadInput        what the caller passed is wrong: this row, this request   (also a ValueError)
-    ├── BadConfig       a configuration contradicts itself                        (also a ValueError)
-    └── BadCheckpoint   the files on disk are not the model that they claim to be
+    ├── BadInput        an argument, a row or a request is invalid     (also a ValueError)
+    ├── BadConfig       a configuration is inconsistent or unknown     (also a ValueError)
+    └── BadCheckpoint   a checkpoint does not match its configuration
 
-Every message is one sentence that names what, where, what was found and what was wanted. An error of none of
-these types is a fault of ours.
+Every message is one sentence that names what failed, where, what was found and what was wanted. Any other exception
+type is an internal error.
 """
 
 from __future__ import annotations
 
 
 class HiggsError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base class of all errors that the user can fix."""
 
 
 class BadInput(HiggsError, ValueError):
-    """What the caller passed is wrong; other rows and requests are unaffected."""
+    """The caller passed invalid input. Other rows and requests are unaffected."""
 
 
 class BadConfig(HiggsError, ValueError):
@@ -25,4 +25,4 @@ class BadConfig(HiggsError, ValueError):
 
 
 class BadCheckpoint(HiggsError):
-    """A checkpoint is missing, incomplete, or does not hold the tensors that its configuration asks for."""
+    """A checkpoint is missing, incomplete, or lacks tensors that its configuration requires."""

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used (PEP 562)."""
+"""Lazily imported public names of a package (PEP 562)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import importlib
 from collections.abc import Callable, Mapping
 
 
-def from_homes(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
-    """A package's `__getattr__`.
+def lazy_getattr(package: str, exports: Mapping[str, str]) -> Callable[[str], object]:
+    """Return a module-level `__getattr__` that imports each name on first access.
 
     Args:
-        homes: of each public name, the module that has it.
+        package: `__name__` of the package.
+        exports: the defining module of each public name.
     """
 
     def get(name: str) -> object:
-        if name not in homes:
+        if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(homes[name]), name)
+        return getattr(importlib.import_module(exports[name]), name)
 
     return get

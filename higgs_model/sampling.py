@@ -1,12 +1,11 @@
-"""Drawing a token from logits, for many independent rows at once.
+"""Sampling of tokens from logits, for a batch of independent rows.
 
-Randomness is counter-based: what a row draws follows from its seed, its step and its lane (which codebook, first draw
-or second) alone, never from its neighbours or from how often anything was drawn before. The integer hash gives the
-same numbers on every device. A draw is the inverse of the distribution function at that number, so that one number a
-token is enough.
+Random numbers are counter-based: a row's number depends only on its seed, its step and its lane (the codebook, and
+whether it is the first or the second draw), never on other rows or on earlier draws. The integer hash returns the same
+numbers on every device. Sampling inverts the cumulative distribution at that number, so it needs one number per token.
 
-Order and meaning of temperature, top-k, top-p follow transformers' logits processors; repetition-aware sampling follows
-"VALL-E 2", https://arxiv.org/abs/2406.05370, as the reference implementation applies it.
+Order and meaning of temperature, top-k and top-p follow transformers' logits processors. Repetition-aware sampling
+(RAS) follows "VALL-E 2", https://arxiv.org/abs/2406.05370, as the reference implementation applies it.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from torch import Tensor
 from higgs_model.errors import BadInput
 
 TEXT_LANE = 1 << 20
-"""The lane of text tokens; codebook k draws in lanes 2 k (first) and 2 k + 1 (again after a repetition)."""
+"""The lane of text tokens. Codebook k uses the lanes 2 k (first draw) and 2 k + 1 (second draw, after a repetition)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn.
+    """How tokens are sampled.
 
     Attributes:
-        do_sample: False takes the likeliest token; with `ras_win_len`, a code that repeats too often is still drawn,
-            from the seed.
-        temperature: > 0; divides the logits.
-        top_k: how many likeliest tokens stay; 0 is all.
-        top_p: the smallest set of likeliest tokens with at least this probability stays; 1.0 is all.
-        ras_win_len: frames in which a code may not repeat too often; None is no such rule.
-        ras_win_max_num_repeat: a code found at least so often in its window is drawn again, from the distribution
+        do_sample: False selects the most likely token (greedy); with `ras_win_len`, a code that repeats too often is
+            still resampled, using the seed.
+        temperature: divides the logits; > 0.
+        top_k: number of most likely tokens to keep; 0 keeps all.
+        top_p: keep the smallest set of most likely tokens with at least this total probability; 1.0 keeps all.
+        ras_win_len: window of repetition-aware sampling, in frames; None disables it.
+        ras_win_max_num_repeat: a code that occurs at least this often in its window is resampled from the distribution
             before temperature, top-k and top-p.
     """
 
@@ -49,36 +48,36 @@ class SamplingParams:
     ras_win_max_num_repeat: int = 2
 
     def __post_init__(self) -> None:
-        for name, kind, holds, wanted in _LIMITS:
+        for name, kind, is_valid, wanted in _CONSTRAINTS:
             value = getattr(self, name)
             if value is None and name == "ras_win_len":
                 continue
-            if not isinstance(value, kind) or not holds(value):
+            if not isinstance(value, kind) or not is_valid(value):
                 raise BadInput(f"{name}={value!r} is not {wanted}")
 
 
-_LIMITS: tuple[tuple[str, type, Callable[[Any], bool], str], ...] = (
+_CONSTRAINTS: tuple[tuple[str, type, Callable[[Any], bool], str], ...] = (
     ("do_sample", bool, lambda _: True, "True or False"),
     (
         "temperature",
         Real,
         lambda value: 0 < value < math.inf,
-        "a positive number; for the likeliest token, do_sample=False",
+        "a positive number; for greedy decoding set do_sample=False",
     ),
-    ("top_k", Integral, lambda value: value >= 0, "a whole number; 0 keeps all tokens"),
+    ("top_k", Integral, lambda value: value >= 0, "a non-negative integer; 0 keeps all tokens"),
     ("top_p", Real, lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
-    ("ras_win_len", Integral, lambda value: value >= 1, "a positive whole number; None switches the rule off"),
-    ("ras_win_max_num_repeat", Integral, lambda value: value >= 1, "a positive whole number"),
+    ("ras_win_len", Integral, lambda value: value >= 1, "a positive integer; None disables repetition-aware sampling"),
+    ("ras_win_max_num_repeat", Integral, lambda value: value >= 1, "a positive integer"),
 )
 
 
 def uniform(seed: Tensor, step: Tensor, lane: Tensor) -> Tensor:
-    """Numbers in (0, 1), float32, one for each broadcast (seed, step, lane), all int64.
+    """Return float32 numbers in (0, 1), one for each element of the broadcast int64 arguments.
 
-    The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), applied after each of the three is mixed in.
+    The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), applied once after each argument is added.
     """
     bits = _mix(_mix(_mix(seed) + step) + lane)
-    # 23 bits and a half are exact in float32, so that neither 0 nor 1 comes out by rounding.
+    # 23 bits plus one half are exact in float32, so rounding yields neither 0 nor 1.
     return ((bits >> 41) & 0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
 
 
@@ -90,70 +89,71 @@ _FACTOR_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 def _mix(bits: Tensor) -> Tensor:
     bits = bits + _GOLDEN
-    bits = (bits ^ _shifted(bits, 30)) * _FACTOR_1
-    bits = (bits ^ _shifted(bits, 27)) * _FACTOR_2
-    return bits ^ _shifted(bits, 31)
+    bits = (bits ^ _logical_shift_right(bits, 30)) * _FACTOR_1
+    bits = (bits ^ _logical_shift_right(bits, 27)) * _FACTOR_2
+    return bits ^ _logical_shift_right(bits, 31)
 
 
-def _shifted(bits: Tensor, places: int) -> Tensor:
-    """Logical right shift; torch's is arithmetic."""
+def _logical_shift_right(bits: Tensor, places: int) -> Tensor:
+    """Shift right without sign extension; torch's shift is arithmetic."""
     return (bits >> places) & ((1 << (64 - places)) - 1)
 
 
-def draw(
+def sample_tokens(
     logits: Tensor,
-    numbers: Tensor,
+    uniforms: Tensor,
     *,
     temperature: float | Tensor,
     top_k: int | Tensor,
     top_p: float | Tensor,
     candidates: int | None = None,
 ) -> Tensor:
-    """Draw one token a row.
+    """Sample one token per row.
 
     Args:
         logits: (…, V) float32.
-        numbers: (…) in (0, 1), from `uniform`.
-        temperature, top_k, top_p: for all rows, or tensors that broadcast against (…, 1), `top_k` then without 0.
-        candidates: how many likeliest tokens are looked at, at least every `top_k`; needed when that is a tensor. It
-            does not change what is drawn.
+        uniforms: (…) in (0, 1), from `uniform`.
+        temperature, top_k, top_p: scalars for all rows, or tensors that broadcast against (…, 1). A `top_k` tensor
+            must not contain 0.
+        candidates: number of most likely tokens to consider, at least every `top_k`; required if that is a tensor. It
+            does not change the result.
 
     Returns:
         (…) int64.
     """
-    vocabulary = logits.shape[-1]
+    vocab_size = logits.shape[-1]
     if not isinstance(top_k, Tensor):
-        top_k = candidates = min(top_k or vocabulary, vocabulary)
-    scores, ids = logits.topk(candidates or vocabulary)
-    # Not normalised: sums over more or fewer tokens that do not count would round differently.
+        top_k = candidates = min(top_k or vocab_size, vocab_size)
+    scores, ids = logits.topk(candidates or vocab_size)
+    # Not normalised: a sum that includes more or fewer excluded tokens would round differently.
     weights = ((scores - scores[..., :1]) / temperature).exp()
     if isinstance(top_k, Tensor):
         weights = weights.masked_fill(torch.arange(scores.shape[-1], device=scores.device) >= top_k, 0)
     if isinstance(top_p, Tensor) or top_p < 1:
-        running = weights.cumsum(dim=-1)
-        kept = running - weights < top_p * running[..., -1:]
-        weights = weights.where(kept | (torch.as_tensor(top_p, device=kept.device) >= 1), 0)
-    return ids.gather(-1, _inverse(weights, numbers)).squeeze(-1)
+        cumulative = weights.cumsum(dim=-1)
+        in_nucleus = cumulative - weights < top_p * cumulative[..., -1:]
+        weights = weights.where(in_nucleus | (torch.as_tensor(top_p, device=in_nucleus.device) >= 1), 0)
+    return ids.gather(-1, _invert_cdf(weights, uniforms)).squeeze(-1)
 
 
-def draw_raw(logits: Tensor, numbers: Tensor) -> Tensor:
-    """Draw one token a row from the whole distribution; shapes as in `draw`."""
-    return _inverse((logits - logits.amax(dim=-1, keepdim=True)).exp(), numbers).squeeze(-1)
+def sample_unfiltered(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Sample one token per row from the full distribution; shapes as in `sample_tokens`."""
+    return _invert_cdf((logits - logits.amax(dim=-1, keepdim=True)).exp(), uniforms).squeeze(-1)
 
 
-def _inverse(weights: Tensor, numbers: Tensor) -> Tensor:
-    """Where the running sum of `weights` (…, V) passes `numbers` of its total: (…, 1) int64."""
-    running = weights.cumsum(dim=-1)
-    wanted = numbers.unsqueeze(-1) * running[..., -1:]
-    # The first index whose sum is above: an index of weight zero never is.
-    return (running <= wanted).sum(dim=-1, keepdim=True).clamp(max=weights.shape[-1] - 1)
+def _invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the index (…, 1) at which the cumulative sum of `weights` (…, V) exceeds `uniforms` times its total."""
+    cumulative = weights.cumsum(dim=-1)
+    threshold = uniforms.unsqueeze(-1) * cumulative[..., -1:]
+    # The first index whose sum exceeds the threshold never has weight zero.
+    return (cumulative <= threshold).sum(dim=-1, keepdim=True).clamp(max=weights.shape[-1] - 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class RowSampling:
-    """`SamplingParams` of B rows as tensors (B, 1), so that one pass draws for rows that differ in them.
+class SamplingTensors:
+    """The `SamplingParams` of B rows as tensors (B, 1), so that one pass samples rows with different parameters.
 
-    `top_k` is the whole vocabulary where all tokens stay, `ras_win_len` is 0 where there is no such rule.
+    `top_k` is the vocabulary size where all tokens are kept, and `ras_win_len` is 0 where RAS is disabled.
     """
 
     do_sample: Tensor
@@ -164,8 +164,10 @@ class RowSampling:
     ras_win_max_num_repeat: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[SamplingParams], vocabulary: int, device: torch.device | str) -> RowSampling:
-        """Parameters of all rows, in order."""
+    def from_params(
+        cls, rows: Sequence[SamplingParams], vocab_size: int, device: torch.device | str
+    ) -> SamplingTensors:
+        """Stack the parameters of all rows, in order."""
 
         def column(values: list[Any], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)
@@ -173,7 +175,7 @@ class RowSampling:
         return cls(
             do_sample=column([row.do_sample for row in rows], torch.bool),
             temperature=column([row.temperature for row in rows], torch.float32),
-            top_k=column([min(row.top_k or vocabulary, vocabulary) for row in rows], torch.int64),
+            top_k=column([min(row.top_k or vocab_size, vocab_size) for row in rows], torch.int64),
             top_p=column([row.top_p for row in rows], torch.float32),
             ras_win_len=column([row.ras_win_len or 0 for row in rows], torch.int64),
             ras_win_max_num_repeat=column([row.ras_win_max_num_repeat for row in rows], torch.int64),
@@ -181,34 +183,34 @@ class RowSampling:
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawPlan:
-    """What a pass over several rows must do at all; it never changes what a row draws.
+class SamplingPlan:
+    """The computation that a batch needs. It never changes what a row samples.
 
     Attributes:
-        candidates: at least every row's `top_k`; 0 when no row samples.
-        repetition_rule: whether any row has one.
+        candidates: number of most likely tokens to consider, at least every row's `top_k`; 0 if all rows are greedy.
+        repetition_aware: whether any row uses RAS.
     """
 
     candidates: int
-    repetition_rule: bool
+    repetition_aware: bool
 
     @classmethod
-    def of(cls, rows: Iterable[SamplingParams], vocabulary: int) -> DrawPlan:
-        """The least that serves all rows."""
+    def from_params(cls, rows: Iterable[SamplingParams], vocab_size: int) -> SamplingPlan:
+        """Return the smallest plan that covers all rows."""
         rows = list(rows)
         return cls(
-            max((min(row.top_k or vocabulary, vocabulary) for row in rows if row.do_sample), default=0),
+            max((min(row.top_k or vocab_size, vocab_size) for row in rows if row.do_sample), default=0),
             any(row.ras_win_len for row in rows),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameSampler:
-    """Draws frames: one code in each codebook, each for itself.
+    """Samples frames: one code per codebook, each independently.
 
     Attributes:
-        codebook_size: the ids from here on are the stream tokens.
-        bos_id: the one of them that fills the start of a clip.
+        codebook_size: first id of the stream tokens.
+        bos_id: the stream token that fills the start of a clip.
     """
 
     codebook_size: int
@@ -220,15 +222,15 @@ class FrameSampler:
         seed_B: Tensor,
         step_B: Tensor,
         window_BKW: Tensor,
-        rows: RowSampling,
-        plan: DrawPlan,
+        rows: SamplingTensors,
+        plan: SamplingPlan,
     ) -> Tensor:
-        """Draw the next frame of every row.
+        """Sample the next frame of every row.
 
         Args:
             logits_BKV: (B, K, codebook_size + 2).
-            seed_B, step_B: int64 on the same device.
-            window_BKW: the last W frames, at least as many as any `ras_win_len`, filled with −1 where there were none.
+            seed_B, step_B: int64, on the device of the logits.
+            window_BKW: the last W frames, W at least every `ras_win_len`; −1 where there was no frame yet.
 
         Returns:
             (B, K) int64.
@@ -236,30 +238,31 @@ class FrameSampler:
         logits = logits_BKV.float()
         lanes = 2 * torch.arange(logits.shape[1], device=logits.device)
         seed, step = seed_B.unsqueeze(1), step_B.unsqueeze(1)
-        drawn = logits.argmax(dim=-1)
+        codes = logits.argmax(dim=-1)
         if plan.candidates:
-            # BOS only ever fills the start of a clip, where it is set and not drawn.
-            sampled = draw(
-                _without(logits, self.bos_id, self.bos_id + 1),
+            # BOS occurs only at the start of a clip, where the delay pattern sets it.
+            sampled = sample_tokens(
+                _masked(logits, self.bos_id, self.bos_id + 1),
                 uniform(seed, step, lanes),
                 temperature=rows.temperature.unsqueeze(2),
                 top_k=rows.top_k.unsqueeze(2),
                 top_p=rows.top_p.unsqueeze(2),
                 candidates=plan.candidates,
             )
-            drawn = torch.where(rows.do_sample, sampled, drawn)
-        if not plan.repetition_rule:
-            return drawn
+            codes = torch.where(rows.do_sample, sampled, codes)
+        if not plan.repetition_aware:
+            return codes
         age = torch.arange(window_BKW.shape[2], 0, -1, device=logits.device)
-        watched_B1W = age <= rows.ras_win_len.unsqueeze(2)
-        repeats = ((window_BKW == drawn.unsqueeze(-1)) & watched_B1W).sum(dim=-1)
-        repeated = (repeats >= rows.ras_win_max_num_repeat) & (rows.ras_win_len > 0)
-        # What is drawn again is meant to be sound: a stream token there would end or break the clip.
-        sound = _without(logits, self.codebook_size, logits.shape[-1])
-        return torch.where(repeated, draw_raw(sound, uniform(seed, step, lanes + 1)), drawn)
+        in_window_B1W = age <= rows.ras_win_len.unsqueeze(2)
+        repeats = ((window_BKW == codes.unsqueeze(-1)) & in_window_B1W).sum(dim=-1)
+        is_repetition = (repeats >= rows.ras_win_max_num_repeat) & (rows.ras_win_len > 0)
+        # Resampling replaces sound by other sound: a stream token would end or break the clip.
+        sound = _masked(logits, self.codebook_size, logits.shape[-1])
+        return torch.where(is_repetition, sample_unfiltered(sound, uniform(seed, step, lanes + 1)), codes)
 
 
-def _without(logits: Tensor, first: int, end: int) -> Tensor:
+def _masked(logits: Tensor, first: int, end: int) -> Tensor:
+    """Return a copy of the logits with the ids [first, end) at minus infinity."""
     masked = logits.clone()
     masked[..., first:end] = float("-inf")
     return masked

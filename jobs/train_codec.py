@@ -34,7 +34,7 @@ from higgs_model.codec.config import HiggsAudioCodecConfig, semantic_config
 from higgs_model.errors import BadConfig, BadInput
 from higgs_model.training.codec import CodecTrainer, CodecTraining
 from higgs_model.training.recordings import Recordings
-from jobs.runtime.cli import Arguments, run_command, say
+from jobs.runtime.cli import ArgumentParser, print_status, run_command
 
 _STATE, _CONFIG = "state.pt", "config.json"
 
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    parser = Arguments(prog="python -m jobs.train_codec", description=__doc__)
+    parser = ArgumentParser(prog="python -m jobs.train_codec", description=__doc__)
     parser.add_argument("--config", required=True, type=Path, help="YAML; see `CodecJob`")
     path = parser.parse_args(arguments).config
     try:
@@ -87,7 +87,7 @@ def train(job: CodecJob) -> HiggsAudioCodec:
     job.output.mkdir(parents=True, exist_ok=True)
     trainer, state = load_trainer(job), job.output / _STATE
     if trainer.step:
-        say(f"going on from step {trainer.step}")
+        print_status(f"going on from step {trainer.step}")
     started = time.perf_counter()
     with (job.output / "log.jsonl").open("a", encoding="utf-8") as log:
         while trainer.step < job.training.steps:

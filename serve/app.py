@@ -1,4 +1,4 @@
-"""`serve run serve.app:app [NAME=VALUE ...]`: the endpoint on Ray Serve. Settings: `serve.deployments.config`."""
+"""The endpoint on Ray Serve: `serve run serve.app:app [NAME=VALUE ...]`; settings: `serve.deployments.config`."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _CPU_THREADS = 2
 
 
 def app(arguments: dict[str, Any]) -> Application:
-    """The application, from Serve's arguments and the environment.
+    """Build the application from Serve's arguments and the environment.
 
     Raises:
-        BadConfig: a setting is unknown or not possible, in one sentence.
+        BadConfig: a setting is unknown or invalid; the message is one sentence.
     """
     return build(resolve_config(arguments), replica.load_synthesizer)
 
 
 def build(config: EndpointConfig, factory: replica.Factory) -> Application:
-    """The application with another synthesizer.
+    """Build the application with any synthesizer.
 
     Args:
-        factory: must be importable where the replicas run.
+        factory: builds it; must be importable where the replicas run.
     """
     gpus = config.gpus_per_replica
     if gpus is None:
         gpus = 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU") else 0.0
-    # On a CPU the number of threads is heard in the last bit, so it is that of a batch job's worker where nobody asks
-    # for more.
+    # On a CPU the number of threads affects the last bits of the audio, so it is that of a batch job's worker unless
+    # more CPUs are configured.
     threads = None if gpus else max(_CPU_THREADS, math.ceil(config.cpus_per_replica))
     synthesizers = serve.deployment(replica.Replica).options(**replica.options(config, gpus))
     workers = serve.deployment(ingress.Ingress).options(**ingress.options(config))

@@ -1,1 +1,1 @@
-"""Recordings: reading files, sample rates, loudness. Knows nothing of codes, text or the network."""
+"""Recordings: file I/O, resampling, loudness, trimming, quality checks. Independent of codes, text and the network."""

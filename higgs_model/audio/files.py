@@ -1,9 +1,9 @@
-"""Recordings from files.
+"""Reading recordings from files.
 
-In: a path, or an open binary file. Out: mono float32 samples with their sample rate, or `BadInput` in one
-sentence that names the file. Whatever libsndfile reads is read: WAV of 8 to 64 bits, FLAC, MP3, Ogg Vorbis,
-Opus, AIFF and more, at any sample rate. Reads block by block and mixes down as it goes, so a long recording
-takes the memory of its mono samples and no more.
+In: a path or an open binary file. Out: mono float32 samples with their sample rate, or `BadInput` in one sentence that
+names the file. Supports every format of libsndfile: WAV of 8 to 64 bits, FLAC, MP3, Ogg Vorbis, Opus, AIFF and more, at
+any sample rate. Files are read and mixed down block by block, so that a long recording takes no more memory than its
+mono samples.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Recording:
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a file says of itself, before any sample is read."""
+    """Properties of a recording from its file header, before any sample is read."""
 
     duration_s: float
     sample_rate_hz: int
@@ -45,12 +45,12 @@ class Header:
 
 def read_header(source: str | Path | BinaryIO, name: str | None = None) -> Header:
     """Read a recording's header; arguments as in `read_recording`."""
-    source, name = _checked(source, name)
+    source, name = _check_source(source, name)
     try:
         with soundfile.SoundFile(source) as file:
             return Header(file.frames / file.samplerate, file.samplerate, file.channels)
     except soundfile.LibsndfileError as error:
-        raise _unreadable(name, error) from error
+        raise _unreadable_error(name, error) from error
 
 
 def read_recording(source: str | Path | BinaryIO, name: str | None = None) -> Recording:
@@ -58,38 +58,41 @@ def read_recording(source: str | Path | BinaryIO, name: str | None = None) -> Re
 
     Args:
         source: a path, or a seekable binary file.
-        name: what errors call it; by default its path.
+        name: the name used in error messages; defaults to the path.
+
+    Raises:
+        BadInput: the file is missing, unreadable or empty, or holds samples that are not finite.
     """
-    source, name = _checked(source, name)
+    source, name = _check_source(source, name)
     try:
         with soundfile.SoundFile(source) as file:
             blocks = [block.mean(axis=1) for block in file.blocks(_BLOCK_FRAMES, dtype="float32", always_2d=True)]
             sample_rate_hz = file.samplerate
     except soundfile.LibsndfileError as error:
-        raise _unreadable(name, error) from error
+        raise _unreadable_error(name, error) from error
     if not blocks:
-        raise BadInput(f"{name}: a recording without a single sample.")
+        raise BadInput(f"{name}: the recording has no samples.")
     try:
         return Recording(to_mono(np.concatenate(blocks)), sample_rate_hz)
     except BadInput as error:
         raise BadInput(f"{name}: {error}") from None
 
 
-def _checked(source: str | Path | BinaryIO, name: str | None) -> tuple[str | Path | BinaryIO, str]:
+def _check_source(source: str | Path | BinaryIO, name: str | None) -> tuple[str | Path | BinaryIO, str]:
     if isinstance(source, str | Path):
         name = name or str(source)
         _check_path(Path(source), name)
     return source, name or "recording"
 
 
-def _unreadable(name: str, error: soundfile.LibsndfileError) -> BadInput:
-    return BadInput(f"{name}: not a recording that can be read ({error.error_string.rstrip('.')}).")
+def _unreadable_error(name: str, error: soundfile.LibsndfileError) -> BadInput:
+    return BadInput(f"{name}: not a readable recording ({error.error_string.rstrip('.')}).")
 
 
 def _check_path(path: Path, name: str) -> None:
     if path.is_dir():
-        raise BadInput(f"{name}: a folder; wanted a recording.")
+        raise BadInput(f"{name}: is a folder; wanted a recording.")
     if not path.exists():
-        raise BadInput(f"{name}: there is no such file.")
+        raise BadInput(f"{name}: no such file.")
     if path.stat().st_size == 0:
         raise BadInput(f"{name}: the file is empty (0 bytes); wanted a recording.")

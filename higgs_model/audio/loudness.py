@@ -1,8 +1,8 @@
-"""Loudness after ITU-R BS.1770: the K-weighting, and the level above two gates.
+"""Loudness according to ITU-R BS.1770: K-weighted, gated level in LUFS, and true peak.
 
-In: mono samples and their rate, whole or in portions. Out: LUFS, the true peak, and the one gain that follows from
-both. Filter coefficients are those of the audio equalizer cookbook (high shelf 4 dB at 1500 Hz, high pass at 38 Hz),
-as in pyloudnorm, at any sample rate.
+In: mono samples and their rate, at once or in blocks of any size. Out: integrated loudness, true peak, and the constant
+gain that follows from both. The filters come from the Audio EQ Cookbook (high shelf of 4 dB at 1500 Hz, high pass at
+38 Hz), as in pyloudnorm, for any sample rate.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ import numpy.typing as npt
 
 Samples = npt.NDArray[np.float32]
 
-_BLOCK_S, _STEP_S, _STEPS_A_BLOCK = 0.4, 0.1, 4
+_BLOCK_S, _STEP_S, _STEPS_PER_BLOCK = 0.4, 0.1, 4
 _ABSOLUTE_GATE_LUFS, _RELATIVE_GATE_LU = -70.0, -10.0
 _OFFSET_LUFS = -0.691
-"""Makes a 1 kHz sine of full scale read −3.01."""
+"""Calibrates a full-scale sine of 1 kHz to −3.01 LUFS."""
 _PEAK_TAPS = 24
+"""Per phase; the example in BS.1770 has 12."""
 _IMPULSE_S = 0.15
-"""After this the response of the weighting, whose slowest pole lies at 38 Hz, is below 1e-13."""
+"""Length of the K-weighting response. Its slowest pole is at 38 Hz, so the truncated tail is below 1e-13."""
 
 
 def integrated_loudness_lufs(samples_N: Samples, sample_rate_hz: int) -> float:
-    """Loudness of a recording; −∞ for silence, and for less than the 0.4 s that a measurement needs."""
+    """Return the loudness of a recording; −∞ for silence, or if it is shorter than one block of 0.4 s."""
     meter = LoudnessMeter(sample_rate_hz)
     meter.add(samples_N)
     return meter.integrated_lufs
 
 
 def normalize_loudness(samples_N: Samples, sample_rate_hz: int, target_lufs: float = -23.0) -> Samples:
-    """The recording at the wanted loudness by one constant gain; what cannot be measured stays as it is."""
+    """Scale a recording to the target loudness by a constant gain; return it unchanged if it has no loudness."""
     loudness_lufs = integrated_loudness_lufs(samples_N, sample_rate_hz)
     if loudness_lufs == -math.inf:
         return samples_N
@@ -40,40 +41,40 @@ def normalize_loudness(samples_N: Samples, sample_rate_hz: int, target_lufs: flo
 
 
 class LoudnessMeter:
-    """Loudness of a recording that comes in portions; an hour of it is remembered as 36,000 numbers."""
+    """Streaming measurement of integrated loudness. Memory: 36,000 numbers per hour of audio."""
 
     def __init__(self, sample_rate_hz: int) -> None:
         self._rate_hz = sample_rate_hz
         self._impulse = _k_impulse(sample_rate_hz)
-        self._carry = np.zeros(len(self._impulse) - 1)
+        self._overlap = np.zeros(len(self._impulse) - 1)
         self._num_samples = 0
         self._steps: list[float] = []
-        """Energy of each tenth of a second that is over."""
+        """Energy of each completed step of 0.1 s."""
         self._step_energy = 0.0
 
     def add(self, samples_N: Samples) -> None:
-        """Hear the next samples."""
+        """Add the next samples."""
         size = 1 << (4 * len(self._impulse)).bit_length()
-        step, response = size - len(self._impulse) + 1, _response(self._rate_hz, size)
+        step, response = size - len(self._impulse) + 1, _frequency_response(self._rate_hz, size)
         for start in range(0, len(samples_N), step):
             block = samples_N[start : start + step].astype(np.float64)
-            made = np.fft.irfft(np.fft.rfft(block, size) * response, size)
-            made[: len(self._carry)] += self._carry
-            # The tail of the response goes on into the next block.
-            self._carry = made[len(block) : len(block) + len(self._carry)]
-            self._count(np.square(made[: len(block)]))
+            filtered = np.fft.irfft(np.fft.rfft(block, size) * response, size)
+            filtered[: len(self._overlap)] += self._overlap
+            # Overlap-add: the tail of the response extends into the next block.
+            self._overlap = filtered[len(block) : len(block) + len(self._overlap)]
+            self._accumulate(np.square(filtered[: len(block)]))
 
     @property
     def integrated_lufs(self) -> float:
-        """Loudness of all that was heard; −∞ for silence and for less than 0.4 s."""
+        """Loudness of all samples so far; −∞ for silence, or below 0.4 s."""
         duration_s = self._num_samples / self._rate_hz
         if duration_s < _BLOCK_S:
             return -math.inf
         num_blocks = round((duration_s - _BLOCK_S) / _STEP_S) + 1
         energy = np.cumsum([0.0, *self._steps, self._step_energy])
         last = len(energy) - 1
-        firsts = np.arange(num_blocks)
-        powers = energy[np.minimum(firsts + _STEPS_A_BLOCK, last)] - energy[np.minimum(firsts, last)]
+        starts = np.arange(num_blocks)
+        powers = energy[np.minimum(starts + _STEPS_PER_BLOCK, last)] - energy[np.minimum(starts, last)]
         powers /= _BLOCK_S * self._rate_hz
         powers = powers[_lufs(powers) >= _ABSOLUTE_GATE_LUFS]
         if len(powers) == 0:
@@ -81,31 +82,32 @@ class LoudnessMeter:
         powers = powers[_lufs(powers) > _lufs(powers.mean()) + _RELATIVE_GATE_LU]
         return float(_lufs(powers.mean()))
 
-    def _count(self, powers_N: npt.NDArray[np.float64]) -> None:
+    def _accumulate(self, powers_N: npt.NDArray[np.float64]) -> None:
         while len(powers_N):
-            boundary = int(_BLOCK_S * ((len(self._steps) + 1) / _STEPS_A_BLOCK) * self._rate_hz)
-            taken = powers_N[: boundary - self._num_samples]
-            self._step_energy += float(taken.sum())
-            self._num_samples += len(taken)
-            powers_N = powers_N[len(taken) :]
+            boundary = int(_BLOCK_S * ((len(self._steps) + 1) / _STEPS_PER_BLOCK) * self._rate_hz)
+            in_step = powers_N[: boundary - self._num_samples]
+            self._step_energy += float(in_step.sum())
+            self._num_samples += len(in_step)
+            powers_N = powers_N[len(in_step) :]
             if self._num_samples == boundary:
                 self._steps.append(self._step_energy)
                 self._step_energy = 0.0
 
 
 class TruePeakMeter:
-    """The highest level that a player will make of a recording between its samples: BS.1770's measurement at four times
-    the rate, with a filter twice as long as its example.
+    """Streaming measurement of the true peak, which may lie between two samples.
+
+    Oversamples four times as in BS.1770, with a filter twice as long as the example there.
     """
 
     def __init__(self) -> None:
-        self._carry = np.zeros(_PEAK_TAPS - 1, np.float32)
+        self._history = np.zeros(_PEAK_TAPS - 1, np.float32)
         self._highest = 0.0
 
     def add(self, samples_N: Samples) -> None:
-        """Hear the next samples."""
-        joined = np.concatenate([self._carry, samples_N.astype(np.float32, copy=False)])
-        self._carry = joined[-(_PEAK_TAPS - 1) :]
+        """Add the next samples."""
+        joined = np.concatenate([self._history, samples_N.astype(np.float32, copy=False)])
+        self._history = joined[-(_PEAK_TAPS - 1) :]
         peaks = [np.abs(samples_N).max(initial=0.0)]
         if len(joined) >= _PEAK_TAPS:
             peaks += [np.abs(np.convolve(joined, phase, "valid")).max(initial=0.0) for phase in _peak_phases()]
@@ -113,14 +115,20 @@ class TruePeakMeter:
 
     @property
     def dbtp(self) -> float:
-        """dB of full scale; −∞ for silence."""
+        """True peak so far in dB relative to full scale; −∞ for silence."""
         return 20 * math.log10(self._highest) if self._highest > 0 else -math.inf
 
 
 def constant_gain_db(
     loudness_lufs: float, peak_dbtp: float, *, target_lufs: float | None, limit_dbtp: float | None
 ) -> float:
-    """The one gain that brings a recording to the target, or as near to it as the peak's limit allows."""
+    """Return the constant gain that brings a recording to the target, or as close to it as the peak limit allows.
+
+    Args:
+        loudness_lufs, peak_dbtp: measurements of the recording.
+        target_lufs: None for no target. A recording without loudness (−∞) has no target either.
+        limit_dbtp: maximum true peak after the gain; None: no limit.
+    """
     gain_db = 0.0 if target_lufs is None or loudness_lufs == -math.inf else target_lufs - loudness_lufs
     if limit_dbtp is not None and peak_dbtp != -math.inf:
         gain_db = min(gain_db, limit_dbtp - peak_dbtp)
@@ -133,15 +141,15 @@ def _lufs(power: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 @functools.cache
 def _peak_phases() -> tuple[npt.NDArray[np.float32], ...]:
-    """The three filters that make the samples between two samples: a windowed sinc."""
-    places = np.arange(_PEAK_TAPS * 4) - (_PEAK_TAPS * 4 - 1) / 2 - 0.5
-    taps = np.sinc(places / 4) * np.kaiser(_PEAK_TAPS * 4, 5.0)
+    """Return the polyphase filters of a windowed sinc, which interpolate at quarters of a sample."""
+    positions = np.arange(_PEAK_TAPS * 4) - (_PEAK_TAPS * 4 - 1) / 2 - 0.5
+    taps = np.sinc(positions / 4) * np.kaiser(_PEAK_TAPS * 4, 5.0)
     phases = [taps[offset::4] for offset in range(4)]
     return tuple((phase / phase.sum()).astype(np.float32) for phase in phases)
 
 
 @functools.lru_cache(maxsize=8)
-def _response(sample_rate_hz: int, size: int) -> npt.NDArray[np.complex128]:
+def _frequency_response(sample_rate_hz: int, size: int) -> npt.NDArray[np.complex128]:
     return np.fft.rfft(_k_impulse(sample_rate_hz), size)
 
 
@@ -159,24 +167,25 @@ Coefficients = tuple[float, float, float]
 
 def _high_shelf(sample_rate_hz: int) -> tuple[Coefficients, Coefficients]:
     gain = 10 ** (4.0 / 40)
-    cosine, alpha = _angle(sample_rate_hz, 1500.0, 1 / math.sqrt(2))
+    cosine, alpha = _cookbook_terms(sample_rate_hz, 1500.0, 1 / math.sqrt(2))
     root = 2 * math.sqrt(gain) * alpha
-    up, down = gain + 1, gain - 1
+    plus, minus = gain + 1, gain - 1
     b = (
-        gain * (up + down * cosine + root),
-        -2 * gain * (down + up * cosine),
-        gain * (up + down * cosine - root),
+        gain * (plus + minus * cosine + root),
+        -2 * gain * (minus + plus * cosine),
+        gain * (plus + minus * cosine - root),
     )
-    a = (up - down * cosine + root, 2 * (down - up * cosine), up - down * cosine - root)
+    a = (plus - minus * cosine + root, 2 * (minus - plus * cosine), plus - minus * cosine - root)
     return b, a
 
 
 def _high_pass(sample_rate_hz: int) -> tuple[Coefficients, Coefficients]:
-    cosine, alpha = _angle(sample_rate_hz, 38.0, 0.5)
+    cosine, alpha = _cookbook_terms(sample_rate_hz, 38.0, 0.5)
     return ((1 + cosine) / 2, -(1 + cosine), (1 + cosine) / 2), (1 + alpha, -2 * cosine, 1 - alpha)
 
 
-def _angle(sample_rate_hz: int, corner_hz: float, quality: float) -> tuple[float, float]:
+def _cookbook_terms(sample_rate_hz: int, corner_hz: float, quality: float) -> tuple[float, float]:
+    """Return cos ω and α of the Audio EQ Cookbook."""
     angle = 2 * math.pi * corner_hz / sample_rate_hz
     return math.cos(angle), math.sin(angle) / (2 * quality)
 

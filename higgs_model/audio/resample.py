@@ -1,10 +1,9 @@
-"""Sample rates: two resamplers, each the one that the checkpoints were trained behind.
+"""The two resamplers that the checkpoints were trained with.
 
-`resample` brings any recording to the codec's rate with soxr in high quality. `resample_sinc` is the
-windowed-sinc resampler in front of the semantic model: the same filter as torchaudio's default, on any
-device, without torchaudio.
+`resample` converts recordings to the codec's rate with soxr in high quality. `resample_sinc` is the windowed-sinc
+resampler in front of the semantic model: the default filter of torchaudio, on any device, without torchaudio.
 
-Both give ⌈N × to / from⌉ samples for N, but that `resample` rounds the product first.
+Both return ⌈N × to / from⌉ samples for N. `resample` computes that product in floating point, which may round it.
 """
 
 from __future__ import annotations
@@ -22,25 +21,29 @@ from torch import Tensor
 from higgs_model.errors import BadInput
 
 SINC_ZERO_CROSSINGS = 6
-"""Half width of the filter, in zero crossings of its sinc."""
+"""Half width of the filter, in zero crossings of the sinc."""
 SINC_ROLLOFF = 0.99
-"""Cut-off as a share of the lower of the two Nyquist frequencies."""
+"""Cut-off frequency as a fraction of the lower Nyquist frequency."""
 
 
 def resample(samples_N: npt.NDArray[np.float32], from_hz: int, to_hz: int) -> npt.NDArray[np.float32]:
-    """A whole recording, (N,) float32, at another rate."""
+    """Resample a complete recording (N,) float32.
+
+    Raises:
+        BadInput: `from_hz` is not positive.
+    """
     if from_hz <= 0:
-        raise BadInput(f"recording: its sample rate is {from_hz} Hz; wanted a positive rate.")
+        raise BadInput(f"recording: the sample rate is {from_hz} Hz; wanted a positive rate.")
     if from_hz == to_hz:
         return samples_N
-    # In floats, as librosa does in front of the reference: it can give a sample more, and with it other last frames.
+    # In floating point, as librosa in the reference: it may yield one sample more, which changes the last frames.
     length = math.ceil(len(samples_N) * (to_hz / from_hz))
     resampled = soxr.resample(samples_N, from_hz, to_hz, quality="soxr_hq")[:length]
     return np.pad(resampled, (0, length - len(resampled)))
 
 
 def resample_sinc(samples_BN: Tensor, from_hz: int, to_hz: int) -> Tensor:
-    """(B, N) → (B, ⌈N × to / from⌉), same dtype and device."""
+    """Resample (B, N) → (B, ⌈N × to / from⌉), same dtype and device."""
     if from_hz == to_hz:
         return samples_BN
     divisor = math.gcd(from_hz, to_hz)
@@ -54,13 +57,13 @@ def resample_sinc(samples_BN: Tensor, from_hz: int, to_hz: int) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _sinc_kernel(step: int, phases: int) -> tuple[Tensor, int]:
-    """One filter a phase, (phases, 1, taps), and the samples that each looks back.
+    """Return one filter per phase, (phases, 1, taps), and the number of past samples that each needs.
 
-    Output sample i × phases + p lies at time i × step + p × step / phases of the input.
+    Output sample i × phases + p is at time i × step + p × step / phases of the input.
     """
     cutoff = min(step, phases) * SINC_ROLLOFF
     half_width = math.ceil(SINC_ZERO_CROSSINGS * step / cutoff)
-    # In float32 and in this order: the rounding of the filter is part of what the checkpoints were trained behind.
+    # In float32 and in this order: the checkpoints were trained with a filter rounded this way.
     taps = torch.arange(-half_width, half_width + step, dtype=torch.float32) / step
     offsets = torch.arange(0, -phases, -1, dtype=torch.float32).unsqueeze(1) / phases
     time = ((offsets + taps) * cutoff).clamp(-SINC_ZERO_CROSSINGS, SINC_ZERO_CROSSINGS)

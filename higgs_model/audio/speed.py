@@ -1,7 +1,6 @@
-"""Faster or slower speech at the same pitch, while the samples come (WSOLA, by audiotsm).
+"""Streaming time stretching: faster or slower speech at the same pitch (WSOLA, by audiotsm).
 
-In: mono float samples in any portions. Out: so many that all of them together are N / speed for N. Nothing is changed
-at speed 1.
+In: mono float samples in blocks of any size. Out: N / speed samples in total for N. With speed 1, the input unchanged.
 """
 
 from __future__ import annotations
@@ -17,35 +16,39 @@ from higgs_model.errors import BadInput
 
 Samples = NDArray[np.float32]
 
-SLOWEST, FASTEST = 0.25, 4.0
+MIN_SPEED, MAX_SPEED = 0.25, 4.0
 _FRAME_S = 0.04
 """Longer than two periods of a low voice."""
-_FASTEST_STAGE = 2.0
-"""Beyond it audiotsm 0.1.2 leaves out more than it should: its hop grows beyond its frame, and what lies between is
-taken away twice."""
+_MAX_STAGE_SPEED = 2.0
+"""Above this, audiotsm 0.1.2 drops too many samples: when its hop exceeds its frame, it skips the samples between two
+frames twice."""
 
 
-class SpeedChanger:
-    """One recording under way.
+class TimeStretcher:
+    """Changes the speed of one recording.
 
     Args:
-        speed: 2 takes half the time.
+        speed: 2 halves the duration.
+        sample_rate_hz: of the samples.
+
+    Raises:
+        BadInput: `speed` is out of range.
     """
 
     def __init__(self, speed: float, sample_rate_hz: int) -> None:
-        if not SLOWEST <= speed <= FASTEST:
-            raise BadInput(f"speed={speed}; wanted {SLOWEST} to {FASTEST}")
-        count = 0 if speed == 1 else 1 if speed <= _FASTEST_STAGE else 2
-        self._stages = [_Stage(speed ** (1 / count), round(_FRAME_S * sample_rate_hz)) for _ in range(count)]
+        if not MIN_SPEED <= speed <= MAX_SPEED:
+            raise BadInput(f"speed={speed}; wanted {MIN_SPEED} to {MAX_SPEED}")
+        num_stages = 0 if speed == 1 else 1 if speed <= _MAX_STAGE_SPEED else 2
+        self._stages = [_Stage(speed ** (1 / num_stages), round(_FRAME_S * sample_rate_hz)) for _ in range(num_stages)]
 
     def push(self, samples_N: Samples) -> Samples:
-        """What is final after these samples."""
+        """Add samples and return the output that is final."""
         for stage in self._stages:
             samples_N = stage.push(samples_N)
         return samples_N
 
     def finish(self) -> Samples:
-        """The rest."""
+        """End the recording and return the rest of the output."""
         rest = np.empty(0, np.float32)
         for stage in self._stages:
             rest = np.concatenate([stage.push(rest), stage.finish()])
@@ -53,23 +56,23 @@ class SpeedChanger:
 
 
 class _Stage:
-    """A change of speed by a ratio of two whole numbers of samples that is close to what is wanted."""
+    """Time stretching by a ratio of integer hops that approximates the requested speed."""
 
     def __init__(self, speed: float, frame: int) -> None:
         hop = min(range(frame // 2, frame // 3, -1), key=lambda hop: abs(round(hop * speed) / hop - speed))
-        self._taken_hop, self._given_hop, self._frame = round(hop * speed), hop, frame
-        self._stretcher = wsola(1, frame_length=frame, analysis_hop=self._taken_hop, synthesis_hop=hop)
-        self._taken = self._given = 0
+        self._analysis_hop, self._synthesis_hop, self._frame = round(hop * speed), hop, frame
+        self._stretcher = wsola(1, frame_length=frame, analysis_hop=self._analysis_hop, synthesis_hop=hop)
+        self._num_in = self._num_out = 0
 
     def push(self, samples_N: Samples) -> Samples:
-        self._taken += len(samples_N)
-        return self._counted(self._run(samples_N))
+        self._num_in += len(samples_N)
+        return self._limit(self._run(samples_N))
 
     def finish(self) -> Samples:
-        # What is last leaves with the frame that it is in, so there is silence behind it.
-        silence = np.zeros(math.ceil(4 * self._frame * max(self._taken_hop / self._given_hop, 1)), np.float32)
-        rest = self._counted(self._run(silence))
-        missing = self._wanted() - self._given
+        # A sample is output only with its complete frame, so silence is appended to flush the last ones.
+        silence = np.zeros(math.ceil(4 * self._frame * max(self._analysis_hop / self._synthesis_hop, 1)), np.float32)
+        rest = self._limit(self._run(silence))
+        missing = self._expected_out() - self._num_out
         return np.pad(rest, (0, missing))
 
     def _run(self, samples_N: Samples) -> Samples:
@@ -77,13 +80,14 @@ class _Stage:
         while not reader.empty:
             self._stretcher.read_from(reader)
             self._stretcher.write_to(writer)
-        made: Samples = writer.data[0].astype(np.float32)
-        return made
+        stretched: Samples = writer.data[0].astype(np.float32)
+        return stretched
 
-    def _wanted(self) -> int:
-        return self._taken * self._given_hop // self._taken_hop
+    def _expected_out(self) -> int:
+        return self._num_in * self._synthesis_hop // self._analysis_hop
 
-    def _counted(self, made_N: Samples) -> Samples:
-        made_N = made_N[: self._wanted() - self._given]
-        self._given += len(made_N)
-        return made_N
+    def _limit(self, stretched_N: Samples) -> Samples:
+        """Cut the output to the expected total length, and count it."""
+        stretched_N = stretched_N[: self._expected_out() - self._num_out]
+        self._num_out += len(stretched_N)
+        return stretched_N

@@ -1,7 +1,7 @@
-"""What a waveform must be before anything is computed from it.
+"""Validation of waveforms before anything is computed from them.
 
-In: whatever a caller has: a NumPy array or a tensor, one or two axes. Out: mono float32 samples, or
-`BadInput` in one sentence. Knows no file and no sample rate.
+In: a NumPy array or a tensor with one or two axes. Out: mono float32 samples, or `BadInput` in one sentence.
+Independent of files and sample rates.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from higgs_model.errors import BadInput
 if TYPE_CHECKING:
     from torch import Tensor
 
-# As text, because whoever only reads recordings need not load torch.
+# A string, so that reading recordings does not import torch.
 Waveform = Union[npt.NDArray[np.floating], "Tensor"]
 MAX_CHANNELS = 8
-"""More than this is taken for samples on the wrong axis."""
+"""A larger first axis is assumed to hold samples instead of channels."""
 
 
 def to_mono(waveform: Waveform) -> npt.NDArray[np.float32]:
-    """Mono samples (N,) of (N,) or (channels, N) floats; channels are averaged."""
+    """Return mono samples (N,) float32 from (N,) or (channels, N) floats; channels are averaged.
+
+    Raises:
+        BadInput: the samples are not floats, not finite or none at all, or the shape is another.
+    """
     array = waveform.detach().cpu().float().numpy() if hasattr(waveform, "detach") else np.asarray(waveform)
     if not np.issubdtype(array.dtype, np.floating):
-        raise BadInput(f"recording: its samples are {array.dtype}; wanted floats with full scale at ±1.")
+        raise BadInput(f"recording: the samples are {array.dtype}; wanted floats with full scale at ±1.")
     if array.ndim not in (1, 2) or (array.ndim == 2 and not 1 <= array.shape[0] <= MAX_CHANNELS):
         raise BadInput(
-            f"recording: its samples have the shape {array.shape}; wanted (samples,) or (channels, samples) "
+            f"recording: the samples have shape {array.shape}; wanted (samples,) or (channels, samples) "
             f"with 1 to {MAX_CHANNELS} channels."
         )
     if array.shape[-1] == 0:
@@ -39,7 +43,7 @@ def to_mono(waveform: Waveform) -> npt.NDArray[np.float32]:
     finite = np.isfinite(mono)
     if not finite.all():
         raise BadInput(
-            f"recording: {np.count_nonzero(~finite)} of its {len(mono)} samples are not numbers, "
+            f"recording: {np.count_nonzero(~finite)} of {len(mono)} samples are NaN or infinite, "
             f"the first at sample {int(np.argmin(finite))}."
         )
     return mono

@@ -1,4 +1,4 @@
-"""The audio tokenizer: waveform ↔ codes, whole, in batches, and as a stream."""
+"""Audio tokenizer: waveform ↔ codes, for single clips, batches and streams."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""The acoustic half of the codec: transformers' DAC encoder and decoder, run piece by piece.
+"""Acoustic encoder and decoder of the codec: transformers' DAC networks.
 
 In: samples (B, N) for the encoder, latents (B, D, T) for the decoder. Out: latents (B, D, T), samples (B, N).
 
-The networks and their weights are transformers' `DacEncoder` and `DacDecoder`. Higgs's decoder differs from
-DAC's in two places: each transposed convolution gets an output padding of `stride % 2`, so that T frames give
-exactly T × hop samples, and there is no final tanh.
+Networks and weights are transformers' `DacEncoder` and `DacDecoder`. The Higgs decoder differs from DAC's in two
+places: each transposed convolution has an output padding of `stride % 2`, so that T frames become exactly T × hop
+samples, and there is no final tanh.
 
-The forward passes are written out here, for two reasons: a row of a batch may be shorter than the batch, and
-what lies beyond its end must be zero before *every* convolution, as it is when the row stands alone; and
-without gradients the activation works in place. `stages` runs the same decoder the way a CPU likes it.
+The forward passes are reimplemented here for two reasons. A row may be shorter than its batch, and its padding must be
+zero before *every* convolution, as it is when the row is decoded alone; and without gradients the activation works in
+place. `stages` implements the same decoder for CPUs.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from transformers.models.dac.modeling_dac import (
 )
 
 from higgs_model.codec.config import HiggsAudioCodecConfig
-from higgs_model.codec.reach import Reach, conv_output_length, cut, network_reach
+from higgs_model.codec.receptive_field import ReceptiveField, conv_output_length, receptive_field_of, split_windows
 
 ENCODER_WINDOW_SAMPLES = 240_000
-"""Encoder input at a time: 10 s at 24 kHz. At the published width that is some 200 MB of activations."""
+"""Samples per encoder pass: 10 s at 24 kHz, about 200 MB of activations at the published width."""
 
 
 def build_acoustic(config: HiggsAudioCodecConfig) -> tuple[DacEncoder, DacDecoder]:
-    """DAC's encoder and decoder at the configuration's widths, with Higgs's two changes."""
+    """Build DAC's encoder and decoder with the configured widths and the two changes of Higgs Audio."""
     dac = DacConfig(
         encoder_hidden_size=config.encoder_channels,
         downsampling_ratios=list(config.ratios),
         decoder_hidden_size=config.decoder_channels,
     )
-    # DAC derives both of these from the encoder; here they are free.
+    # DAC derives both from the encoder; Higgs Audio sets them independently.
     dac.upsampling_ratios = list(config.ratios)
     dac.hidden_size = config.acoustic_dim
     encoder, decoder = DacEncoder(dac), DacDecoder(dac)
@@ -63,15 +63,15 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def encoder_convolutions(encoder: DacEncoder) -> list[nn.Conv1d]:
-    """The encoder's convolutions in the order of the signal."""
+    """Return the encoder's convolutions in signal order."""
     layers = [encoder.conv1]
     for block in encoder.block:
-        layers += [*_unit_convolutions(block), block.conv1]
+        layers += [*_residual_convolutions(block), block.conv1]
     return [*layers, encoder.conv2]
 
 
 def decoder_convolutions(decoder: DacDecoder) -> list[nn.Conv1d | nn.ConvTranspose1d]:
-    """The decoder's convolutions in the order of the signal."""
+    """Return the decoder's convolutions in signal order."""
     layers = [decoder.conv1]
     for block in decoder.block:
         layers += block_convolutions(block)
@@ -79,109 +79,111 @@ def decoder_convolutions(decoder: DacDecoder) -> list[nn.Conv1d | nn.ConvTranspo
 
 
 def block_convolutions(block: DacDecoderBlock) -> list[nn.Conv1d | nn.ConvTranspose1d]:
-    """The convolutions of one of the decoder's blocks in the order of the signal."""
-    return [block.conv_t1, *_unit_convolutions(block)]
+    """Return the convolutions of a decoder block in signal order."""
+    return [block.conv_t1, *_residual_convolutions(block)]
 
 
-def _units(block: DacEncoderBlock | DacDecoderBlock) -> tuple[DacResidualUnit, ...]:
+def _residual_units(block: DacEncoderBlock | DacDecoderBlock) -> tuple[DacResidualUnit, ...]:
     return block.res_unit1, block.res_unit2, block.res_unit3
 
 
-def _unit_convolutions(block: DacEncoderBlock | DacDecoderBlock) -> Iterator[nn.Conv1d]:
-    for unit in _units(block):
+def _residual_convolutions(block: DacEncoderBlock | DacDecoderBlock) -> Iterator[nn.Conv1d]:
+    for unit in _residual_units(block):
         yield unit.conv1
         yield unit.conv2
 
 
-def decoder_reach(decoder: DacDecoder) -> Reach:
-    """Frames before and after a frame that take part in its samples."""
-    return network_reach(decoder_convolutions(decoder))
+def decoder_receptive_field(decoder: DacDecoder) -> ReceptiveField:
+    """Return the decoder's receptive field in frames."""
+    return receptive_field_of(decoder_convolutions(decoder))
 
 
 def encode_acoustic(encoder: DacEncoder, samples_BN: Tensor, hop: int) -> Tensor:
-    """Latents of whole clips, computed in pieces with real context: the same as in one go.
+    """Encode clips to latents in windows with real context; the result equals that of a single pass.
+
+    With gradients enabled, it is a single pass.
 
     Args:
-        samples_BN: (B, N), all rows of real length N.
+        samples_BN: (B, N), no row padded.
 
     Returns:
-        (B, D, T), T as the convolutions give it.
+        (B, D, T); T follows from the convolutions.
     """
     layers = encoder_convolutions(encoder)
     num_samples = samples_BN.shape[1]
     num_frames = conv_output_length(layers, num_samples)
-    window = max(ENCODER_WINDOW_SAMPLES // hop, 1)
-    reach = network_reach(layers)
-    if torch.is_grad_enabled() or num_frames <= window + reach.before + reach.after:
+    receptive_field = receptive_field_of(layers)
+    window_frames = max(ENCODER_WINDOW_SAMPLES // hop, 1) + receptive_field.before + receptive_field.after
+    if torch.is_grad_enabled() or num_frames <= window_frames:
         return run_encoder(encoder, samples_BN)
-    pieces = []
-    for piece in cut(num_frames, window + reach.before + reach.after, reach):
-        stop = num_samples if piece.stop == num_frames else piece.stop * hop
-        latents = run_encoder(encoder, samples_BN[:, piece.start * hop : stop])
-        pieces.append(latents[..., piece.keep_start - piece.start : piece.keep_stop - piece.start])
-    return torch.cat(pieces, dim=-1)
+    parts = []
+    for window in split_windows(num_frames, window_frames, receptive_field):
+        stop = num_samples if window.stop == num_frames else window.stop * hop
+        latents = run_encoder(encoder, samples_BN[:, window.start * hop : stop])
+        parts.append(latents[..., window.keep_start - window.start : window.keep_stop - window.start])
+    return torch.cat(parts, dim=-1)
 
 
 def run_encoder(encoder: DacEncoder, samples_BN: Tensor) -> Tensor:
-    """(B, N) → (B, D, T) in one go."""
+    """Encode samples (B, N) to latents (B, D, T) in a single pass."""
     hidden = encoder.conv1(samples_BN.unsqueeze(1))
     for block in encoder.block:
-        for unit in _units(block):
+        for unit in _residual_units(block):
             hidden = _residual(unit, hidden, None)
         hidden = block.conv1(_snake(block.snake1, hidden))
     return encoder.conv2(_snake(encoder.snake1, hidden))
 
 
 def run_decoder(decoder: DacDecoder, latents_BDT: Tensor, valid_frames_B: Tensor | None = None) -> Tensor:
-    """Samples of latents.
+    """Decode latents to samples.
 
     Args:
         latents_BDT: (B, D, T).
-        valid_frames_B: (B,) int64, how many frames of each row are real; None: all. What a row gives beyond its end
-            is meaningless, and what it gives before does not depend on what lies beyond.
+        valid_frames_B: (B,) int64, number of valid frames of each row; None: all. The output of padding frames is
+            meaningless and does not affect the valid ones.
 
     Returns:
         (B, T × hop).
     """
-    ends_B11 = None if valid_frames_B is None else valid_frames_B.view(-1, 1, 1)
-    hidden = decoder.conv1(_zero_beyond(latents_BDT, ends_B11))
+    lengths_B11 = None if valid_frames_B is None else valid_frames_B.view(-1, 1, 1)
+    hidden = decoder.conv1(_zero_padding(latents_BDT, lengths_B11))
     for block in decoder.block:
-        hidden, ends_B11 = _decoder_block(block, hidden, ends_B11)
-    return _decoder_end(decoder, hidden, ends_B11)
+        hidden, lengths_B11 = _decoder_block(block, hidden, lengths_B11)
+    return _decoder_output(decoder, hidden, lengths_B11)
 
 
-def _decoder_block(block: DacDecoderBlock, hidden: Tensor, ends_B11: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """One change of rate; what is valid grows with it."""
-    hidden = block.conv_t1(_zero_beyond(_snake(block.snake1, hidden), ends_B11))
-    ends_B11 = None if ends_B11 is None else ends_B11 * block.conv_t1.stride[0]
-    for unit in _units(block):
-        hidden = _residual(unit, hidden, ends_B11)
-    return hidden, ends_B11
+def _decoder_block(block: DacDecoderBlock, hidden: Tensor, lengths_B11: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Upsample by the block's stride; valid lengths grow accordingly."""
+    hidden = block.conv_t1(_zero_padding(_snake(block.snake1, hidden), lengths_B11))
+    lengths_B11 = None if lengths_B11 is None else lengths_B11 * block.conv_t1.stride[0]
+    for unit in _residual_units(block):
+        hidden = _residual(unit, hidden, lengths_B11)
+    return hidden, lengths_B11
 
 
-def _decoder_end(decoder: DacDecoder, hidden: Tensor, ends_B11: Tensor | None) -> Tensor:
-    return decoder.conv2(_zero_beyond(_snake(decoder.snake1, hidden), ends_B11)).squeeze(1)
+def _decoder_output(decoder: DacDecoder, hidden: Tensor, lengths_B11: Tensor | None) -> Tensor:
+    return decoder.conv2(_zero_padding(_snake(decoder.snake1, hidden), lengths_B11)).squeeze(1)
 
 
-def _residual(unit: DacResidualUnit, hidden: Tensor, ends_B11: Tensor | None) -> Tensor:
-    inner = unit.conv1(_zero_beyond(_snake(unit.snake1, hidden), ends_B11))
+def _residual(unit: DacResidualUnit, hidden: Tensor, lengths_B11: Tensor | None) -> Tensor:
+    inner = unit.conv1(_zero_padding(_snake(unit.snake1, hidden), lengths_B11))
     inner = unit.conv2(_snake(unit.snake2, inner))
     return hidden + inner if torch.is_grad_enabled() else inner.add_(hidden)
 
 
 def _snake(snake: Snake1d, hidden: Tensor) -> Tensor:
-    """x + sin²(αx) / α, without temporaries when no gradient is wanted."""
+    """Return x + sin²(αx) / α; in place on a single temporary when gradients are disabled."""
     alpha = snake.alpha
     if torch.compiler.is_compiling():
         return hidden + (alpha + 1e-9).reciprocal() * torch.sin(alpha * hidden).square()
     if torch.is_grad_enabled():
-        return cast(Tensor, _SnakeWithGradient.apply(alpha, hidden))
+        return cast(Tensor, _SnakeFunction.apply(alpha, hidden))
     wave = (hidden * alpha).sin_()
     return wave.square_().mul_((alpha + 1e-9).reciprocal()).add_(hidden)
 
 
-class _SnakeWithGradient(torch.autograd.Function):
-    """With sin² y = (1 − cos 2y) / 2, and nothing kept but 2αx: half the passes over memory of the plain expression."""
+class _SnakeFunction(torch.autograd.Function):
+    """Snake by sin² y = (1 − cos 2y) / 2, saving only 2αx: half the memory passes of the plain expression."""
 
     @staticmethod
     def forward(ctx: Any, alpha: Tensor, hidden: Tensor) -> Tensor:
@@ -192,13 +194,13 @@ class _SnakeWithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         alpha, angle = ctx.saved_tensors
-        slope = torch.sin(angle).mul_(gradient)
-        height = torch.cos(angle).sub_(1).mul_(gradient)
-        by_alpha = (angle * slope).add_(height).sum((0, 2), keepdim=True) / (2 * alpha.square() + 1e-9)
-        return by_alpha, slope.add_(gradient)
+        sine = torch.sin(angle).mul_(gradient)
+        cosine = torch.cos(angle).sub_(1).mul_(gradient)
+        alpha_gradient = (angle * sine).add_(cosine).sum((0, 2), keepdim=True) / (2 * alpha.square() + 1e-9)
+        return alpha_gradient, sine.add_(gradient)
 
 
-def _zero_beyond(hidden: Tensor, ends_B11: Tensor | None) -> Tensor:
-    if ends_B11 is None:
+def _zero_padding(hidden: Tensor, lengths_B11: Tensor | None) -> Tensor:
+    if lengths_B11 is None:
         return hidden
-    return hidden * (torch.arange(hidden.shape[-1], device=hidden.device) < ends_B11)
+    return hidden * (torch.arange(hidden.shape[-1], device=hidden.device) < lengths_B11)

@@ -1,12 +1,12 @@
 """`HiggsAudioCodec`: recordings ↔ codes.
 
-In: recordings of any sample rate, mono or stereo, as arrays. Out: codes (K, T) int64; and from codes samples
-(N,) float32 at `sample_rate`. One frame of codes is `hop_samples` samples, exactly.
+In: recordings of any sample rate, mono or stereo, as arrays. Out: codes (K, T) int64; and from codes samples (N,)
+float32 at `sample_rate`. A frame of codes is exactly `hop_samples` samples.
 
-Invariant: the codes of a recording and the samples of a clip do not depend on what else is in a batch, nor on
-how long sequences are cut inside; for the one exception, recordings over two minutes, see `encode`.
+Invariant: the codes of a recording and the samples of a clip depend neither on the rest of the batch nor on how long
+sequences are split internally; for the only exception, recordings over two minutes, see `encode`.
 
-Knows nothing of files, text, speakers, or the delay pattern and stream tokens of the language model.
+Does not depend on files, text, speakers, or the language model's delay pattern and stream tokens.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from torch import Tensor
 from higgs_model.audio.loudness import normalize_loudness
 from higgs_model.audio.resample import resample
 from higgs_model.audio.waveform import Waveform, to_mono
-from higgs_model.checkpoint import locate
+from higgs_model.checkpoint import resolve_checkpoint
 from higgs_model.codec import checkpoint
 from higgs_model.codec.acoustic import run_decoder
-from higgs_model.codec.batching import BatchShape, gather, plan
+from higgs_model.codec.batching import BatchShape, collate, plan_batches
 from higgs_model.codec.config import HiggsAudioCodecConfig
 from higgs_model.codec.network import CodecNetwork
 from higgs_model.codec.stages import DecoderStream
@@ -36,16 +36,16 @@ from higgs_model.errors import BadInput
 Codes = Tensor | npt.NDArray[np.integer]
 
 _WINDOWS = BatchShape(window_frames=128, batch_frames=4096, multiple_frames=32)
-"""Few shapes and full devices; some 2 GB of activations at the published width in float32."""
+"""Few distinct shapes and high utilization; about 2 GB of activations at the published width in float32."""
 _PORTION_FRAMES = 1024
-"""Frames that go into the chain of stages at a time, when there are more."""
+"""Maximum number of frames per push to the stages, which bounds memory."""
 
 
 class HiggsAudioCodec(CodecNetwork):
-    """The codec, ready for use. Constructed, it has random weights; see `from_pretrained`.
+    """Codec with encoding and decoding of clips and batches; randomly initialized unless loaded by `from_pretrained`.
 
     Attributes:
-        revision: the hub commit that the checkpoint is a snapshot of; None for a folder of the user's.
+        revision: commit of the hub snapshot; None for a local folder.
     """
 
     def __init__(self, config: HiggsAudioCodecConfig) -> None:
@@ -62,19 +62,23 @@ class HiggsAudioCodec(CodecNetwork):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Load a checkpoint of either layout, ready for inference.
+        """Load a checkpoint in either layout for inference.
 
         Args:
-            path_or_hub_id: a folder, or a repository on the hub.
+            path_or_hub_id: a local folder or a hub repository.
             revision: branch, tag or commit on the hub.
-            dtype: of the convolutions and the semantic model; the quantizer stays in float32. In bfloat16 the codes
-                of `encode` differ from float32's here and there.
+            device: device of the weights.
+            dtype: dtype of the convolutions and the semantic model; the quantizer stays in float32. In bfloat16 some
+                codes of `encode` differ from those in float32.
+
+        Raises:
+            BadCheckpoint, BadConfig: the checkpoint is not a valid codec.
         """
-        location = locate(path_or_hub_id, revision=revision)
+        location = resolve_checkpoint(path_or_hub_id, revision=revision)
         config, state = checkpoint.read_checkpoint(location)
         codec = cls(config)
         codec.revision = location.revision
-        checkpoint.fill(codec, state, path_or_hub_id)
+        checkpoint.load_state(codec, state, path_or_hub_id)
         return codec.to(device=device).cast(dtype).eval()
 
     def save_pretrained(self, folder: str | Path, layout: checkpoint.Layout = "transformers") -> None:
@@ -83,12 +87,12 @@ class HiggsAudioCodec(CodecNetwork):
 
     @property
     def sample_rate(self) -> int:
-        """Hz, of what `decode` gives."""
+        """Sample rate of `decode`'s output in Hz."""
         return self.config.sample_rate_hz
 
     @property
     def hop_samples(self) -> int:
-        """Samples of one frame."""
+        """Samples per frame."""
         return self.config.hop_samples
 
     @property
@@ -97,13 +101,13 @@ class HiggsAudioCodec(CodecNetwork):
 
     @property
     def codebook_size(self) -> int:
-        """Codes of one codebook; valid codes are below it."""
+        """Number of codes per codebook; valid codes are below it."""
         return self.config.codebook_size
 
     def compile_decoder(self, batch_size: int = 8) -> None:
-        """Compile the decoder with torch.compile, for windows of one length in batches of one size.
+        """Compile the decoder with torch.compile for a single window length and batch size.
 
-        Short clips and small batches are filled up. The first call takes the compiler's time.
+        Short clips and small batches are padded. The first call includes the compilation.
         """
         mode = "reduce-overhead" if self.device.type == "cuda" else None
         self._compiled_decoder = torch.compile(run_decoder, dynamic=False, mode=mode)
@@ -117,21 +121,25 @@ class HiggsAudioCodec(CodecNetwork):
         bandwidth_kbps: float | None = None,
         normalized: bool = False,
     ) -> Tensor:
-        """Codes of one recording.
+        """Encode one recording.
 
-        Recordings over two minutes go through the network in pieces of two minutes, with five seconds of real
-        context on each side, blended over one second. Their acoustic half is exact; the semantic model, whose
-        attention would span the whole recording, hears the piece instead.
+        Recordings over two minutes are encoded in windows of two minutes with five seconds of real context on each
+        side, crossfaded over one second. Their acoustic latents are exact; the semantic model's attention, which would
+        span the full recording, is limited to the window.
 
         Args:
-            waveform: (N,), or (channels, N) which is mixed down; floats, full scale ±1. Less than a frame is
-                filled up with silence.
-            sample_rate: Hz, any.
-            bandwidth_kbps: one of the configuration's target bandwidths, for fewer codebooks.
-            normalized: bring the recording to −23 LUFS first; silence and clips under 0.4 s stay as they are.
+            waveform: (N,), or (channels, N), which is mixed down; floating point, full scale ±1. Recordings shorter
+                than a frame are padded with silence.
+            sample_rate: any sample rate, in Hz.
+            bandwidth_kbps: one of the configuration's target bandwidths, for fewer codebooks; None: all.
+            normalized: normalize the recording to −23 LUFS first; silence and clips under 0.4 s are left unchanged.
 
         Returns:
             (K, T) int64 on the codec's device.
+
+        Raises:
+            BadInput: the waveform or its sample rate is invalid.
+            BadConfig: `bandwidth_kbps` is not a target bandwidth.
         """
         return self.encode_batch([waveform], sample_rate, bandwidth_kbps=bandwidth_kbps, normalized=normalized)[0]
 
@@ -144,64 +152,68 @@ class HiggsAudioCodec(CodecNetwork):
         bandwidth_kbps: float | None = None,
         normalized: bool = False,
     ) -> list[Tensor]:
-        """Codes of several recordings, each as `encode` gives it. Those of equal length run together.
+        """Encode several recordings, with the same results as `encode`; those of equal length share a batch.
 
         Args:
-            sample_rate: Hz, of all recordings or of each.
+            waveforms: see `encode`.
+            sample_rate: in Hz, for all recordings or one per recording.
         """
         rates = list(sample_rate) if isinstance(sample_rate, Sequence) else [sample_rate] * len(waveforms)
         if len(rates) != len(waveforms):
-            raise BadInput(f"encode_batch: {len(waveforms)} recordings came with {len(rates)} sample rates.")
-        num_codebooks = self.config.codebooks_for(bandwidth_kbps)
+            raise BadInput(f"encode_batch: got {len(waveforms)} recordings with {len(rates)} sample rates.")
+        num_codebooks = self.config.num_codebooks_for(bandwidth_kbps)
         by_length: dict[int, list[tuple[int, Tensor]]] = {}
         for index, (waveform, rate) in enumerate(zip(waveforms, rates, strict=True)):
             samples_N = self._prepare(waveform, rate, normalized)
             by_length.setdefault(len(samples_N), []).append((index, samples_N))
         codes: dict[int, Tensor] = {}
-        for members in by_length.values():
-            samples_BN = torch.stack([samples_N for _, samples_N in members]).to(self.device)
+        for group in by_length.values():
+            samples_BN = torch.stack([samples_N for _, samples_N in group]).to(self.device)
             rows = self.encode_samples(samples_BN, num_codebooks)
-            codes |= {index: row for (index, _), row in zip(members, rows, strict=True)}
+            codes |= {index: row for (index, _), row in zip(group, rows, strict=True)}
         return [codes[index] for index in range(len(waveforms))]
 
     def _prepare(self, waveform: Waveform, sample_rate_hz: int, normalized: bool) -> Tensor:
-        """(N,) float32 at the codec's rate, long enough for a frame."""
+        """Return the recording as (N,) float32 at the codec's sample rate, padded to at least one frame."""
         samples_N = to_mono(waveform)
         if normalized:
             samples_N = normalize_loudness(samples_N, sample_rate_hz)
         samples_N = resample(samples_N, sample_rate_hz, self.config.sample_rate_hz)
-        missing = self.hop_samples - len(samples_N) if len(samples_N) < self.min_samples else 0
-        return F.pad(torch.from_numpy(samples_N), (0, max(missing, 0)))
+        padding = self.hop_samples - len(samples_N) if len(samples_N) < self.min_samples else 0
+        return F.pad(torch.from_numpy(samples_N), (0, max(padding, 0)))
 
     def decode(self, codes_KT: Codes) -> Tensor:
-        """Samples of one clip.
+        """Decode one clip.
 
         Args:
-            codes_KT: (K, T) integers below `codebook_size`; the first few codebooks alone give a coarser sound.
+            codes_KT: (K, T) integers below `codebook_size`; the first few codebooks suffice, at lower quality.
 
         Returns:
             (T × hop_samples,) float32 on the codec's device.
+
+        Raises:
+            BadInput: shape, dtype or range of the codes is invalid.
         """
         return self.decode_batch([codes_KT])[0]
 
     @torch.inference_mode()
     def decode_batch(self, clips: Sequence[Codes]) -> list[Tensor]:
-        """Samples of several clips of any lengths, each as `decode` gives it.
+        """Decode several clips of any lengths, with the same results as `decode`.
 
-        The decoder is not causal: what follows a frame shapes it. On a CPU clips therefore go through it one by
-        one, which keeps its cores as busy as a batch would. Elsewhere, and when compiled, long clips are cut into
-        windows of one length with real context, and windows of all clips run together.
+        The decoder is not causal, so naive padding would change the results. On a CPU clips are decoded one by one,
+        which uses the cores as well as a batch would. On other devices, and when compiled, long clips are split into
+        windows of equal length with real context, and windows of all clips are batched.
         """
-        clips_KT = [self.checked(codes, f"clip {index}") for index, codes in enumerate(clips)]
+        clips_KT = [self.validate_codes(codes, f"clip {index}") for index, codes in enumerate(clips)]
         if self.device.type == "cpu" and self._compiled_decoder is None:
-            return [self._decode_alone(codes_KT) for codes_KT in clips_KT]
+            return [self._decode_clip(codes_KT) for codes_KT in clips_KT]
         audio = [torch.empty(codes.shape[1] * self.hop_samples, device=self.device) for codes in clips_KT]
         for num_codebooks in {codes.shape[0] for codes in clips_KT}:
-            members = [index for index, codes in enumerate(clips_KT) if codes.shape[0] == num_codebooks]
-            self._decode_windows([clips_KT[index] for index in members], [audio[index] for index in members])
+            group = [index for index, codes in enumerate(clips_KT) if codes.shape[0] == num_codebooks]
+            self._decode_windows([clips_KT[index] for index in group], [audio[index] for index in group])
         return audio
 
-    def _decode_alone(self, codes_KT: Tensor) -> Tensor:
+    def _decode_clip(self, codes_KT: Tensor) -> Tensor:
         stream = DecoderStream(self.decoder_stages)
         *portions, last = codes_KT.split(_PORTION_FRAMES, dim=1)
         parts = [stream.push(self.decoder_latents(portion[None])[0], last=False) for portion in portions]
@@ -209,10 +221,10 @@ class HiggsAudioCodec(CodecNetwork):
         return torch.cat(parts).float()
 
     def _decode_windows(self, clips_KT: Sequence[Tensor], audio: Sequence[Tensor]) -> None:
-        """Fill in the audio of clips that have the same number of codebooks."""
+        """Decode clips with the same number of codebooks into `audio`."""
         hop = self.hop_samples
-        for batch in plan([codes.shape[1] for codes in clips_KT], self.reach, self._batch_shape()):
-            codes_BKT, valid_frames_B = gather(clips_KT, batch, self._compiled_batch_size)
+        for batch in plan_batches([codes.shape[1] for codes in clips_KT], self.receptive_field, self._batch_shape()):
+            codes_BKT, valid_frames_B = collate(clips_KT, batch, self._compiled_batch_size)
             samples_BN = self.decode_codes(codes_BKT, valid_frames_B)
             for row, (clip, window) in enumerate(batch.rows):
                 first, last = (window.keep_start - window.start) * hop, (window.keep_stop - window.start) * hop
@@ -221,24 +233,28 @@ class HiggsAudioCodec(CodecNetwork):
     def _batch_shape(self) -> BatchShape:
         if self._compiled_batch_size is None:
             return _WINDOWS
-        length = _WINDOWS.window_length(self.reach)
+        length = _WINDOWS.window_length(self.receptive_field)
         return BatchShape(_WINDOWS.window_frames, self._compiled_batch_size * length, length)
 
-    def checked(self, codes: Codes, where: str) -> Tensor:
-        """The codes (K, T) as int64 on the codec's device, or `BadInput` naming `where` they came from."""
+    def validate_codes(self, codes: Codes, where: str) -> Tensor:
+        """Return the codes (K, T) as int64 on the codec's device.
+
+        Raises:
+            BadInput: shape, dtype or range of the codes is invalid; the message starts with `where`.
+        """
         codes_KT = torch.as_tensor(codes)
         if codes_KT.dim() != 2 or not 1 <= codes_KT.shape[0] <= self.num_codebooks:
             raise BadInput(
-                f"{where}: its codes have the shape {tuple(codes_KT.shape)}; "
+                f"{where}: codes have shape {tuple(codes_KT.shape)}; "
                 f"wanted (codebooks, frames) with 1 to {self.num_codebooks} codebooks."
             )
         if codes_KT.is_floating_point() or codes_KT.is_complex() or codes_KT.dtype == torch.bool:
-            raise BadInput(f"{where}: its codes are {codes_KT.dtype}; wanted integers.")
+            raise BadInput(f"{where}: codes are {codes_KT.dtype}; wanted integers.")
         if codes_KT.numel():
             low, high = (int(bound) for bound in codes_KT.to(torch.int64).aminmax())
             if low < 0 or high >= self.codebook_size:
                 raise BadInput(
-                    f"{where}: its codes reach from {low} to {high}; wanted 0 to {self.codebook_size - 1}, "
+                    f"{where}: codes range from {low} to {high}; wanted 0 to {self.codebook_size - 1}, "
                     f"without stream tokens."
                 )
         return codes_KT.to(self.device, torch.int64)

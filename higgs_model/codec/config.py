@@ -1,10 +1,10 @@
-"""The one configuration of the codec, and how each of the two checkpoint layouts spells it.
+"""Configuration of the codec, and its conversion from and to both checkpoint layouts.
 
-In: the decoded `config.json` of a checkpoint, the semantic model's configuration, and the shapes of the
-checkpoint's tensors for the widths that the original layout does not name. Out: a frozen
-`HiggsAudioCodecConfig`, or `BadConfig` naming the key. What can be computed is computed and stored nowhere.
+In: the parsed `config.json` of a checkpoint, the semantic model's configuration, and the shapes of the tensors, because
+the original layout does not store all widths. Out: a frozen `HiggsAudioCodecConfig`, or `BadConfig` naming the key.
+Derived values are properties.
 
-Knows nothing of files and modules.
+Does not depend on files or modules.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from transformers import HubertConfig, PretrainedConfig, WavLMConfig
 from higgs_model.errors import BadConfig
 
 SEMANTIC_STRIDE_SAMPLES = 320
-"""HuBERT's and WavLM's convolutions make one feature of this many samples."""
-SEMANTIC_KINDS: dict[str, type[PretrainedConfig]] = {"hubert": HubertConfig, "wavlm": WavLMConfig}
+"""Samples per feature of HuBERT and WavLM."""
+SEMANTIC_CONFIGS: dict[str, type[PretrainedConfig]] = {"hubert": HubertConfig, "wavlm": WavLMConfig}
 _SEMANTIC_TEACHERS = {"hubert_base": "hubert", "hubert_base_general": "hubert", "wavlm_base_plus": "wavlm"}
 _DOWNSAMPLE_MODES = ("step_down", "avg")
 
 
 @dataclasses.dataclass(frozen=True)
 class HiggsAudioCodecConfig:
-    """Defaults are those of the published 24 kHz, 25 frames a second codec."""
+    """Configuration of the codec; the defaults are those of the published codec (24 kHz, 25 frames per second)."""
 
     sample_rate_hz: int = 24_000
     ratios: tuple[int, ...] = (8, 5, 4, 2, 3)
-    """Strides of the encoder's blocks, and of the decoder's in the same order."""
+    """Strides of the encoder blocks, and of the decoder blocks in the same order."""
     num_codebooks: int = 8
     codebook_size: int = 1024
     codebook_dim: int | None = 64
-    """Width in which the nearest code is searched; None: the quantizer's own."""
+    """Width of the codebook vectors; None: that of the quantizer."""
     fsq_levels: tuple[int, ...] | None = None
-    """Levels of each dimension of a residual finite scalar quantizer; None: residual vector quantization."""
+    """Levels per dimension of a residual finite scalar quantizer; None: residual vector quantization."""
     target_bandwidths_kbps: tuple[float, ...] = (0.5, 1, 1.5, 2)
     acoustic_dim: int = 256
     encoder_channels: int = 64
     decoder_channels: int = 1024
     quantizer_dim: int | None = None
-    """Width that is quantized; None: that of the acoustic and the semantic latents together."""
+    """Width of the quantizer's input; None: acoustic and semantic latents concatenated."""
     semantic: PretrainedConfig = dataclasses.field(default_factory=HubertConfig)
     semantic_dim: int | None = None
     """Channels of the semantic latents; None: the semantic model's hidden size."""
     semantic_sample_rate_hz: int = 16_000
     semantic_downsampling: str = "step_down"
-    """How semantic features come down to the frame rate: `step_down` keeps every n-th, `avg` averages n."""
+    """Downsampling of semantic features to the frame rate: `step_down` keeps every n-th, `avg` averages n."""
 
     def __post_init__(self) -> None:
         if self.fsq_levels is not None:
             object.__setattr__(self, "codebook_size", math.prod(self.fsq_levels))
             object.__setattr__(self, "codebook_dim", len(self.fsq_levels))
-        self._check()
+        self._validate()
 
-    def _check(self) -> None:
+    def _validate(self) -> None:
         counts = {
             name: getattr(self, name)
             for name in (
@@ -72,15 +72,15 @@ class HiggsAudioCodecConfig:
         for name, count in counts.items():
             if count < 1:
                 raise BadConfig(f"codec configuration: {name} is {getattr(self, name)}, which is too small.")
-        if self.semantic.model_type not in SEMANTIC_KINDS:
+        if self.semantic.model_type not in SEMANTIC_CONFIGS:
             raise BadConfig(
-                f"codec configuration: the semantic model is a {self.semantic.model_type!r}; "
-                f"known are {', '.join(SEMANTIC_KINDS)}."
+                f"codec configuration: the semantic model's type is {self.semantic.model_type!r}; "
+                f"wanted one of {', '.join(SEMANTIC_CONFIGS)}."
             )
         if self.semantic_downsampling not in _DOWNSAMPLE_MODES:
             raise BadConfig(
                 f"codec configuration: semantic downsampling is {self.semantic_downsampling!r}; "
-                f"known are {', '.join(_DOWNSAMPLE_MODES)}."
+                f"wanted one of {', '.join(_DOWNSAMPLE_MODES)}."
             )
         if self.semantic_downsample_factor < 1:
             raise BadConfig(
@@ -90,12 +90,12 @@ class HiggsAudioCodecConfig:
 
     @property
     def hop_samples(self) -> int:
-        """Samples of one frame."""
+        """Samples per frame."""
         return math.prod(self.ratios)
 
     @property
     def frame_rate_hz(self) -> int:
-        """Frames a second, rounded up, as the bandwidths count them."""
+        """Frames per second, rounded up, as in the bandwidth arithmetic."""
         return math.ceil(self.sample_rate_hz / self.hop_samples)
 
     @property
@@ -105,7 +105,7 @@ class HiggsAudioCodecConfig:
 
     @property
     def latent_width(self) -> int:
-        """Of the acoustic and the semantic latents side by side."""
+        """Channels of the acoustic and semantic latents concatenated."""
         return self.acoustic_dim + self.semantic_width
 
     @property
@@ -114,22 +114,22 @@ class HiggsAudioCodecConfig:
 
     @property
     def codebook_width(self) -> int:
-        """In which the nearest code is searched."""
+        """Width of the codebook vectors."""
         return self.quantizer_width if self.codebook_dim is None else self.codebook_dim
 
     @property
     def semantic_downsample_factor(self) -> int:
-        """Semantic features of one frame."""
+        """Semantic features per frame."""
         features = self.hop_samples * self.semantic_sample_rate_hz / self.sample_rate_hz / SEMANTIC_STRIDE_SAMPLES
         return int(features)
 
     @property
     def codebook_kbps(self) -> float:
-        """What one codebook adds to the bandwidth."""
+        """Bandwidth of one codebook."""
         return math.log2(self.codebook_size) * self.frame_rate_hz / 1000
 
-    def codebooks_for(self, bandwidth_kbps: float | None) -> int:
-        """Codebooks that a target bandwidth pays for; None: all."""
+    def num_codebooks_for(self, bandwidth_kbps: float | None) -> int:
+        """Return the number of codebooks that fit a target bandwidth; None: all."""
         if bandwidth_kbps is None:
             return self.num_codebooks
         if bandwidth_kbps not in self.target_bandwidths_kbps:
@@ -164,18 +164,18 @@ _ORIGINAL_UNUSED = {
     "semantic_mode",
     "device",
 }
-"""Keys that the original accepts and never reads."""
+"""Keys that the reference implementation accepts and ignores."""
 _METADATA = {"architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path"}
 
 
 def from_original(raw: Mapping[str, Any], semantic: PretrainedConfig | None, shapes: Shapes) -> HiggsAudioCodecConfig:
-    """Read the original layout's `config.json`.
+    """Parse the original layout's `config.json`.
 
     Args:
-        raw: the decoded file; keys are the arguments of the original's constructor, with its defaults.
-        semantic: configuration of the semantic model, or None for the base model that `semantic_techer` names.
-        shapes: of the checkpoint's tensors under their original names; encoder, decoder and semantic widths are
-            read off them, because the file does not say them.
+        raw: the parsed file; its keys are the constructor arguments of the reference implementation, with the same
+            defaults.
+        semantic: configuration of the semantic model; None: the base model named by `semantic_techer`.
+        shapes: tensor shapes by original name, from which the encoder, decoder and semantic widths are inferred.
     """
     for key in raw:
         if key not in _ORIGINAL_DEFAULTS.keys() | _ORIGINAL_UNUSED | _METADATA:
@@ -186,7 +186,7 @@ def from_original(raw: Mapping[str, Any], semantic: PretrainedConfig | None, sha
     teacher = values["semantic_techer"]
     if teacher not in _SEMANTIC_TEACHERS:
         raise BadConfig(
-            f"codec config.json: semantic_techer is {teacher!r}; known are {', '.join(_SEMANTIC_TEACHERS)}."
+            f"codec config.json: semantic_techer is {teacher!r}; wanted one of {', '.join(_SEMANTIC_TEACHERS)}."
         )
     bins = values["bins"]
     semantic_dim = shapes["encoder_semantic.conv.conv.weight"][0]
@@ -202,7 +202,7 @@ def from_original(raw: Mapping[str, Any], semantic: PretrainedConfig | None, sha
         encoder_channels=shapes["encoder.block.0.bias"][0],
         decoder_channels=shapes["decoder_2.model.0.bias"][0],
         quantizer_dim=(values["D"] + semantic_dim) // values["vq_scale"],
-        semantic=semantic or SEMANTIC_KINDS[_SEMANTIC_TEACHERS[teacher]](),
+        semantic=semantic or SEMANTIC_CONFIGS[_SEMANTIC_TEACHERS[teacher]](),
         semantic_dim=semantic_dim,
         semantic_sample_rate_hz=values["semantic_sample_rate"] or 16_000,
         semantic_downsampling=values["downsample_mode"],
@@ -210,11 +210,11 @@ def from_original(raw: Mapping[str, Any], semantic: PretrainedConfig | None, sha
 
 
 def to_original(config: HiggsAudioCodecConfig) -> dict[str, Any]:
-    """The original layout's `config.json`; the semantic model's configuration is a file of its own."""
+    """Return the original layout's `config.json`; the semantic model's configuration is a separate file."""
     teacher = {"hubert": "hubert_base_general", "wavlm": "wavlm_base_plus"}[config.semantic.model_type]
     scale = config.latent_width // config.quantizer_width
     if scale == 0 or config.latent_width // scale != config.quantizer_width:
-        raise BadConfig(f"the original layout cannot spell a quantizer {config.quantizer_width} wide.")
+        raise BadConfig(f"the original layout cannot represent a quantizer of width {config.quantizer_width}.")
     return {
         "D": config.acoustic_dim,
         "target_bandwidths": list(config.target_bandwidths_kbps),
@@ -238,27 +238,25 @@ _PORT_FIXED: dict[str, Any] = {
     "unit_kernel_size": 3,
     "downsample_factor": SEMANTIC_STRIDE_SAMPLES,
 }
-"""What transformers lets one choose and the original does not."""
+"""Options of transformers' network that are fixed in the reference implementation."""
 
 
 def from_transformers(raw: Mapping[str, Any], num_codebooks: int) -> HiggsAudioCodecConfig:
-    """Read the transformers layout's `config.json`.
+    """Parse the transformers layout's `config.json`.
 
     Args:
-        raw: the decoded file.
-        num_codebooks: counted in the checkpoint; the file names it only through its last target bandwidth.
+        raw: the parsed file.
+        num_codebooks: number of codebooks in the checkpoint; the file only implies it by its last target bandwidth.
     """
     for key, wanted in _PORT_FIXED.items():
         value = raw.get(key, wanted)
         if (list(value) if isinstance(value, list | tuple) else value) != wanted:
-            raise BadConfig(f"codec config.json: {key} is {value}; only {wanted} is Higgs Audio's network.")
+            raise BadConfig(f"codec config.json: {key} is {value}; Higgs Audio's network requires {wanted}.")
     acoustic = raw.get("acoustic_model_config") or {}
     ratios = tuple(acoustic.get("downsampling_ratios", (8, 5, 4, 2)))
     upsampling = tuple(acoustic.get("upsampling_ratios", ratios))
     if upsampling != ratios:
-        raise BadConfig(
-            f"codec config.json: the decoder's ratios {upsampling} are not the encoder's {ratios}, in the same order."
-        )
+        raise BadConfig(f"codec config.json: the decoder's ratios {upsampling} differ from the encoder's {ratios}.")
     return HiggsAudioCodecConfig(
         sample_rate_hz=raw.get("sample_rate", 24_000),
         ratios=ratios,
@@ -275,12 +273,12 @@ def from_transformers(raw: Mapping[str, Any], num_codebooks: int) -> HiggsAudioC
 
 
 def to_transformers(config: HiggsAudioCodecConfig) -> dict[str, Any]:
-    """The transformers layout's `config.json`.
+    """Return the transformers layout's `config.json`.
 
-    That layout derives the number of codebooks from the last target bandwidth, so the one that all codebooks
-    need is the last; larger ones are left out.
+    That layout derives the number of codebooks from the last target bandwidth, so the bandwidth of all codebooks comes
+    last, and larger ones are omitted.
     """
-    _check_spellable(config)
+    _check_representable(config)
     bits = math.ceil(math.log2(config.codebook_size))
     full_kbps = config.num_codebooks * config.frame_rate_hz * bits / 1000
     return _PORT_FIXED | {
@@ -304,23 +302,25 @@ def to_transformers(config: HiggsAudioCodecConfig) -> dict[str, Any]:
     }
 
 
-def _check_spellable(config: HiggsAudioCodecConfig) -> None:
-    refusals = {
+def _check_representable(config: HiggsAudioCodecConfig) -> None:
+    unsupported = {
         "a finite scalar quantizer": config.fsq_levels is not None,
-        f"a quantizer {config.quantizer_width} wide": config.quantizer_width != config.latent_width,
-        f"semantic latents {config.semantic_width} wide": config.semantic_width != config.semantic.hidden_size,
+        f"a quantizer of width {config.quantizer_width}": config.quantizer_width != config.latent_width,
+        f"semantic latents of width {config.semantic_width}": config.semantic_width != config.semantic.hidden_size,
         "averaged semantic features": config.semantic_downsampling != "step_down",
         "a codebook as wide as the quantizer": config.codebook_width == config.quantizer_width,
     }
-    for what, is_there in refusals.items():
-        if is_there:
-            raise BadConfig(f"the transformers layout cannot spell {what}; save in the original layout instead.")
+    for feature, is_used in unsupported.items():
+        if is_used:
+            raise BadConfig(f"the transformers layout cannot represent {feature}; save in the original layout instead.")
 
 
 def semantic_config(raw: Mapping[str, Any]) -> PretrainedConfig:
-    """The configuration of a HuBERT (default) or WavLM, with masking off: it is a frozen feature extractor."""
-    kind = raw.get("model_type", "hubert")
-    if kind not in SEMANTIC_KINDS:
-        raise BadConfig(f"semantic model configuration: model_type is {kind!r}; known are {', '.join(SEMANTIC_KINDS)}.")
+    """Return the configuration of a HuBERT (default) or WavLM with masking disabled, for frozen feature extraction."""
+    model_type = raw.get("model_type", "hubert")
+    if model_type not in SEMANTIC_CONFIGS:
+        raise BadConfig(
+            f"semantic model configuration: model_type is {model_type!r}; wanted one of {', '.join(SEMANTIC_CONFIGS)}."
+        )
     values = {key: value for key, value in raw.items() if key != "model_type"}
-    return SEMANTIC_KINDS[kind](**values | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0})
+    return SEMANTIC_CONFIGS[model_type](**values | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0})

@@ -1,9 +1,8 @@
-"""The losses that a codec is trained with, and their sum.
+"""Losses of codec training and their weighted sum.
 
-In: original and reconstructed samples (B, N), and what the network's forward pass says of its quantizer and
-its semantic half. Out: scalars. The spectral losses are those of the Descript codec
-(https://arxiv.org/abs/2306.06546): several window lengths, linear and logarithmic magnitudes. Knows no
-optimizer and no discriminator.
+In: original and reconstructed samples (B, N), and the quantizer's and the semantic losses of the forward pass. Out:
+scalars. The spectral losses are those of the Descript Audio Codec (https://arxiv.org/abs/2306.06546): multi-scale,
+on linear and logarithmic magnitudes. No adversarial losses.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from higgs_model.codec.network import CodecOutput
 
-_TINY = 1e-10
+_EPSILON = 1e-10
 STFT_WINDOWS = (2048, 512)
 MEL_WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
 MEL_BANDS = (5, 10, 20, 40, 80, 160, 320)
@@ -24,7 +23,7 @@ MEL_BANDS = (5, 10, 20, 40, 80, 160, 320)
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """How much each loss counts in the sum."""
+    """Weight of each loss in the total."""
 
     mel: float = 15.0
     stft: float = 1.0
@@ -36,7 +35,7 @@ class LossWeights:
 
 @dataclasses.dataclass(frozen=True)
 class CodecLosses:
-    """Each loss as it is, and `total`, their weighted sum."""
+    """The unweighted losses (scalars), and `total`, their weighted sum."""
 
     total: Tensor
     mel: Tensor
@@ -48,12 +47,12 @@ class CodecLosses:
 
 
 class CodecLoss(nn.Module):
-    """Judges a pass of the network against the samples that went in.
+    """Computes the losses of a forward pass against its input.
 
     Args:
-        floor: magnitudes below this count as silence. Where recordings have been digitally silenced or band-limited, a
-            deep floor makes of silence most of the loss.
-        shortest_window: samples; spectra of shorter windows are left out.
+        floor: magnitudes are clamped to this before the logarithm. For recordings with digital silence or limited
+            bandwidth a low floor lets silence dominate the loss.
+        shortest_window: in samples; mel spectra with shorter windows are skipped.
     """
 
     def __init__(
@@ -68,13 +67,15 @@ class CodecLoss(nn.Module):
             self.register_buffer(f"mel_{window}", filters, persistent=False)
 
     def forward(self, output: CodecOutput, samples_BN: Tensor) -> CodecLosses:
-        """Losses of a pass; the shorter of the two sounds says how much of them is compared."""
+        """Return the losses of a forward pass; the longer of input and reconstruction is truncated."""
         num_samples = min(output.audio.shape[1], samples_BN.shape[1])
-        made, wanted = output.audio[:, :num_samples], samples_BN[:, :num_samples]
+        reconstruction, target = output.audio[:, :num_samples], samples_BN[:, :num_samples]
         losses = {
-            "mel": self._mel(made, wanted),
-            "stft": torch.stack([self._spectral(_stft(made, w), _stft(wanted, w)) for w in STFT_WINDOWS]).sum(),
-            "waveform": F.l1_loss(made, wanted),
+            "mel": self._mel(reconstruction, target),
+            "stft": torch.stack(
+                [self._spectral(_stft(reconstruction, w), _stft(target, w)) for w in STFT_WINDOWS]
+            ).sum(),
+            "waveform": F.l1_loss(reconstruction, target),
             "commitment": output.commitment_loss,
             "codebook": output.codebook_loss,
             "semantic": output.semantic_loss,
@@ -82,35 +83,37 @@ class CodecLoss(nn.Module):
         total = torch.stack([getattr(self.weights, name) * loss for name, loss in losses.items()]).sum()
         return CodecLosses(total=total, **losses)
 
-    def _mel(self, made: Tensor, wanted: Tensor) -> Tensor:
+    def _mel(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         parts = []
         for window, _ in self._scales:
             filters = self.get_buffer(f"mel_{window}")
             parts.append(
-                F.l1_loss(self._log(filters @ _stft(made, window)), self._log(filters @ _stft(wanted, window)))
+                F.l1_loss(
+                    self._log(filters @ _stft(reconstruction, window)), self._log(filters @ _stft(target, window))
+                )
             )
         return torch.stack(parts).mean()
 
-    def _spectral(self, made: Tensor, wanted: Tensor) -> Tensor:
-        return F.l1_loss(made, wanted) + F.l1_loss(self._log(made), self._log(wanted))
+    def _spectral(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(reconstruction, target) + F.l1_loss(self._log(reconstruction), self._log(target))
 
     def _log(self, magnitudes: Tensor) -> Tensor:
         return magnitudes.clamp_min(self._floor).log10()
 
 
 def _stft(samples_BN: Tensor, window: int) -> Tensor:
-    """Magnitudes (B, window // 2 + 1, frames), a quarter of the window apart."""
-    taper = torch.hann_window(window, device=samples_BN.device)
+    """Return STFT magnitudes (B, window // 2 + 1, frames) with a hop of a quarter window."""
+    window_function = torch.hann_window(window, device=samples_BN.device)
     padded = F.pad(samples_BN, (window // 2, window // 2))
-    spectrum = torch.stft(padded, window, window // 4, window=taper, center=False, return_complex=True)
-    # A magnitude of exactly zero has no gradient.
-    return (spectrum.real.square() + spectrum.imag.square() + _TINY).sqrt()
+    spectrum = torch.stft(padded, window, window // 4, window=window_function, center=False, return_complex=True)
+    # The gradient of the square root is infinite at zero.
+    return (spectrum.real.square() + spectrum.imag.square() + _EPSILON).sqrt()
 
 
 def mel_filters(sample_rate_hz: int, window: int, bands: int) -> Tensor:
-    """Triangular filters of equal area, evenly spaced in mel, (bands, window // 2 + 1).
+    """Return triangular filters of equal area, evenly spaced in mel, (bands, window // 2 + 1).
 
-    Narrow bands of a short window can fall between two bins; they are empty, and cost nothing.
+    Narrow bands of a short window can fall between two bins; such filters are all zero and contribute no loss.
     """
     top = 2595 * torch.log10(torch.tensor(1 + sample_rate_hz / 2 / 700))
     edges_hz = 700 * (10 ** (torch.linspace(0, 1, bands + 2) * top / 2595) - 1)

@@ -1,10 +1,10 @@
 """The codec's network: samples → latents → codes → latents → samples, for rows of equal length.
 
-In: samples (B, N) float32 at the codec's rate, or codes (B, K, T). Out: latents (B, T, D) before
-quantization, samples, or all that training needs. Module names are those of the transformers layout.
+In: samples (B, N) float32 at the codec's sample rate, or codes (B, K, T). Out: codes, latents (B, T, D) before
+quantization, samples, or a `CodecOutput` for training. Module names are those of the transformers layout.
 
-Invariant: the acoustic half gives the same latents however a recording is cut. Knows nothing of files, sample
-rates other than its own, or batches of uneven clips.
+Invariant: the acoustic latents do not depend on how a recording is split into windows. Does not handle files, other
+sample rates, or batches of clips of different lengths.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from transformers.models.dac.modeling_dac import DacDecoder, DacEncoder
 
 from higgs_model.codec.acoustic import (
     build_acoustic,
-    decoder_reach,
+    decoder_receptive_field,
     encode_acoustic,
     encoder_convolutions,
     run_decoder,
 )
 from higgs_model.codec.config import HiggsAudioCodecConfig
 from higgs_model.codec.quantizer import EuclideanCodebook, build_quantizer
-from higgs_model.codec.reach import Reach, conv_output_length, cut
+from higgs_model.codec.receptive_field import ReceptiveField, conv_output_length, split_windows
 from higgs_model.codec.semantic import (
     EDGE_PADDING_SAMPLES,
     SemanticDecoder,
@@ -37,24 +37,28 @@ from higgs_model.codec.semantic import (
     semantic_features,
     semantic_frames,
 )
-from higgs_model.codec.stages import decoder_stages, lay_out_for_stages
+from higgs_model.codec.stages import decoder_stages, optimize_weight_layout
 
-DecoderPass = Callable[[DacDecoder, Tensor, Tensor | None], Tensor]
+DecoderForward = Callable[[DacDecoder, Tensor, Tensor | None], Tensor]
 
-PIECE_S = 120
-"""Recordings up to this length are heard by the semantic model in one go."""
-CONTEXT_S = 5
-"""Real sound on each side of a piece of a longer recording."""
-FADE_S = 1
-"""Over this time the latents of one piece turn into those of the next."""
+ENCODER_WINDOW_S = 120
+"""Longest recording that is encoded in a single pass; longer ones are encoded in windows of this length."""
+ENCODER_CONTEXT_S = 5
+"""Real context on each side of a window."""
+CROSSFADE_S = 1
+"""Crossfade between the latents of consecutive windows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CodecOutput:
-    """One pass of training: `audio` (B, N) for `codes` (B, K, T) of `latents` (B, T, D), and three losses (scalars).
+    """Output of a training forward pass.
 
-    `commitment_loss` and `codebook_loss` are the quantizer's; `semantic_loss` is how far the semantic
-    features that the codes give back are from those that went in.
+    Attributes:
+        audio: (B, N) float32, the reconstruction.
+        latents: (B, T, D), before quantization.
+        codes: (B, K, T) int64.
+        commitment_loss, codebook_loss: the quantizer's losses (scalars).
+        semantic_loss: mean squared error of the reconstructed semantic features (scalar).
     """
 
     audio: Tensor
@@ -66,7 +70,7 @@ class CodecOutput:
 
 
 class CodecNetwork(nn.Module):
-    """All modules of the codec, with random weights."""
+    """All modules of the codec, randomly initialized."""
 
     acoustic_encoder: DacEncoder
     acoustic_decoder: DacDecoder
@@ -83,22 +87,22 @@ class CodecNetwork(nn.Module):
         self.fc1 = nn.Linear(config.quantizer_width, config.semantic_width)
         self.fc2 = nn.Linear(config.quantizer_width, config.acoustic_dim)
         self.quantizer = build_quantizer(config)
-        self.reach: Reach = decoder_reach(self.acoustic_decoder)
+        self.receptive_field: ReceptiveField = decoder_receptive_field(self.acoustic_decoder)
         self.decoder_stages = decoder_stages(self.acoustic_decoder)
-        self._compiled_decoder: DecoderPass | None = None
+        self._compiled_decoder: DecoderForward | None = None
 
     @property
     def device(self) -> torch.device:
         return self.fc2.weight.device
 
     def train(self, mode: bool = True) -> Self:
-        """As always, but the semantic model stays in evaluation mode: it is a fixed measure, not a learner."""
+        """Set the training mode; the semantic model always stays in evaluation mode, because it is frozen."""
         super().train(mode)
         self.semantic_model.eval()
         return self
 
     def cast(self, dtype: torch.dtype) -> Self:
-        """Compute convolutions and semantic features in `dtype`; what decides codes stays in float32."""
+        """Cast convolutions and the semantic model to `dtype`; the quantizer and its projections stay in float32."""
         for part in (
             self.acoustic_encoder,
             self.acoustic_decoder,
@@ -107,118 +111,125 @@ class CodecNetwork(nn.Module):
         ):
             part.to(dtype)
         if self.device.type == "cpu":
-            lay_out_for_stages(self.acoustic_decoder)
+            optimize_weight_layout(self.acoustic_decoder)
         return self
 
-    def learn_codebooks_by_gradient(self, enabled: bool = True) -> None:
-        """Train the codes as parameters, by `codebook_loss`, instead of by moving averages."""
+    def train_codebooks_by_gradient(self, enabled: bool = True) -> None:
+        """Train codebooks as parameters with `codebook_loss` instead of by moving averages."""
         for module in self.quantizer.modules():
             if isinstance(module, EuclideanCodebook):
                 module.embed.requires_grad_(enabled)
 
     @property
     def min_samples(self) -> int:
-        """The shortest recording that gives a frame."""
+        """Length of the shortest recording with at least one frame, in samples."""
         low, high = 1, 2 * self.config.hop_samples
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._has_frame(middle) else (middle + 1, high)
+            low, high = (low, middle) if self._has_frames(middle) else (middle + 1, high)
         return low
 
-    def _has_frame(self, num_samples: int) -> bool:
+    def _has_frames(self, num_samples: int) -> bool:
         acoustic = conv_output_length(encoder_convolutions(self.acoustic_encoder), num_samples)
         return min(acoustic, semantic_frames(self.semantic_model, self.config, num_samples)) > 0
 
     def encode_samples(self, samples_BN: Tensor, num_codebooks: int) -> Tensor:
-        """(B, N) → codes (B, K, T) int64; see `HiggsAudioCodec.encode` for recordings of more than `PIECE_S`."""
-        codes = [self.quantizer.encode(latents, num_codebooks) for latents in self._latents(samples_BN)]
+        """Encode samples (B, N) to codes (B, K, T) int64; see `HiggsAudioCodec.encode` for long recordings."""
+        codes = [self.quantizer.encode(latents, num_codebooks) for latents in self._windowed_latents(samples_BN)]
         return torch.cat(codes, dim=-1)
 
     def decode_codes(self, codes_BKT: Tensor, valid_frames_B: Tensor | None = None) -> Tensor:
-        """Codes (B, K, T) → samples (B, T × hop) float32; see `run_decoder` for `valid_frames_B`."""
+        """Decode codes (B, K, T) to samples (B, T × hop) float32; see `run_decoder` for `valid_frames_B`."""
         latents_BDT = self.decoder_latents(codes_BKT).transpose(1, 2)
         run = self._compiled_decoder or run_decoder
         return run(self.acoustic_decoder, latents_BDT, valid_frames_B).float()
 
     def decoder_latents(self, codes_BKT: Tensor) -> Tensor:
-        """Codes (B, K, T) → what the acoustic decoder is given, (B, T, D) in its dtype."""
+        """Return the acoustic decoder's input (B, T, D), in its dtype, for codes (B, K, T)."""
         return self._to_decoder(self.quantizer.decode(codes_BKT))
 
     def _to_decoder(self, latents_BTD: Tensor) -> Tensor:
         return self.fc2(latents_BTD).to(self.acoustic_decoder.conv1.weight.dtype)
 
     def forward(self, samples_BN: Tensor, bandwidth_kbps: float | None = None) -> CodecOutput:
-        """One pass of training: encode, quantize with gradients passed straight through, decode.
+        """Encode, quantize with a straight-through estimator, and decode.
 
         Args:
-            samples_BN: (B, N) float32 at the codec's rate, all rows of real length N ≥ `min_samples`, at most
-                `PIECE_S` long.
+            samples_BN: (B, N) float32 at the codec's sample rate, no row padded; `min_samples` ≤ N, and at most
+                `ENCODER_WINDOW_S` long.
+            bandwidth_kbps: target bandwidth, for fewer codebooks; None: all.
 
         Returns:
-            `audio` is as long as the frames: N rounded to a whole number of them.
+            The output; `audio` has a whole number of frames, so its length can differ from N.
         """
-        latents_BTD, features_BTD = self.latents(samples_BN)
-        quantized = self.quantizer(latents_BTD, self.config.codebooks_for(bandwidth_kbps))
+        latents_BTD, features_BTD = self.encode_latents(samples_BN)
+        quantized = self.quantizer(latents_BTD, self.config.num_codebooks_for(bandwidth_kbps))
         return dataclasses.replace(
-            self.from_latents(quantized.latents, features_BTD),
+            self.decode_latents(quantized.latents, features_BTD),
             latents=latents_BTD,
             codes=quantized.codes,
             commitment_loss=quantized.commitment_loss,
             codebook_loss=quantized.codebook_loss,
         )
 
-    def from_latents(self, latents_BTD: Tensor, features_BTD: Tensor) -> CodecOutput:
-        """The second half of a pass of training: sound of latents that were not quantized, with no codes."""
+    def decode_latents(self, latents_BTD: Tensor, features_BTD: Tensor) -> CodecOutput:
+        """Run the second half of `forward` on given latents, without quantization; `codes` is empty.
+
+        Args:
+            latents_BTD: (B, T, D) float32, the decoder's input.
+            features_BTD: (B, T, D') semantic features to reconstruct.
+        """
         restored_BDT = self.decoder_semantic(self.fc1(latents_BTD).transpose(1, 2))
-        nothing = latents_BTD.new_zeros(())
+        zero = latents_BTD.new_zeros(())
         return CodecOutput(
             audio=run_decoder(self.acoustic_decoder, self._to_decoder(latents_BTD).transpose(1, 2)).float(),
             latents=latents_BTD,
             codes=torch.empty(len(latents_BTD), 0, latents_BTD.shape[1], dtype=torch.int64, device=latents_BTD.device),
-            commitment_loss=nothing,
-            codebook_loss=nothing,
+            commitment_loss=zero,
+            codebook_loss=zero,
             semantic_loss=F.mse_loss(restored_BDT.transpose(1, 2), features_BTD.detach().float()),
         )
 
-    def latents(self, samples_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """What is quantized, (B, T, D) float32, and the semantic features (B, T, D') of samples like `forward`'s."""
-        edge, num_frames = self._alignment(samples_BN.shape[1])
-        features_BTD = self._features(samples_BN)[:, :num_frames]
-        return self._join(F.pad(samples_BN, (edge, edge)), features_BTD), features_BTD
+    def encode_latents(self, samples_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the latents (B, T, D) float32 to quantize and the semantic features (B, T, D') of samples (B, N)."""
+        padding_samples, num_frames = self._align(samples_BN.shape[1])
+        features_BTD = self._semantic_features(samples_BN)[:, :num_frames]
+        return self._fuse(F.pad(samples_BN, (padding_samples, padding_samples)), features_BTD), features_BTD
 
-    def _latents(self, samples_BN: Tensor) -> Iterator[Tensor]:
-        """Latents (B, T, D) float32 of a recording, in one piece or in several that follow each other."""
+    def _windowed_latents(self, samples_BN: Tensor) -> Iterator[Tensor]:
+        """Yield the latents (B, T, D) float32 of recordings, in consecutive parts if they are long."""
         num_samples, hop = samples_BN.shape[1], self.config.hop_samples
-        edge, num_frames = self._alignment(num_samples)
-        if num_frames * hop <= PIECE_S * self.config.sample_rate_hz:
-            yield self._join(F.pad(samples_BN, (edge, edge)), self._features(samples_BN))
+        padding_samples, num_frames = self._align(num_samples)
+        if num_frames * hop <= ENCODER_WINDOW_S * self.config.sample_rate_hz:
+            yield self._fuse(F.pad(samples_BN, (padding_samples, padding_samples)), self._semantic_features(samples_BN))
             return
-        frames_a_s = self.config.frame_rate_hz
-        fade, tail = FADE_S * frames_a_s, samples_BN.new_zeros(())
-        around = Reach(CONTEXT_S * frames_a_s, (CONTEXT_S + FADE_S) * frames_a_s)
-        for piece in cut(num_frames, PIECE_S * frames_a_s, around):
-            ends_here = piece.stop == num_frames
-            # The acoustic encoder hears the recording between two edges of silence; only the ends are made.
+        rate_hz = self.config.frame_rate_hz
+        fade, tail = CROSSFADE_S * rate_hz, samples_BN.new_zeros(())
+        context = ReceptiveField(ENCODER_CONTEXT_S * rate_hz, (ENCODER_CONTEXT_S + CROSSFADE_S) * rate_hz)
+        for window in split_windows(num_frames, ENCODER_WINDOW_S * rate_hz, context):
+            is_last = window.stop == num_frames
+            # The acoustic encoder's input is the recording with zero padding at both ends; inner edges are real.
             first, last = (
-                piece.start * hop - edge,
-                num_samples + edge if ends_here else piece.stop * hop - edge,
+                window.start * hop - padding_samples,
+                num_samples + padding_samples if is_last else window.stop * hop - padding_samples,
             )
-            made = (max(-first, 0), max(last - num_samples, 0))
-            acoustic = F.pad(samples_BN[:, max(first, 0) : min(last, num_samples)], made)
-            heard = samples_BN[:, piece.start * hop : None if ends_here else piece.stop * hop]
-            latents = self._join(acoustic, self._features(heard))[:, piece.keep_start - piece.start :]
-            if piece.keep_start:
-                rise = torch.linspace(0, 1, fade + 2, device=latents.device)[1:-1].unsqueeze(-1)
-                latents = torch.cat([tail.lerp(latents[:, :fade], rise), latents[:, fade:]], dim=1)
-            kept = piece.keep_stop - piece.keep_start
-            yield latents[:, :kept]
-            tail = latents[:, kept : kept + fade]
+            padding = (max(-first, 0), max(last - num_samples, 0))
+            acoustic_BN = F.pad(samples_BN[:, max(first, 0) : min(last, num_samples)], padding)
+            semantic_BN = samples_BN[:, window.start * hop : None if is_last else window.stop * hop]
+            latents = self._fuse(acoustic_BN, self._semantic_features(semantic_BN))
+            latents = latents[:, window.keep_start - window.start :]
+            if window.keep_start:
+                weights = torch.linspace(0, 1, fade + 2, device=latents.device)[1:-1].unsqueeze(-1)
+                latents = torch.cat([tail.lerp(latents[:, :fade], weights), latents[:, fade:]], dim=1)
+            keep_frames = window.keep_stop - window.keep_start
+            yield latents[:, :keep_frames]
+            tail = latents[:, keep_frames : keep_frames + fade]
 
-    def _features(self, samples_BN: Tensor) -> Tensor:
+    def _semantic_features(self, samples_BN: Tensor) -> Tensor:
         return semantic_features(self.semantic_model, self.config, samples_BN)
 
-    def _join(self, acoustic_BN: Tensor, features_BTD: Tensor) -> Tensor:
-        """What is quantized, (B, T, D) float32: both halves side by side, the longer one cut."""
+    def _fuse(self, acoustic_BN: Tensor, features_BTD: Tensor) -> Tensor:
+        """Return the latents (B, T, D) float32 to quantize: acoustic and semantic latents, the longer one truncated."""
         dtype = self.acoustic_encoder.conv1.weight.dtype
         acoustic_BDT = encode_acoustic(self.acoustic_encoder, acoustic_BN.to(dtype), self.config.hop_samples)
         semantic_BDT = self.encoder_semantic(features_BTD.to(dtype).transpose(1, 2))
@@ -226,14 +237,14 @@ class CodecNetwork(nn.Module):
         both = torch.cat([acoustic_BDT[..., :num_frames], semantic_BDT[..., :num_frames]], dim=1)
         return self.fc(both.transpose(1, 2).float())
 
-    def _alignment(self, num_samples: int) -> tuple[int, int]:
-        """Silence that the acoustic encoder gets on each side, in samples, and the frames of the recording.
+    def _align(self, num_samples: int) -> tuple[int, int]:
+        """Return the zero padding of the acoustic encoder's input on each side, in samples, and the number of frames.
 
-        It gets some when it alone would give another number of frames than the semantic model.
+        The input is padded if the acoustic and the semantic encoder would otherwise return different frame counts.
         """
         layers = encoder_convolutions(self.acoustic_encoder)
         semantic = semantic_frames(self.semantic_model, self.config, num_samples)
         if conv_output_length(layers, num_samples) == semantic:
             return 0, semantic
-        edge = EDGE_PADDING_SAMPLES * self.config.semantic_downsample_factor
-        return edge, min(conv_output_length(layers, num_samples + 2 * edge), semantic)
+        padding_samples = EDGE_PADDING_SAMPLES * self.config.semantic_downsample_factor
+        return padding_samples, min(conv_output_length(layers, num_samples + 2 * padding_samples), semantic)

@@ -1,12 +1,11 @@
-"""The semantic half of the codec: what a speech model hears, at the codec's frame rate.
+"""Semantic features of the codec: a self-supervised speech model at the codec's frame rate.
 
-In: samples at the codec's rate. Out: features (B, T, D), the mean over *all* hidden states of a frozen HuBERT
-or WavLM; and the two small convolutional networks between those features and the latents that are quantized.
+In: samples at the codec's sample rate. Out: features (B, T, D), the mean over *all* hidden states of a frozen HuBERT or
+WavLM; and the two convolutional networks between these features and the latents to quantize.
 
-The speech model is transformers' own. It is always in evaluation mode, and takes no gradients, whatever mode the codec
-is in, but for a small one that is made from nothing (`training.codec`). It sees the whole of what it is given (its
-attention, and HuBERT-base's first normalisation, run over all of it), so features of a piece are not exactly those of
-the whole.
+The speech model is that of transformers. It is always in evaluation mode and takes no gradients, whatever mode the
+codec is in, except for a small one trained from scratch (`training.codec`). Its attention and HuBERT-base's first
+normalization span its whole input, so the features of an excerpt differ slightly from those of the full recording.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from transformers import HubertModel, PreTrainedModel, WavLMModel
 
 from higgs_model.audio.resample import resample_sinc
 from higgs_model.codec.config import HiggsAudioCodecConfig
-from higgs_model.codec.reach import conv_output_length
+from higgs_model.codec.receptive_field import conv_output_length
 
 EDGE_PADDING_SAMPLES = 160
-"""Zeros before and after a recording in front of the speech model."""
+"""Zeros before and after a recording in the speech model's input."""
 _MODELS = {"hubert": HubertModel, "wavlm": WavLMModel}
 
 
 def build_semantic_model(config: HiggsAudioCodecConfig) -> PreTrainedModel:
-    """The speech model with random weights, its one weight-normed convolution folded to a plain one."""
+    """Build the speech model, randomly initialized and frozen, with the weight norm of its convolution folded."""
     model = _MODELS[config.semantic.model_type](config.semantic)
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
@@ -36,7 +35,7 @@ def build_semantic_model(config: HiggsAudioCodecConfig) -> PreTrainedModel:
 
 
 def semantic_frames(model: PreTrainedModel, config: HiggsAudioCodecConfig, num_samples: int) -> int:
-    """Frames of semantic features that `num_samples` at the codec's rate give."""
+    """Return the frames of semantic features of `num_samples` at the codec's sample rate."""
     resampled = -(-num_samples * config.semantic_sample_rate_hz // config.sample_rate_hz)
     convolutions = [layer.conv for layer in model.feature_extractor.conv_layers]
     features = conv_output_length(convolutions, resampled + 2 * EDGE_PADDING_SAMPLES)
@@ -45,10 +44,10 @@ def semantic_frames(model: PreTrainedModel, config: HiggsAudioCodecConfig, num_s
 
 
 def semantic_features(model: PreTrainedModel, config: HiggsAudioCodecConfig, samples_BN: Tensor) -> Tensor:
-    """Features at the codec's frame rate, without gradients unless the model's parameters were told to take some.
+    """Return features at the codec's frame rate, with gradients only if the model's parameters require them.
 
     Args:
-        samples_BN: (B, N) float32 at the codec's rate, all rows of real length N.
+        samples_BN: (B, N) float32 at the codec's sample rate, no row padded.
 
     Returns:
         (B, T, D) in the speech model's dtype.
@@ -94,7 +93,7 @@ class _DecoderBlock(_EncoderBlock):
 
 
 class SemanticEncoder(nn.Module):
-    """Features (B, D, T) → latents (B, D', T); every frame sees a few neighbours."""
+    """Features (B, D, T) → latents (B, D', T)."""
 
     def __init__(self, feature_dim: int, latent_dim: int) -> None:
         super().__init__()
@@ -109,7 +108,7 @@ class SemanticEncoder(nn.Module):
 
 
 class SemanticDecoder(nn.Module):
-    """Latents (B, D', T) → features (B, D, T). Only training asks for them back."""
+    """Latents (B, D', T) → features (B, D, T); used in training only."""
 
     def __init__(self, latent_dim: int, feature_dim: int) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
-"""The acoustic decoder as a chain of stages, each of which keeps the context of its own convolutions and no more.
+"""The acoustic decoder as a pipeline of stages, each buffering only the context of its own convolutions.
 
 In: latents (T, D) of one clip, in portions of any size. Out: samples (N,), in portions, as soon as they are final.
-Joined, they are what `run_decoder` gives for all the latents at once.
+Concatenated, they equal the output of `run_decoder` for all latents at once.
 
-A stage is one change of rate. Its convolutions reach a few positions to each side at *their* rate, so what a stage
-computes twice where two portions meet shrinks with every stage, and is far less than the frames that the whole
-network would need again. Stages cut their input once more, into pieces whose activations fit a processor's caches.
+A stage is one upsampling block. The receptive field of its convolutions is a few positions at *its* rate, so the
+overlap that is recomputed between portions shrinks with every stage, and is much smaller than the overlap that the full
+network would recompute. Stages further split their input into tiles whose activations fit a CPU's caches.
 
-Positions lie in rows and channels in columns, (T, C), the transpose of torch's convention: convolutions are fastest
-so on a CPU, 1 × 1 and transposed convolutions are plain matrix products, and activations run over flat memory.
+Activations are (T, C), channels last, unlike torch's convention: on CPUs convolutions are fastest in this layout, 1 × 1
+and transposed convolutions are plain matrix products, and elementwise operations run over contiguous memory.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ from torch import Tensor, nn
 from transformers.models.dac.modeling_dac import DacDecoder, DacDecoderBlock, DacResidualUnit, Snake1d
 
 from higgs_model.codec.acoustic import block_convolutions
-from higgs_model.codec.reach import Reach, network_reach, open_positions
+from higgs_model.codec.receptive_field import ReceptiveField, lookahead_positions, receptive_field_of
 
-_PIECE_BYTES = 4 << 20
-"""Activations of a piece: with their temporaries they stay in a processor's caches, and are many enough for it."""
-_FLAT_COLUMNS = 64
-"""Fewer channels are repeated to rows about this long, for activations that multiply row by row."""
+_TILE_BYTES = 4 << 20
+"""Activations per tile: small enough to stay in the caches with their temporaries, large enough for efficiency."""
+_MIN_ROW_LENGTH = 64
+"""Narrower activations are viewed as rows of about this length, because elementwise operations vectorize by row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A part of the decoder that turns each position into `factor` positions.
+    """A part of the decoder that upsamples by `factor`.
 
     Attributes:
-        run: maps (T, C) to (T × factor, C'), with zeros around it as its convolutions pad.
-        reach: the positions of the input that take part in what one of them becomes.
-        open_positions: of the output, at its end, that may still change while the input goes on.
-        piece_positions: of the output, made at a time.
+        run: maps (T, C) to (T × factor, C'), with the zero padding of its convolutions.
+        factor: output positions per input position.
+        receptive_field: receptive field in input positions.
+        lookahead_positions: output positions at the end that depend on input that has not arrived yet.
+        tile_positions: output positions per tile.
     """
 
     run: Callable[[Tensor], Tensor]
     factor: int
-    reach: Reach
-    open_positions: int
-    piece_positions: int
+    receptive_field: ReceptiveField
+    lookahead_positions: int
+    tile_positions: int
 
 
 def decoder_stages(decoder: DacDecoder) -> list[Stage]:
-    """The stages of a decoder: one a block; the first and the last convolution go with their neighbours."""
+    """Return the stages of a decoder, one per block; the first and last convolution belong to their neighbours."""
     last = len(decoder.block) - 1
     stages = []
     for index, block in enumerate(decoder.block):
@@ -63,26 +64,26 @@ def decoder_stages(decoder: DacDecoder) -> list[Stage]:
         position_bytes = block.conv_t1.out_channels * block.conv_t1.weight.element_size()
         stages.append(
             Stage(
-                run=_StageRun(block, first_conv, last_conv),
+                run=_StageForward(block, first_conv, last_conv),
                 factor=block.conv_t1.stride[0],
-                reach=network_reach(layers),
-                open_positions=open_positions(layers),
-                piece_positions=_PIECE_BYTES // position_bytes,
+                receptive_field=receptive_field_of(layers),
+                lookahead_positions=lookahead_positions(layers),
+                tile_positions=_TILE_BYTES // position_bytes,
             )
         )
     return stages
 
 
 def lookahead_frames(stages: Sequence[Stage]) -> int:
-    """Frames that must follow a frame before all its samples are final."""
-    held_back, hop = 0, 1
+    """Return the number of frames that must follow a frame before all its samples are final."""
+    lookahead, hop = 0, 1
     for stage in stages:
-        held_back, hop = held_back * stage.factor + stage.open_positions, hop * stage.factor
-    return -(-held_back // hop)
+        lookahead, hop = lookahead * stage.factor + stage.lookahead_positions, hop * stage.factor
+    return -(-lookahead // hop)
 
 
-def lay_out_for_stages(decoder: DacDecoder) -> None:
-    """Store weights in the order in which stages read them, which spares a copy at every call; values stay."""
+def optimize_weight_layout(decoder: DacDecoder) -> None:
+    """Store the weights in the memory layout that stages read, which avoids a copy per call; values do not change."""
     for layer in decoder.modules():
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
             weight = layer.weight
@@ -90,60 +91,61 @@ def lay_out_for_stages(decoder: DacDecoder) -> None:
 
 
 class DecoderStream:
-    """All stages at work on one clip: latents in as they come, samples out as soon as they are final."""
+    """Decodes one clip through all stages: latents in as they arrive, samples out as soon as they are final."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self._streams = [_StageStream(stage) for stage in stages]
 
     def push(self, latents_TD: Tensor, *, last: bool) -> Tensor:
-        """Take the next latents (T, D), the `last` ones or not, and give the next final samples (N,)."""
-        made = [samples_N1.flatten() for samples_N1, _ in self._through(0, latents_TD, last)]
-        return torch.cat(made)
+        """Append latents (T, D) and return the samples (N,) that became final; `last` marks the end of the clip."""
+        samples = [samples_N1.flatten() for samples_N1, _ in self._run_from(0, latents_TD, last)]
+        return torch.cat(samples)
 
-    def _through(self, index: int, portion_TC: Tensor, last: bool) -> Iterator[tuple[Tensor, bool]]:
-        """Final pieces of stage `index` and of all after it. Each goes to the end before the next one is begun."""
+    def _run_from(self, index: int, portion_TC: Tensor, last: bool) -> Iterator[tuple[Tensor, bool]]:
+        """Run stage `index` and all later ones, depth first: a tile passes all stages before the next one starts."""
         if index == len(self._streams):
             yield portion_TC, last
             return
-        for piece_TC, last_piece in self._streams[index].push(portion_TC, last):
-            yield from self._through(index + 1, piece_TC, last_piece)
+        for tile_TC, last_tile in self._streams[index].push(portion_TC, last):
+            yield from self._run_from(index + 1, tile_TC, last_tile)
 
 
 class _StageStream:
-    """A stage at work on one clip. Between pushes it holds the positions that later ones still need."""
+    """A stage's state for one clip: the input positions that later output depends on."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self._held_TC: Tensor | None = None
-        self._held_from = 0
-        self._done = 0
+        self._buffer_TC: Tensor | None = None
+        self._buffer_start = 0
+        self._emitted = 0
 
     def push(self, new_TC: Tensor, last: bool) -> Iterator[tuple[Tensor, bool]]:
-        """Take positions (T, C), and give pieces (T', C') of the result in order, at least one, and which is last."""
-        stage, reach, factor = self.stage, self.stage.reach, self.stage.factor
-        held_TC = new_TC if self._held_TC is None else torch.cat([self._held_TC, new_TC])
-        held_from, received = self._held_from, self._held_from + len(held_TC)
-        begun = self._done
-        final = max(received * factor - (0 if last else stage.open_positions), begun)
-        self._done, self._held_from = final, max(final // factor - reach.before, held_from)
+        """Append positions (T, C) and yield the final output as tiles (T', C'), at least one, each with an end flag."""
+        stage, field, factor = self.stage, self.stage.receptive_field, self.stage.factor
+        buffer_TC = new_TC if self._buffer_TC is None else torch.cat([self._buffer_TC, new_TC])
+        buffer_start, received = self._buffer_start, self._buffer_start + len(buffer_TC)
+        emitted = self._emitted
+        final = max(received * factor - (0 if last else stage.lookahead_positions), emitted)
+        self._emitted, self._buffer_start = final, max(final // factor - field.before, buffer_start)
         # A copy: a view would keep the whole portion alive.
-        self._held_TC = held_TC[self._held_from - held_from :].clone()
-        for start, stop in _even_pieces(begun, final, stage.piece_positions):
-            first = max(start // factor - reach.before, 0)
-            made = stage.run(held_TC[first - held_from : min(-(-stop // factor) + reach.after, received) - held_from])
-            yield made[start - first * factor : stop - first * factor], last and stop == final
+        self._buffer_TC = buffer_TC[self._buffer_start - buffer_start :].clone()
+        for start, stop in _even_tiles(emitted, final, stage.tile_positions):
+            first = max(start // factor - field.before, 0)
+            end = min(-(-stop // factor) + field.after, received)
+            output = stage.run(buffer_TC[first - buffer_start : end - buffer_start])
+            yield output[start - first * factor : stop - first * factor], last and stop == final
 
 
-def _even_pieces(start: int, stop: int, longest: int) -> Iterator[tuple[int, int]]:
-    """Cut [start, stop) into as few pieces as may be, of nearly one length; an empty range is one empty piece."""
-    count = max(-(-(stop - start) // longest), 1)
+def _even_tiles(start: int, stop: int, max_length: int) -> Iterator[tuple[int, int]]:
+    """Split [start, stop) into as few tiles as possible, of nearly equal length; an empty range is one empty tile."""
+    count = max(-(-(stop - start) // max_length), 1)
     for index in range(count):
         yield start + (stop - start) * index // count, start + (stop - start) * (index + 1) // count
 
 
 @dataclasses.dataclass(frozen=True)
-class _StageRun:
-    """The arithmetic of one stage: a block, and the whole decoder's first or last convolution where it has them."""
+class _StageForward:
+    """Forward pass of a stage: a block, preceded or followed by the decoder's first or last convolution."""
 
     block: DacDecoderBlock
     first: DacDecoder | None
@@ -168,35 +170,35 @@ def _residual(unit: DacResidualUnit, hidden_TC: Tensor) -> Tensor:
 
 
 def _convolve(layer: nn.Conv1d, hidden_TC: Tensor) -> Tensor:
-    # As an image one pixel high, which is the shape for which torch knows rows of channels.
+    # As an image of height 1, because torch supports channels-last layouts only for images.
     image = hidden_TC.t()[None, :, None]
-    made = F.conv2d(
+    output = F.conv2d(
         image,
         layer.weight.unsqueeze(2),
         layer.bias,
         padding=(0, int(layer.padding[0])),
         dilation=(1, layer.dilation[0]),
     )
-    return made[0, :, 0].t()
+    return output[0, :, 0].t()
 
 
 def _upsample(layer: nn.ConvTranspose1d, hidden_TC: Tensor) -> Tensor:
-    """A transposed convolution whose kernel is two strides long: every position adds to its own and the next stride."""
+    """Apply a transposed convolution with kernel size 2 × stride: a position contributes to its and the next stride."""
     stride, padding = layer.stride[0], int(layer.padding[0])
     both = hidden_TC @ layer.weight.transpose(1, 2).flatten(1)
     num_positions, half = len(hidden_TC), stride * layer.out_channels
     bias = layer.bias.repeat(stride) if layer.bias is not None else both.new_zeros(half)
-    made = both.new_empty(num_positions + 1, half)
-    torch.add(both[:1, :half], bias, out=made[:1])
-    torch.add(both[1:, :half], both[:-1, half:], out=made[1:-1]).add_(bias)
-    torch.add(both[-1:, half:], bias, out=made[-1:])
-    return made.view(-1, layer.out_channels)[padding : padding + num_positions * stride]
+    output = both.new_empty(num_positions + 1, half)
+    torch.add(both[:1, :half], bias, out=output[:1])
+    torch.add(both[1:, :half], both[:-1, half:], out=output[1:-1]).add_(bias)
+    torch.add(both[-1:, half:], bias, out=output[-1:])
+    return output.view(-1, layer.out_channels)[padding : padding + num_positions * stride]
 
 
 def _snake(snake: Snake1d, hidden_TC: Tensor) -> Tensor:
-    """x + sin²(αx) / α."""
+    """Return x + sin²(αx) / α."""
     alpha = snake.alpha.flatten()
-    repeats = math.gcd(len(hidden_TC), max(_FLAT_COLUMNS // len(alpha), 1))
+    repeats = math.gcd(len(hidden_TC), max(_MIN_ROW_LENGTH // len(alpha), 1))
     alpha = alpha.repeat(repeats)
     flat = hidden_TC.reshape(-1, len(alpha))
     wave = (flat * alpha).sin_()

@@ -1,6 +1,6 @@
-"""The model called `demo`: a small Higgs Audio that was trained from nothing, and speaks without network or GPU.
+"""The model named `demo`: a small Higgs Audio, trained from scratch, that runs without network access or GPU.
 
-It is a checkpoint like any other, in a folder of this package, and loaded like any other. How it was made: `jobs.demo`.
+It is an ordinary checkpoint in a folder of this package and is loaded like any other. `jobs.demo` trains it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import hashlib
 from pathlib import Path
 
 NAME = "demo"
-FOLDER = Path(__file__).parent / "checkpoint"
+CHECKPOINT_DIR = Path(__file__).parent / "checkpoint"
 
 
-def located(model: str | Path) -> str | Path:
-    """Where a model is: the demo's folder for its name, anything else as it is."""
-    return FOLDER if str(model) == NAME else model
+def resolve_model(model: str | Path) -> str | Path:
+    """Return the folder of the embedded checkpoint if `model` is its name, else `model` unchanged."""
+    return CHECKPOINT_DIR if str(model) == NAME else model
 
 
 def version() -> str:
-    """Changes when the checkpoint does, though its name stays."""
+    """Return a digest of the weights, which changes with the checkpoint although its name does not."""
     digest = hashlib.sha256()
-    for path in sorted(FOLDER.rglob("*.safetensors")):
+    for path in sorted(CHECKPOINT_DIR.rglob("*.safetensors")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -2,7 +2,7 @@
 
 The block pool holds only what sequences may share. Shared blocks are copied into the memory of a slot that starts with
 them, and full blocks of its prompt are copied out; decoding reads a slot's own memory alone. Because torch's attention
-gets one slot at a time, and always the same positions together, a slot's results do not depend on its neighbours.
+gets one slot at a time, and always the same positions together, a slot's results do not depend on the other slots.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from higgs_model.engine.prefill_span import PrefillSpan
 
 
-class RowAttention:
+class ContiguousAttention:
     """The KV cache of all slots. Unwritten memory may hold anything; it is never read."""
 
     def __init__(
@@ -77,23 +77,23 @@ class RowAttention:
                 attended[slot] = self._attend(layer, slot, queries_SHD[slot : slot + 1], length, None)[0]
         return attended
 
-    def prepare(self, spans: Sequence[PrefillSpan]) -> Sequence[PrefillSpan]:
+    def build_metadata(self, spans: Sequence[PrefillSpan]) -> Sequence[PrefillSpan]:
         """Return the metadata of spans for `prefill`: the spans themselves."""
         return spans
 
-    def prefill(self, layer: int, queries_PHD: Tensor, spans: Sequence[PrefillSpan]) -> Tensor:
-        """(P, H, D) → (P, H, D): causal attention for the concatenated queries of the spans.
+    def prefill(self, layer: int, queries_PHD: Tensor, metadata: Sequence[PrefillSpan]) -> Tensor:
+        """(P, H, D) → (P, H, D): causal attention for the concatenated queries of all spans.
 
         Tiles start at multiples of the block size, so that they are the same however a prompt is split into spans.
         """
         attended, first = torch.empty_like(queries_PHD), 0
-        for span in spans:
+        for span in metadata:
             start = span.start
             while start < span.stop:
                 stop = min((start // self._block_size + 1) * self._block_size, span.stop)
-                here = slice(first + start - span.start, first + stop - span.start)
-                mask = _causal(stop - start, stop, self._group)
-                attended[here] = self._attend(layer, span.slot, queries_PHD[here], stop, mask)
+                rows = slice(first + start - span.start, first + stop - span.start)
+                mask = _causal_mask(stop - start, stop, self._group)
+                attended[rows] = self._attend(layer, span.slot, queries_PHD[rows], stop, mask)
                 start = stop
             first += span.length
         return attended
@@ -103,12 +103,12 @@ class RowAttention:
         keys, values = (self._slots[layer, kind, slot : slot + 1, :, :length] for kind in (0, 1))
         # Query heads that share a key head become additional queries of that head, so that keys are not repeated.
         grouped = queries_PHD.view(num_queries, -1, self._group, head_dim).permute(1, 0, 2, 3).flatten(1, 2)
-        made = F.scaled_dot_product_attention(grouped.unsqueeze(0), keys, values, attn_mask=mask)
-        return made[0].unflatten(1, (num_queries, self._group)).permute(1, 0, 2, 3).reshape(-1, num_heads, head_dim)
+        output = F.scaled_dot_product_attention(grouped.unsqueeze(0), keys, values, attn_mask=mask)
+        return output[0].unflatten(1, (num_queries, self._group)).permute(1, 0, 2, 3).reshape(-1, num_heads, head_dim)
 
 
 @functools.lru_cache(maxsize=64)
-def _causal(num_queries: int, length: int, group: int) -> Tensor:
+def _causal_mask(num_queries: int, length: int, group: int) -> Tensor:
     """Return the additive mask (Q × group, length) for the last Q of `length` positions."""
     queries = torch.arange(length - num_queries, length).unsqueeze(1)
     hidden = torch.arange(length) > queries

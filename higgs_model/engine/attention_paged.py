@@ -17,7 +17,7 @@ from higgs_model.engine.kernels import (
     GatherKernels,
     Kernels,
     LayerPool,
-    PreparedSpans,
+    PrefillMetadata,
     VarlenKernels,
     cuda_seconds,
     select_fastest,
@@ -29,7 +29,7 @@ NULL_BLOCK = 0
 """Never allocated; inactive rows write there."""
 
 _TYPICAL_POSITIONS = 600
-"""Length at which kernels are timed: a reference, a sentence and half of its answer."""
+"""Length at which kernels are timed: a voice, a sentence and half of its answer."""
 _TOLERANCE = 0.03
 """Absolute, for attention to standard normal numbers in 16 bits."""
 
@@ -103,13 +103,13 @@ class PagedAttention:
         table = self._table[: len(queries_SHD)]
         return self.decode_kernels.decode(queries_SHD, self._layers[layer], table, lengths_S)
 
-    def prepare(self, spans: Sequence[PrefillSpan]) -> PreparedSpans:
+    def build_metadata(self, spans: Sequence[PrefillSpan]) -> PrefillMetadata:
         """Return the metadata of spans for `prefill`, once for all layers."""
-        return PreparedSpans.of(spans, self._table.device)
+        return PrefillMetadata.from_spans(spans, self._table.device)
 
-    def prefill(self, layer: int, queries_PHD: Tensor, spans: PreparedSpans) -> Tensor:
-        """(P, H, D) → (P, H, D): causal attention for the concatenated queries of the spans."""
-        return self.prefill_kernels.prefill(queries_PHD, self._layers[layer], self._table, spans)
+    def prefill(self, layer: int, queries_PHD: Tensor, metadata: PrefillMetadata) -> Tensor:
+        """(P, H, D) → (P, H, D): causal attention for the concatenated queries of all spans."""
+        return self.prefill_kernels.prefill(queries_PHD, self._layers[layer], self._table, metadata)
 
     # ------------------------------------------------------------------ the choice of kernels
 
@@ -143,7 +143,7 @@ class PagedAttention:
         length = min(_TYPICAL_POSITIONS, blocks * size)
         # Only the used columns: plain attention would gather everything that the table has room for.
         table = self._table[:, :blocks]
-        # If there are fewer blocks than slots need, slots share them: that reads as fast.
+        # If there are fewer blocks than the slots need, slots share them, which does not change the speed.
         table.copy_(1 + torch.arange(slots * blocks, device=device).view(slots, -1) % (num_blocks - 1))
         used = table.flatten().long()
         for stored, scales in ((pool.keys, pool.key_scales), (pool.values, pool.value_scales)):
@@ -159,11 +159,13 @@ class PagedAttention:
         heads, width = num_query_heads, pool.keys.shape[-1]
         lengths = torch.full((slots,), length, device=device)
         queries = torch.randn(slots, heads, width, device=device, dtype=dtype)
-        spans = self.prepare([PrefillSpan(slot, 0, length) for slot in range(min(slots, 4))])
-        prompt = torch.randn(len(spans.spans) * length, heads, width, device=device, dtype=dtype)
+        metadata = self.build_metadata([PrefillSpan(slot, 0, length) for slot in range(min(slots, 4))])
+        prompt = torch.randn(len(metadata.spans) * length, heads, width, device=device, dtype=dtype)
         chosen = (
             select_fastest(choices, lambda kernels: kernels.decode(queries, pool, table, lengths), seconds, _TOLERANCE),
-            select_fastest(choices, lambda kernels: kernels.prefill(prompt, pool, table, spans), seconds, _TOLERANCE),
+            select_fastest(
+                choices, lambda kernels: kernels.prefill(prompt, pool, table, metadata), seconds, _TOLERANCE
+            ),
         )
         self._table.fill_(NULL_BLOCK)
         return chosen

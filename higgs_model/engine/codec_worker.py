@@ -52,7 +52,7 @@ def next_portion_frames(start: int) -> int:
 
 
 class WorkerStopped(RuntimeError):
-    """The worker is closed; no input is at fault."""
+    """The worker is closed. No clip is at fault."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class CodecWorker:
         self._stream = None
         if codec.device.type == "cuda":
             self._stream = torch.cuda.Stream(codec.device)
-            # The weights may still be in transfer.
+            # The weights may still be on their way to the device.
             self._stream.wait_stream(torch.cuda.current_stream(codec.device))
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed, self._lock = False, threading.Lock()
@@ -157,7 +157,7 @@ class CodecWorker:
                 job.samples.set_exception(error)
         try:
             audio = self.codec.decode_batch([window.codes_KT for _, window in windows])
-            samples = [window.kept(wave).cpu().numpy() for (_, window), wave in zip(windows, audio, strict=True)]
+            samples = [window.crop(wave).cpu().numpy() for (_, window), wave in zip(windows, audio, strict=True)]
         except Exception as error:  # noqa: BLE001  (the error goes to the whole batch; later jobs continue)
             for job, _ in windows:
                 job.samples.set_exception(error)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from higgs_model.engine.attention_cpu import RowAttention
+from higgs_model.engine.attention_cpu import ContiguousAttention
 from higgs_model.engine.attention_paged import PagedAttention
 from higgs_model.engine.blocks import BlockPool, hash_blocks
 from higgs_model.engine.graphs import Capture, CudaCapture
@@ -36,15 +36,15 @@ from higgs_model.engine.watch import early_stop_reason
 from higgs_model.engine.weights import check_supported
 from higgs_model.errors import BadInput
 from higgs_model.model.model import HiggsAudioModel
-from higgs_model.model.options import eos_ids
-from higgs_model.sampling import DrawPlan
+from higgs_model.model.options import resolve_eos_ids
+from higgs_model.sampling import SamplingPlan
 
 _MAX_SEED = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class _LaunchedStep:
-    """A decode step whose results are still to be read, and its sequences with their number of preemptions then."""
+    """A decode step with unread results, and its sequences with their number of preemptions at launch."""
 
     results: DecodeResults
     sequences: list[tuple[Sequence, int]]
@@ -59,7 +59,7 @@ class Engine:
 
     Raises:
         BadConfig: the network has a feature that only `HiggsAudioModel.generate` supports, or the device does not
-            support what the settings ask for.
+            support a setting.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Engine:
             capture=capture,
         )
         self.metrics = EngineMetrics()
-        self._eos_ids = eos_ids(self.config, None)
+        self._eos_ids = resolve_eos_ids(self.config, None)
         self._arrivals, self._steps = itertools.count(), 0
         self._sequences: dict[str, Sequence] = {}
         self._launched: deque[_LaunchedStep] = deque()
@@ -104,7 +104,7 @@ class Engine:
     def _warm_up(self) -> None:
         """Capture all decode steps and run the largest prefill pass, so that a lack of memory shows at startup."""
         vocabulary = self.config.num_codebook_rows
-        plans = [DrawPlan(min(count, vocabulary), True) for count in self.settings.candidates]
+        plans = [SamplingPlan(min(count, vocabulary), True) for count in self.settings.candidates]
         self.runner.warm_up(self.settings.row_buckets, plans)
         remaining, spans = self.settings.idle_prefill_positions, []
         for slot in range(self.settings.max_slots):
@@ -125,7 +125,7 @@ class Engine:
         """
         name = f"request {request.id!r}"
         if request.id in self._sequences:
-            raise BadInput(f"{name}: a request with this id is already running")
+            raise BadInput(f"{name}: a request with this id is already in the engine")
         prompt = expand_prompt(self.config, request.input_ids, request.clips, name)
         self._check(request, prompt, name)
         hashes = hash_blocks(prompt.content_PC, self.settings.block_size)
@@ -170,7 +170,7 @@ class Engine:
         """Whether a step would do anything."""
         return bool(self._sequences or self._launched or self._updates)
 
-    # ------------------------------------------------------------------ the step
+    # ------------------------------------------------------------------ one step
 
     def step(self) -> list[Update]:
         """Admit requests, prefill, launch a decode step, read an earlier one, and return what has changed."""
@@ -264,7 +264,7 @@ class Engine:
             if sequence.num_replayed:
                 self._replay_frame(sequence)
         rows = self._bucket_rows(highest_slot(decoding) + 1)
-        results = self.runner.decode(rows, self._draw_plan(decoding))
+        results = self.runner.decode(rows, self._sampling_plan(decoding))
         self._launched.append(_LaunchedStep(results, [(sequence, sequence.num_preemptions) for sequence in decoding]))
         for sequence in decoding:
             sequence.num_launched += 1
@@ -284,12 +284,12 @@ class Engine:
         elif sequence.num_launched == sequence.num_replayed:
             self.runner.force(sequence.slot, None)
 
-    def _draw_plan(self, decoding: Iterable[Sequence]) -> DrawPlan:
+    def _sampling_plan(self, decoding: Iterable[Sequence]) -> SamplingPlan:
         """Return a plan that covers all sequences' sampling parameters; where steps are captured, one of a few."""
         vocabulary = self.config.num_codebook_rows
-        minimal = DrawPlan.of([sequence.request.sampling for sequence in decoding], vocabulary)
+        minimal = SamplingPlan.from_params([sequence.request.sampling for sequence in decoding], vocabulary)
         captured = (min(count, vocabulary) for count in self.settings.candidates)
-        return next((DrawPlan(count, True) for count in captured if count >= minimal.candidates), minimal)
+        return next((SamplingPlan(count, True) for count in captured if count >= minimal.candidates), minimal)
 
     def _bucket_rows(self, rows: int) -> int:
         return next((size for size in self.settings.row_buckets if size >= rows), self.settings.max_slots)
@@ -393,4 +393,6 @@ def build_attention(model: HiggsAudioModel, settings: EngineSettings) -> Attenti
         "device": device,
         "dtype": model.dtype,
     }
-    return RowAttention(**shape) if device.type == "cpu" else PagedAttention(**shape, fp8_cache=settings.fp8_cache)
+    if device.type == "cpu":
+        return ContiguousAttention(**shape)
+    return PagedAttention(**shape, fp8_cache=settings.fp8_cache)

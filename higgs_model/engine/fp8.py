@@ -22,23 +22,23 @@ _MIN_CAPABILITY = (8, 9)
 """Compute capability of the first GPUs with fp8 units, Ada and Hopper."""
 
 
-def check_supported(device: torch.device, what: str) -> None:
+def check_supported(device: torch.device, setting: str) -> None:
     """Check that a device has fp8 units.
 
     Args:
-        what: the setting that asks for fp8, for the message.
+        setting: the one that asks for fp8, for the message.
 
     Raises:
         BadConfig: it has none.
     """
     if device.type != "cuda":
         raise BadConfig(
-            f"engine settings: {what}=True needs a CUDA device of capability 8.9 or newer; this is {device}"
+            f"engine settings: {setting}=True needs a CUDA device of capability 8.9 or newer; this is {device}"
         )
     found = torch.cuda.get_device_capability(device)
     if found < _MIN_CAPABILITY:
         raise BadConfig(
-            f"engine settings: {what}=True needs a CUDA device of capability 8.9 or newer; "
+            f"engine settings: {setting}=True needs a CUDA device of capability 8.9 or newer; "
             f"{torch.cuda.get_device_name(device)} has {found[0]}.{found[1]}"
         )
 

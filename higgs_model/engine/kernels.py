@@ -1,8 +1,8 @@
 """Three implementations of attention over block tables, as functions of one layer's pool.
 
 `GatherKernels` is plain torch and runs anywhere; `VarlenKernels` is torch's own flash attention, if the installed torch
-supports block tables; `kernels_triton` is ours. `select_fastest` times them on the device with the actual shapes, and
-rejects kernels that fail or whose results differ from those of `GatherKernels`.
+supports block tables; `kernels_triton` has kernels written for this engine. `select_fastest` times them on the device
+with the actual shapes, and rejects kernels that fail or whose results differ from those of `GatherKernels`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LayerPool:
 
 
 @dataclasses.dataclass(frozen=True)
-class PreparedSpans:
+class PrefillMetadata:
     """The metadata of prefill spans on the device; the queries of all spans are concatenated.
 
     Attributes:
@@ -60,7 +60,7 @@ class PreparedSpans:
     tile: int = _QUERY_TILE
 
     @classmethod
-    def of(cls, spans: Sequence[PrefillSpan], device: torch.device) -> PreparedSpans:
+    def from_spans(cls, spans: Sequence[PrefillSpan], device: torch.device) -> PrefillMetadata:
         """Compute the metadata on the host and copy it to the device at once."""
         starts = np.cumsum([0, *(span.length for span in spans)])
         tiles = [
@@ -68,7 +68,7 @@ class PreparedSpans:
             for span, first in zip(spans, starts.tolist(), strict=False)
             for at in range(span.start, span.stop, _QUERY_TILE)
         ]
-        # Longest first: the device finishes with its last tile.
+        # Longest first, because the device is done only with its last tile.
         tiles.sort(key=lambda tile: -tile[2])
         slots_stops = [*(span.slot for span in spans), *(span.stop for span in spans)]
         packed = to_device(np.array([*starts.tolist(), *slots_stops, *itertools.chain(*tiles)], np.int32), device)
@@ -86,12 +86,12 @@ class Kernels(Protocol):
     def decode(self, queries_SHD: Tensor, pool: LayerPool, table_SB: Tensor, lengths_S: Tensor) -> Tensor:
         """(S, H, D) → (S, H, D): row s attends to its first `lengths_S[s]` positions; with none, any finite values."""
 
-    def prefill(self, queries_PHD: Tensor, pool: LayerPool, table_SB: Tensor, spans: PreparedSpans) -> Tensor:
+    def prefill(self, queries_PHD: Tensor, pool: LayerPool, table_SB: Tensor, metadata: PrefillMetadata) -> Tensor:
         """(P, H, D) → (P, H, D): each query attends to the positions of its slot up to its own."""
 
 
 class GatherKernels:
-    """Plain torch. It gathers keys and values first, in as much memory as the whole table has room for."""
+    """Plain torch. It first copies all keys and values that the table has room for, which takes as much memory."""
 
     name = "gather"
 
@@ -105,11 +105,11 @@ class GatherKernels:
         queries = queries_SHD.unflatten(1, (keys.shape[1], -1))
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None, None]).flatten(1, 2)
 
-    def prefill(self, queries_PHD: Tensor, pool: LayerPool, table_SB: Tensor, spans: PreparedSpans) -> Tensor:
+    def prefill(self, queries_PHD: Tensor, pool: LayerPool, table_SB: Tensor, metadata: PrefillMetadata) -> Tensor:
         """See `Kernels`."""
         size, outputs = pool.keys.shape[1], []
-        parts = queries_PHD.split([span.length for span in spans.spans])
-        for span, queries in zip(spans.spans, parts, strict=True):
+        parts = queries_PHD.split([span.length for span in metadata.spans])
+        for span, queries in zip(metadata.spans, parts, strict=True):
             table = table_SB[span.slot : span.slot + 1, : -(-span.stop // size)]
             keys, values = (stored[:, : span.stop].transpose(1, 2) for stored in gather(pool, table, queries.dtype))
             positions = torch.arange(span.stop, device=queries.device)
@@ -148,23 +148,24 @@ class VarlenKernels:
 
     @classmethod
     def installed(cls) -> list[VarlenKernels]:
-        """Return one in a list, if the installed torch has it."""
+        """Return a list with the kernels if the installed torch supports block tables, else an empty one."""
         try:
             from torch.nn.attention.varlen import varlen_attn
         except ImportError:
             return []
-        wanted = {"block_table", "seqused_k", "enable_gqa"}
-        return [cls(varlen_attn)] if wanted <= inspect.signature(varlen_attn).parameters.keys() else []
+        required = {"block_table", "seqused_k", "enable_gqa"}
+        return [cls(varlen_attn)] if required <= inspect.signature(varlen_attn).parameters.keys() else []
 
     def decode(self, queries_SHD: Tensor, pool: LayerPool, table_SB: Tensor, lengths_S: Tensor) -> Tensor:
         """See `Kernels`."""
         starts = torch.arange(len(queries_SHD) + 1, dtype=torch.int32, device=queries_SHD.device)
         return self._run(queries_SHD, pool, starts, 1, table_SB, lengths_S.clamp(min=1).to(torch.int32), (-1, -1))
 
-    def prefill(self, queries_PHD: Tensor, pool: LayerPool, table_SB: Tensor, spans: PreparedSpans) -> Tensor:
+    def prefill(self, queries_PHD: Tensor, pool: LayerPool, table_SB: Tensor, metadata: PrefillMetadata) -> Tensor:
         """See `Kernels`."""
-        longest = max(span.length for span in spans.spans)
-        return self._run(queries_PHD, pool, spans.starts, longest, table_SB[spans.slots], spans.stops, (-1, 0))
+        longest = max(span.length for span in metadata.spans)
+        table = table_SB[metadata.slots]
+        return self._run(queries_PHD, pool, metadata.starts, longest, table, metadata.stops, (-1, 0))
 
     def _run(
         self, queries: Tensor, pool: LayerPool, starts: Tensor, longest: int, table: Tensor, used: Tensor, window: Any
@@ -212,7 +213,7 @@ def select_fastest(
             timings[candidate] = elapsed_s
         else:
             logger.warning("attention kernel %s is off by %g on this device and is not used", candidate.name, error)
-    logger.info("attention kernels, µs per call: %s", {one.name: round(1e6 * s, 1) for one, s in timings.items()})
+    logger.info("attention kernels, µs per call: %s", {kernel.name: round(1e6 * s, 1) for kernel, s in timings.items()})
     return min(timings, key=lambda kernel: timings[kernel], default=GatherKernels())
 
 

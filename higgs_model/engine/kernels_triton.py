@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from higgs_model.engine.kernels import LayerPool, PreparedSpans
+from higgs_model.engine.kernels import LayerPool, PrefillMetadata
 
 _LOG2_E = math.log2(math.e)
 _PROGRAMS_PER_SM = 4
@@ -71,16 +71,16 @@ class TritonKernels:
             )  # fmt: skip
         return out
 
-    def prefill(self, queries_PHD: Tensor, pool: LayerPool, table_SB: Tensor, spans: PreparedSpans) -> Tensor:
+    def prefill(self, queries_PHD: Tensor, pool: LayerPool, table_SB: Tensor, metadata: PrefillMetadata) -> Tensor:
         """(P, H, D) → (P, H, D): each query attends to the positions of its slot up to its own."""
         heads, width = queries_PHD.shape[1:]
         block_size, kv_heads = pool.keys.shape[1:3]
         out = torch.empty_like(queries_PHD, memory_format=torch.contiguous_format)
-        _prefill_tile[(len(spans.tiles_T4), heads)](
-            queries_PHD, *_operands(pool), table_SB, spans.tiles_T4, out,
+        _prefill_tile[(len(metadata.tiles_T4), heads)](
+            queries_PHD, *_operands(pool), table_SB, metadata.tiles_T4, out,
             queries_PHD.stride(0), queries_PHD.stride(1), pool.keys.stride(0), pool.keys.stride(1), table_SB.stride(0),
             _LOG2_E / math.sqrt(width), heads, kv_heads, width,
-            BLOCK_SIZE=block_size, GROUP=heads // kv_heads, QUERIES=spans.tile,
+            BLOCK_SIZE=block_size, GROUP=heads // kv_heads, QUERIES=metadata.tile,
             WIDTH=max(16, triton.next_power_of_2(width)), TILE=self.tile, SCALED=pool.key_scales is not None,
             IEEE=queries_PHD.dtype == torch.float32, num_warps=4, num_stages=self.stages,
         )  # fmt: skip
@@ -97,8 +97,8 @@ def _operands(pool: LayerPool) -> tuple[Tensor, ...]:
 def _num_splits(programs: int, longest: int, device: torch.device) -> int:
     """Return a power of two that fills the device with programs, with no split over `_MAX_SPLIT_POSITIONS`."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    wanted = max(processors * _PROGRAMS_PER_SM / programs, longest / _MAX_SPLIT_POSITIONS, 1)
-    return min(triton.next_power_of_2(math.ceil(wanted)), _MAX_SPLITS)
+    required = max(processors * _PROGRAMS_PER_SM / programs, longest / _MAX_SPLIT_POSITIONS, 1)
+    return min(triton.next_power_of_2(math.ceil(required)), _MAX_SPLITS)
 
 
 @triton.jit

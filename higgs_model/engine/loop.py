@@ -22,7 +22,7 @@ from higgs_model.engine.request import FinishReason, Request, Update
 
 
 class EngineStopped(RuntimeError):
-    """The engine no longer runs, through no fault of the request; the cause is what stopped it."""
+    """The engine no longer runs. No request is at fault; `__cause__` is the error that stopped it, if any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _Client:
     messages: asyncio.Queue[Update | Exception]
 
     def send(self, message: Update | Exception) -> None:
-        # The event loop may be closed: then nobody waits any more.
+        # If the event loop is closed, no one is waiting any more.
         with contextlib.suppress(RuntimeError):
             self.event_loop.call_soon_threadsafe(self.messages.put_nowait, message)
 
@@ -95,7 +95,7 @@ class EngineLoop:
                 while self._run_commands():
                     for update in self.engine.step():
                         self._deliver(update)
-        except Exception as error:  # noqa: BLE001  (callers must learn of any failure)
+        except Exception as error:  # noqa: BLE001  (any failure must reach the callers)
             self._error = error
         self._closed.set()
         stopped = EngineStopped(f"the engine is stopped: {self._error or 'it was closed'}")

@@ -9,9 +9,9 @@ import time
 from higgs_model.engine.request import FinishReason
 
 FRAMES_PER_SECOND = 25
-_REMEMBERED = 1000
-_RECENT_S = 30.0
-_MARK_EVERY_S = 1.0
+_MAX_LATENCIES = 1000
+_RATE_WINDOW_S = 30.0
+_SAMPLE_INTERVAL_S = 1.0
 
 
 class EngineMetrics:
@@ -26,8 +26,8 @@ class EngineMetrics:
         self.prefill_positions = self.prefill_passes = 0
         self.steps = self.slot_steps = self.possible_slot_steps = 0
         self.finished: collections.Counter[FinishReason] = collections.Counter()
-        self.first_frame_s: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
-        self._marks = collections.deque([(time.perf_counter(), 0)])
+        self.first_frame_s: collections.deque[float] = collections.deque(maxlen=_MAX_LATENCIES)
+        self._samples = collections.deque([(time.perf_counter(), 0)])
 
     def count_step(self, decoding: int, slots: int) -> None:
         """Count a decode step in which `decoding` of `slots` slots took part."""
@@ -35,16 +35,16 @@ class EngineMetrics:
         self.slot_steps += decoding
         self.possible_slot_steps += slots
         now_s = time.perf_counter()
-        if now_s - self._marks[-1][0] >= _MARK_EVERY_S:
-            self._marks.append((now_s, self.frames))
-            while now_s - self._marks[0][0] > _RECENT_S:
-                self._marks.popleft()
+        if now_s - self._samples[-1][0] >= _SAMPLE_INTERVAL_S:
+            self._samples.append((now_s, self.frames))
+            while now_s - self._samples[0][0] > _RATE_WINDOW_S:
+                self._samples.popleft()
 
     def snapshot(self) -> dict[str, float]:
         """Return totals, the rates of the last half minute, and the time to first frame of recent requests."""
-        since_s, before = self._marks[0]
-        frames_per_s = (self.frames - before) / max(time.perf_counter() - since_s, 1e-9)
-        waits_s = tuple(self.first_frame_s)
+        start_s, start_frames = self._samples[0]
+        frames_per_s = (self.frames - start_frames) / max(time.perf_counter() - start_s, 1e-9)
+        latencies_s = tuple(self.first_frame_s)
         return {
             "requests": self.requests,
             "decode_steps": self.steps,
@@ -55,7 +55,7 @@ class EngineMetrics:
             "frames_per_s": frames_per_s,
             "audio_s_per_s": frames_per_s / FRAMES_PER_SECOND,
             "occupancy": self.slot_steps / max(self.possible_slot_steps, 1),
-            "first_frame_s_median": statistics.median(waits_s) if waits_s else 0.0,
-            "first_frame_s_p95": sorted(waits_s)[int(0.95 * len(waits_s))] if waits_s else 0.0,
+            "first_frame_s_median": statistics.median(latencies_s) if latencies_s else 0.0,
+            "first_frame_s_p95": sorted(latencies_s)[int(0.95 * len(latencies_s))] if latencies_s else 0.0,
             **{f"finished_{reason.value}": self.finished[reason] for reason in FinishReason},
         }

@@ -29,7 +29,7 @@ from higgs_model.engine.slots import NO_FRAME, SlotState
 from higgs_model.engine.transfer import to_device
 from higgs_model.engine.weights import Layer, Linear, linear, prepare_layers
 from higgs_model.model.model import HiggsAudioModel
-from higgs_model.sampling import TEXT_LANE, DrawPlan, FrameSampler, SamplingParams, draw, uniform
+from higgs_model.sampling import TEXT_LANE, FrameSampler, SamplingParams, SamplingPlan, sample_tokens, uniform
 
 
 class Attention(Protocol):
@@ -50,10 +50,10 @@ class Attention(Protocol):
     def decode(self, layer: int, queries_SHD: Tensor, lengths_S: Tensor) -> Tensor:
         """Attend with one query per slot."""
 
-    def prepare(self, spans: Sequence[PrefillSpan]) -> Any:
+    def build_metadata(self, spans: Sequence[PrefillSpan]) -> Any:
         """Return the metadata of spans for `prefill`, once for all layers."""
 
-    def prefill(self, layer: int, queries_PHD: Tensor, spans: Any) -> Tensor:
+    def prefill(self, layer: int, queries_PHD: Tensor, metadata: Any) -> Tensor:
         """Attend with the queries of several spans."""
 
 
@@ -113,7 +113,7 @@ class Runner:
         self.state = SlotState(max_slots, num_codebooks, window, config.num_codebook_rows, self.device)
         self._slots = torch.arange(max_slots, device=self.device)
         self._sampler = FrameSampler(config.audio_codebook_size, config.audio_stream_bos_id)
-        self._capture, self._replays = capture, dict[tuple[int, DrawPlan], Step]()
+        self._capture, self._replays = capture, dict[tuple[int, SamplingPlan], Step]()
         # Results rotate through several host buffers, because the next step is launched before the host reads them.
         self._results = torch.zeros(max_slots, num_codebooks + 2, dtype=torch.int64, device=self.device)
         buffers = torch.zeros((look_ahead + 1, *self._results.shape), dtype=torch.int64)
@@ -157,15 +157,15 @@ class Runner:
         ]
         # One copy to the device for everything.
         packed = to_device(np.concatenate(parts).astype(np.int64), self.device)
-        text_rows, audio_rows, tokens, codes, kinds, positions_P, slots_P, end_rows = packed.split(
+        text_rows, audio_rows, tokens, codes, audio_flags, positions_P, slots_P, end_rows = packed.split(
             [len(part) for part in parts]
         )
-        is_audio_P1 = kinds.bool().unsqueeze(1)
+        is_audio_P1 = audio_flags.bool().unsqueeze(1)
         hidden = torch.empty(len(ids), self._norm.shape[0], dtype=self.dtype, device=self.device)
         hidden.index_copy_(0, text_rows, self._embed_tokens(tokens))
         hidden.index_copy_(0, audio_rows, self._embed_frames(codes.view(-1, frames.shape[1])))
         indices = self.attention.write_indices(slots_P, positions_P)
-        metadata = self.attention.prepare(spans)
+        metadata = self.attention.build_metadata(spans)
 
         def attend(layer: int, queries: Tensor) -> Tensor:
             return self.attention.prefill(layer, queries, metadata)
@@ -192,13 +192,16 @@ class Runner:
                 logits[:, placeholder] = float("-inf")
         if not sampling.do_sample:
             return int(logits.argmax())
-        numbers = uniform(*(torch.tensor([value], device=self.device) for value in (seed, step, TEXT_LANE)))
-        return int(draw(logits, numbers, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p))
+        uniforms = uniform(*(torch.tensor([value], device=self.device) for value in (seed, step, TEXT_LANE)))
+        token = sample_tokens(
+            logits, uniforms, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
+        )
+        return int(token)
 
     # ------------------------------------------------------------------ decode
 
     @torch.inference_mode()
-    def decode(self, rows: int, plan: DrawPlan) -> DecodeResults:
+    def decode(self, rows: int, plan: SamplingPlan) -> DecodeResults:
         """Launch a step that computes the next frame of slots 0 … `rows` − 1."""
         self._replay(rows, plan)()
         host = next(self._result_buffers)[:rows]
@@ -210,13 +213,13 @@ class Runner:
         return DecodeResults(host, ready)
 
     @torch.inference_mode()
-    def warm_up(self, rows: Iterable[int], plans: Sequence[DrawPlan]) -> None:
+    def warm_up(self, rows: Iterable[int], plans: Sequence[SamplingPlan]) -> None:
         """Capture the steps for all given numbers of rows and plans, so that no request has to wait for it."""
         # Largest first, so that the others fit into the memory that it allocated.
         for count, plan in itertools.product(sorted(rows, reverse=True), plans):
             self._replay(count, plan)
 
-    def _replay(self, rows: int, plan: DrawPlan) -> Step:
+    def _replay(self, rows: int, plan: SamplingPlan) -> Step:
         step = functools.partial(self._step, rows, plan)
         if self._capture is None:
             return step
@@ -228,7 +231,7 @@ class Runner:
             self.state.active.copy_(active)
         return self._replays[rows, plan]
 
-    def _step(self, rows: int, plan: DrawPlan) -> None:
+    def _step(self, rows: int, plan: SamplingPlan) -> None:
         state, config = self.state, self.config
         active, positions_S = state.active[:rows].bool(), state.length[:rows]
         indices = self.attention.write_indices(self._slots[:rows], positions_S, active)
@@ -259,7 +262,7 @@ class Runner:
 
         active_S1 = active.unsqueeze(1)
         state.started[:rows], state.remaining[:rows] = delay.started, delay.remaining
-        if plan.repetition_rule:
+        if plan.repetition_aware:
             rolled = torch.cat([window[..., 1:], frame.unsqueeze(2)], dim=2)
             window.copy_(torch.where(active_S1.unsqueeze(2), rolled, window))
         state.frame[:rows] = torch.where(active_S1, frame, state.frame[:rows])

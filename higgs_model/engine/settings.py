@@ -21,12 +21,12 @@ _CUDA_CANDIDATES = (64, 1 << 30)
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
-    """Settings of an engine; `resolve` replaces None and 0 by defaults for the device.
+    """Settings of an engine; `resolve` replaces None, 0 and () by defaults for the device.
 
     Attributes:
         max_slots: requests that run concurrently.
         max_positions: maximum length of a prompt with its answer.
-        block_size: positions per KV block; prompts share whole blocks.
+        block_size: positions per KV block; prompts share only full blocks.
         num_blocks: size of the block pool; 0: as many as memory allows, at most what all slots together can use.
         prefill_positions: prefill budget between two decode steps; 0: by device.
         idle_prefill_positions: prefill budget while nothing decodes; 0: by device.
@@ -34,8 +34,9 @@ class EngineSettings:
         look_ahead: decode steps that may be in flight before the host reads the oldest result; None: by device.
         watch: when a clip is ended early.
         fp8_weights: multiply with fp8 weights during audio decoding. Requires fp8 units; codes then differ.
-        fp8_cache: keep the KV cache in fp8: twice the capacity, half the traffic. The same holds.
-        row_buckets: numbers of rows for which decode steps exist; empty: by device.
+        fp8_cache: store the KV cache in fp8: twice the capacity, half the memory traffic. Requires fp8 units; codes
+            differ.
+        row_buckets: numbers of rows (batch sizes) to which decode steps are rounded up; empty: by device.
         candidates: numbers of most likely codes that sampling considers, with one captured step for each; empty: as
             many as the rows need.
     """
@@ -81,15 +82,15 @@ class EngineSettings:
             candidates=self.candidates or (_CUDA_CANDIDATES if on_cuda else ()),
         )
 
-    def _affordable_blocks(self, model: HiggsAudioModel, max_positions: int, most_positions: int) -> int:
-        """Return how many blocks all slots can use, or how many fit beside the largest prefill pass."""
+    def _affordable_blocks(self, model: HiggsAudioModel, max_positions: int, idle_prefill_positions: int) -> int:
+        """Return how many blocks all slots can use, or how many fit in memory next to the largest prefill pass."""
         text = model.config.text_config
         width_bytes = text.head_dim + 4 if self.fp8_cache else text.head_dim * model.dtype.itemsize
         block_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * width_bytes * self.block_size
         useful = self.max_slots * -(-max_positions // self.block_size) + 1
         if model.embed_tokens_device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(model.embed_tokens_device)
-            affordable = free * _CUDA_MEMORY_SHARE - most_positions * _activation_bytes(model)
+            affordable = free * _CUDA_MEMORY_SHARE - idle_prefill_positions * _activation_bytes(model)
             if self.fp8_weights:
                 affordable -= sum(parameter.numel() for parameter in model.layers.parameters())
         else:
@@ -108,12 +109,12 @@ def _activation_bytes(model: HiggsAudioModel) -> int:
     """Return the peak memory of activations per position of a prefill pass."""
     text = model.config.text_config
     heads = text.num_attention_heads + 2 * text.num_key_value_heads
-    numbers = 8 * text.hidden_size + 5 * text.intermediate_size + 4 * heads * text.head_dim
-    return int(numbers * model.dtype.itemsize)
+    values = 8 * text.hidden_size + 5 * text.intermediate_size + 4 * heads * text.head_dim
+    return int(values * model.dtype.itemsize)
 
 
 def _buckets(max_slots: int, on_cuda: bool) -> tuple[int, ...]:
-    """Return the numbers of rows for which decode steps exist; on CUDA, each is a graph."""
+    """Return the numbers of rows to which decode steps are rounded up; on CUDA, each is captured as a graph."""
     if on_cuda:
         return (*(size for size in _CUDA_BUCKETS if size < max_slots), max_slots)
     return tuple(range(1, max_slots + 1))

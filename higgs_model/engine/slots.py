@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from higgs_model.delay import NOT_ENDING
-from higgs_model.sampling import RowSampling, SamplingParams
+from higgs_model.sampling import SamplingParams, SamplingTensors
 
 NO_FRAME = -1
 """In `SlotState.forced`: the frame is sampled."""
@@ -54,13 +54,13 @@ class SlotState:
     def _view(self, name: str) -> Tensor:
         return self.rows[:, self._columns[name]]
 
-    def sampling(self, count: int) -> RowSampling:
+    def sampling(self, count: int) -> SamplingTensors:
         """Return the sampling parameters of the first `count` slots, as views."""
         integers = {
             name: self._view(name)[:count] for name in ("do_sample", "top_k", "ras_win_len", "ras_win_max_num_repeat")
         }
         floats = {name: self._view(name)[:count].view(torch.float64).float() for name in ("temperature", "top_p")}
-        return RowSampling(**integers | floats | {"do_sample": integers["do_sample"].bool()})
+        return SamplingTensors(**integers | floats | {"do_sample": integers["do_sample"].bool()})
 
     def initial_row(
         self, *, bos_id: int, length: int, step: int, seed: int, sampling: SamplingParams, history_WK: NDArray[np.int64]

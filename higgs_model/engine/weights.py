@@ -110,7 +110,7 @@ def linear(modules: Sequence[nn.Module], fp8_weights: bool = False) -> Linear:
     weights = [module.get_parameter("weight") for module in modules]
     biases = [module.get_parameter("bias") for module in modules if getattr(module, "bias", None) is not None]
     weight = weights[0].detach() if len(weights) == 1 else torch.cat([part.detach() for part in weights])
-    bias = torch.cat([one.detach() for one in biases]) if biases else None
+    bias = torch.cat([part.detach() for part in biases]) if biases else None
     if fp8_weights:
         return Fp8Linear.from_weight(weight, bias)
     if weight.device.type == "cpu":

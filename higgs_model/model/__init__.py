@@ -1,4 +1,4 @@
-"""The network: layers, audio tower, merging of audio into prompts, losses, freezing, and plain generation."""
+"""The network: layers, audio tower, merging of audio into prompts, losses, freezing, and reference generation."""
 
 from higgs_model.model.cache import KVCache
 from higgs_model.model.freezing import PartiallyFrozenEmbedding, PartiallyFrozenLinear

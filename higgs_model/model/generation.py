@@ -1,11 +1,11 @@
-"""Plain generation: text and audio, one position of every row a step, for a batch of uneven prompts.
+"""Reference generation of text and audio for a batch of prompts of different lengths, one position per row and step.
 
-Each row is in one of three modes. TEXT draws a token. The token <|audio_out_bos|> leads to AUDIO_INIT, which appends
-a frame of BOS without drawing; then AUDIO_IN_PROGRESS draws a frame a step, held to the delay pattern, until the clip
-ends with <|audio_eos|> and TEXT is back. A step counts against `max_new_tokens` whatever it appends.
+Each row is in one of three modes. TEXT samples a token. The token <|audio_out_bos|> switches to AUDIO_INIT, which
+appends a BOS frame without sampling. AUDIO_IN_PROGRESS then samples one frame per step, constrained to the delay
+pattern, until the clip ends with <|audio_eos|> and the row returns to TEXT. Every step counts towards `max_new_tokens`.
 
-This is the general path that every variant of the network can take, and what the fast engine is tested against. Greedy,
-it says what the reference implementation says.
+This path supports every variant of the network, and the engine is tested against it. Greedy output equals that of the
+reference implementation.
 """
 
 from __future__ import annotations
@@ -23,8 +23,16 @@ from higgs_model.delay import DelayState
 from higgs_model.errors import BadInput
 from higgs_model.model.cache import KVCache
 from higgs_model.model.inputs import ModelInputs, check_inputs
-from higgs_model.model.options import check_options, eos_ids, whole_numbers
-from higgs_model.sampling import TEXT_LANE, DrawPlan, FrameSampler, RowSampling, SamplingParams, draw, uniform
+from higgs_model.model.options import check_generation_options, resolve_eos_ids, to_int_list
+from higgs_model.sampling import (
+    TEXT_LANE,
+    FrameSampler,
+    SamplingParams,
+    SamplingPlan,
+    SamplingTensors,
+    sample_tokens,
+    uniform,
+)
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -33,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class GenerationMode(enum.Enum):
-    """What a row does in the next step."""
+    """What a row generates in the next step."""
 
     TEXT = 0
     AUDIO_INIT = 1
@@ -42,13 +50,13 @@ class GenerationMode(enum.Enum):
 
 @dataclasses.dataclass
 class GenerationOutput:
-    """What was generated.
+    """Generated text and audio.
 
     Attributes:
-        sequences: (B, L) int64, the prompts as they were given (padding on the left) and the answers, with one
-            <|AUDIO_OUT|> a clip, padded on the right.
-        audio_sequences: a tensor (K, frames) a clip, all clips of row 0, then of row 1, …; in delayed form with the BOS
-            frame, as the next prompt takes them. `delay.from_stream` gives the codec's codes.
+        sequences: (B, L) int64, the prompts (padded on the left) and the generated tokens (padded on the right), with
+            one <|AUDIO_OUT|> per clip.
+        audio_sequences: one tensor (K, frames) per clip, ordered by row; in delayed form with the BOS frame, as
+            prompts take them. `delay.from_stream` returns the codec's codes.
         audio_rows: the row of each of `audio_sequences`.
     """
 
@@ -59,7 +67,7 @@ class GenerationOutput:
 
 @dataclasses.dataclass
 class _Row:
-    """What the host knows of one row: its mode, its answer, and in which steps each of its clips was drawn."""
+    """State of one row on the host: its mode, generated tokens, and the steps in which each clip was generated."""
 
     mode: GenerationMode
     tokens: list[int] = dataclasses.field(default_factory=list)
@@ -93,22 +101,22 @@ def generate(
     cache_implementation: str = "dynamic",
     streamer: BaseStreamer | None = None,
 ) -> GenerationOutput:
-    """Continue a batch of prompts, which may be uneven and padded on either side.
+    """Continue a batch of prompts, which may differ in length and be padded on either side.
 
     Args:
-        input_ids, attention_mask, audio_*: as in `HiggsAudioModel.forward`. A prompt that ends in <|audio_out_bos|> is
-            answered with audio, one that ends in <|AUDIO_OUT|> with more of that clip, any other with text first.
-        label_ids, label_audio_ids: not used; a collated batch can be passed as it is.
-        max_new_tokens: steps, each of which appends a token or a frame to every row.
+        input_ids, attention_mask, audio_*: as in `HiggsAudioModel.forward`. A prompt that ends in <|audio_out_bos|>
+            starts a clip, one that ends in <|AUDIO_OUT|> continues that clip, and any other continues with text.
+        label_ids, label_audio_ids: ignored, so that a collated batch can be passed unchanged.
+        max_new_tokens: number of steps, each of which appends a token or a frame to every row.
         do_sample, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat: see `SamplingParams`.
-        seed: one for all rows, or one a row. What a row draws depends on its own seed and steps alone. None draws
-            seeds from torch's generator.
-        eos_token_id: text tokens that finish a row; None takes the checkpoint's.
-        cache_implementation: "dynamic" grows with the sequence, "static" is allocated for the whole answer at once.
-        streamer: for a single row: gets the prompt, then each token (1,) and each frame (K,) as it comes.
+        seed: one for all rows, or one per row. The samples of a row depend only on its own seed and steps. None draws
+            the seeds from torch's default generator.
+        eos_token_id: text tokens that finish a row; None: those of the checkpoint.
+        cache_implementation: "dynamic" grows with the sequence; "static" is allocated once for `max_new_tokens`.
+        streamer: for a batch of one row: receives the prompt, then each token (1,) and each frame (K,).
 
     Raises:
-        BadInput: the batch or an option cannot be what the caller meant.
+        BadInput: the batch or an option is invalid.
     """
     sampling = SamplingParams(do_sample, temperature, top_k, top_p, ras_win_len, ras_win_max_num_repeat)
     inputs = check_inputs(
@@ -123,19 +131,21 @@ def generate(
         audio_out_ids=audio_out_ids,
         audio_out_ids_start=audio_out_ids_start,
     )
-    check_options(max_new_tokens, cache_implementation, streamer, inputs.input_ids.shape[0])
-    run = _Generation(model, _aligned_right(inputs), sampling, seed, eos_ids(model.config, eos_token_id), streamer)
+    check_generation_options(max_new_tokens, cache_implementation, streamer, inputs.input_ids.shape[0])
+    run = _Generation(
+        model, _left_padded(inputs), sampling, seed, resolve_eos_ids(model.config, eos_token_id), streamer
+    )
     hidden = run.prefill(max_new_tokens if cache_implementation == "static" else None)
     for step in range(max_new_tokens):
-        run.answer(step, hidden)
+        run.sample(step, hidden)
         if run.finished or step == max_new_tokens - 1:
             break
-        hidden = run.feed()
+        hidden = run.decode()
     return run.result()
 
 
-def _aligned_right(inputs: ModelInputs) -> ModelInputs:
-    """The same prompts with all padding on the left, so that the last column is every prompt's end."""
+def _left_padded(inputs: ModelInputs) -> ModelInputs:
+    """Move all padding to the left, so that every prompt ends in the last column."""
     order = inputs.attention_mask.argsort(dim=1, stable=True)
     return dataclasses.replace(
         inputs,
@@ -145,7 +155,7 @@ def _aligned_right(inputs: ModelInputs) -> ModelInputs:
 
 
 class _Generation:
-    """One run of `generate`: the state of all rows, on the host and on the device."""
+    """State of one call of `generate`, on the host and on the device."""
 
     def __init__(
         self,
@@ -166,11 +176,11 @@ class _Generation:
         self.streamer = streamer
         self.device = inputs.input_ids.device
         self.batch_size = inputs.input_ids.shape[0]
-        self.seeds = self._seeds(seed)
-        self.row_sampling = RowSampling.of([sampling], config.num_codebook_rows, self.device)
-        self.draw_plan = DrawPlan.of([sampling], config.num_codebook_rows)
-        self.rows = [_Row(self._first_mode(token)) for token in inputs.input_ids[:, -1].tolist()]
-        self._start_clips()
+        self.seeds = self._row_seeds(seed)
+        self.sampling_tensors = SamplingTensors.from_params([sampling], config.num_codebook_rows, self.device)
+        self.sampling_plan = SamplingPlan.from_params([sampling], config.num_codebook_rows)
+        self.rows = [_Row(self._initial_mode(token)) for token in inputs.input_ids[:, -1].tolist()]
+        self._init_audio_state()
         self.frames: list[Tensor] = []
         self.next_tokens: list[int] = []
 
@@ -178,30 +188,30 @@ class _Generation:
     def finished(self) -> bool:
         return all(row.finished for row in self.rows)
 
-    def _seeds(self, seed: int | Sequence[int] | None) -> Tensor:
+    def _row_seeds(self, seed: int | Sequence[int] | None) -> Tensor:
         if seed is None:
             return torch.randint(2**62, (self.batch_size,)).to(self.device)
-        seeds = whole_numbers("seed", seed) * (self.batch_size if isinstance(seed, Integral) else 1)
+        seeds = to_int_list("seed", seed) * (self.batch_size if isinstance(seed, Integral) else 1)
         if len(seeds) != self.batch_size:
-            raise BadInput(f"{len(seeds)} seeds were given for a batch of {self.batch_size}")
+            raise BadInput(f"got {len(seeds)} seeds for a batch of {self.batch_size}")
         return torch.tensor(seeds, dtype=torch.int64, device=self.device)
 
-    def _first_mode(self, last_token: int) -> GenerationMode:
+    def _initial_mode(self, last_token: int) -> GenerationMode:
         if last_token == self.config.audio_out_bos_token_id:
             return GenerationMode.AUDIO_INIT
         if last_token == self.config.audio_out_token_idx:
             return GenerationMode.AUDIO_IN_PROGRESS
         if not self.config.use_text_head:
             raise BadInput(
-                "this checkpoint has no text head and can only speak: "
-                f"let every prompt end in {self.config.audio_out_bos_token}"
+                "this checkpoint has no text head and generates audio only: "
+                f"end every prompt with {self.config.audio_out_bos_token}"
             )
         return GenerationMode.TEXT
 
-    def _start_clips(self) -> None:
-        """Where each row's clip stands, from the frames in its prompt."""
+    def _init_audio_state(self) -> None:
+        """Initialise the delay state and the RAS window of each row from the frames in its prompt."""
         num_codebooks = self.config.audio_num_codebooks
-        self.delay = DelayState.new(self.batch_size, self.device)
+        self.delay = DelayState.initial(self.batch_size, self.device)
         self.window = torch.full(
             (self.batch_size, num_codebooks, self.sampling.ras_win_len or 0), -1, device=self.device
         )
@@ -221,7 +231,7 @@ class _Generation:
 
     def _resume_clip(self, row: int, clip: Tensor) -> None:
         if not clip.shape[1]:
-            raise BadInput(f"row {row} ends in {self.config.audio_out_token}, but that clip has no frame to continue")
+            raise BadInput(f"row {row} ends in {self.config.audio_out_token}, but that clip has no frames to continue")
         state = DelayState.resume(
             clip[:, -1].unsqueeze(0), self.config.audio_stream_bos_id, self.config.audio_stream_eos_id
         )
@@ -230,25 +240,29 @@ class _Generation:
         self.prompt_clips[row] = clip
         self.rows[row].clips.append(slice(0, 0))
 
-    # ------------------------------------------------------------------ the network
+    # ------------------------------------------------------------------ forward passes
 
-    def prefill(self, room: int | None) -> Tensor:
-        """Run the prompts; the hidden state (B, D) of each one's last position. `room` makes the cache static."""
+    def prefill(self, static_steps: int | None) -> Tensor:
+        """Run the prompts and return the hidden state (B, D) of the last position of each.
+
+        Args:
+            static_steps: steps to allocate a static cache for; None: a dynamic cache.
+        """
         if self.streamer is not None:
             self.streamer.put(self.inputs.input_ids.cpu())
         merged, embeddings = self.model.merge(self.inputs, left_padding=True, round_to=1)
-        self.cache = KVCache(None if room is None else embeddings.shape[1] + room)
+        self.cache = KVCache(None if static_steps is None else embeddings.shape[1] + static_steps)
         hidden = self.model.backbone(embeddings, merged.attention_mask_BS, merged.audio_mask_BS, self.cache)
         return hidden[:, -1]
 
-    def feed(self) -> Tensor:
-        """Run what `answer` appended; the hidden state (B, D) of the new position."""
-        live = [row.mode is GenerationMode.AUDIO_IN_PROGRESS for row in self.rows if not row.finished]
-        # A finished row goes along with the others: what it computes is thrown away.
-        all_audio = live[0] if len(set(live)) == 1 else None
+    def decode(self) -> Tensor:
+        """Run the positions that `sample` appended and return their hidden states (B, D)."""
+        unfinished = [row.mode is GenerationMode.AUDIO_IN_PROGRESS for row in self.rows if not row.finished]
+        # Finished rows follow the others; their output is discarded.
+        all_audio = unfinished[0] if len(set(unfinished)) == 1 else None
         if all_audio is None:
-            speaking = [row.mode is GenerationMode.AUDIO_IN_PROGRESS and not row.finished for row in self.rows]
-            is_audio = torch.tensor(speaking, device=self.device).unsqueeze(1)
+            in_audio = [row.mode is GenerationMode.AUDIO_IN_PROGRESS and not row.finished for row in self.rows]
+            is_audio = torch.tensor(in_audio, device=self.device).unsqueeze(1)
         else:
             is_audio = torch.full((self.batch_size, 1), all_audio, device=self.device)
         if all_audio:
@@ -269,10 +283,10 @@ class _Generation:
         )
         return hidden[:, -1]
 
-    # ------------------------------------------------------------------ decisions
+    # ------------------------------------------------------------------ sampling
 
-    def answer(self, step: int, hidden_BD: Tensor) -> None:
-        """Append a token or a frame to every row that is not finished."""
+    def sample(self, step: int, hidden_BD: Tensor) -> None:
+        """Append a token or a frame to every unfinished row."""
         modes = [None if row.finished else row.mode for row in self.rows]
         frame = torch.full(
             (self.batch_size, self.config.audio_num_codebooks),
@@ -281,9 +295,9 @@ class _Generation:
         )
         ended, tokens = [False] * self.batch_size, [self.config.pad_token_id or 0] * self.batch_size
         if GenerationMode.AUDIO_IN_PROGRESS in modes:
-            frame, ended = self._draw_frames(step, hidden_BD, modes, frame)
+            frame, ended = self._sample_frames(step, hidden_BD, modes, frame)
         if GenerationMode.TEXT in modes:
-            tokens = self._draw_tokens(step, hidden_BD)
+            tokens = self._sample_text_tokens(step, hidden_BD)
         self.frames.append(frame)
         self.next_tokens = [
             self._append(row, step, token, end) for row, token, end in zip(self.rows, tokens, ended, strict=True)
@@ -291,46 +305,46 @@ class _Generation:
         if self.streamer is not None:
             self._stream(self.streamer, modes[0], frame[0])
 
-    def _draw_frames(
+    def _sample_frames(
         self, step: int, hidden_BD: Tensor, modes: list[GenerationMode | None], bos_frame: Tensor
     ) -> tuple[Tensor, list[bool]]:
-        speaking = [mode is GenerationMode.AUDIO_IN_PROGRESS for mode in modes]
-        active = torch.tensor(speaking, device=self.device)
+        in_audio = [mode is GenerationMode.AUDIO_IN_PROGRESS for mode in modes]
+        active = torch.tensor(in_audio, device=self.device)
         bos, eos = self.config.audio_stream_bos_id, self.config.audio_stream_eos_id
         logits = self.model.audio_decoder_proj.audio_logits(hidden_BD)
         steps = torch.full_like(self.seeds, step)
-        frame = self.sampler(logits, self.seeds, steps, self.window, self.row_sampling, self.draw_plan)
+        frame = self.sampler(logits, self.seeds, steps, self.window, self.sampling_tensors, self.sampling_plan)
         if self.config.use_delay_pattern:
             frame, ended = self.delay.step(frame, active, bos, eos)
         else:
             ended = active & (frame == eos).all(dim=1)
-        if not all(speaking):
+        if not all(in_audio):
             frame = torch.where(active.unsqueeze(1), frame, bos_frame)
         if self.window.shape[-1]:
             rolled = torch.cat([self.window[..., 1:], frame.unsqueeze(-1)], dim=-1)
             self.window = torch.where(active[:, None, None], rolled, self.window)
         return frame, ended.tolist()
 
-    def _draw_tokens(self, step: int, hidden_BD: Tensor) -> list[int]:
+    def _sample_text_tokens(self, step: int, hidden_BD: Tensor) -> list[int]:
         logits = self.model.audio_decoder_proj.text_logits(hidden_BD).float()
-        # A placeholder stands for audio that somebody gives; it cannot be said.
+        # Placeholders stand for audio of the prompt and must not be generated.
         for placeholder in (self.config.audio_in_token_idx, self.config.audio_out_token_idx):
             if self.config.has_token(placeholder):
                 logits[:, placeholder] = float("-inf")
         if not self.sampling.do_sample:
             return logits.argmax(dim=-1).tolist()
         steps = torch.full_like(self.seeds, step)
-        numbers = uniform(self.seeds, steps, torch.full_like(self.seeds, TEXT_LANE))
-        return draw(
+        uniforms = uniform(self.seeds, steps, torch.full_like(self.seeds, TEXT_LANE))
+        return sample_tokens(
             logits,
-            numbers,
+            uniforms,
             temperature=self.sampling.temperature,
             top_k=self.sampling.top_k,
             top_p=self.sampling.top_p,
         ).tolist()
 
     def _append(self, row: _Row, step: int, token: int, clip_ended: bool) -> int:
-        """Advance one row's mode; the text token to feed it next, if text is what it goes on with."""
+        """Append to one row, update its mode, and return the token of its next position if that is text."""
         config = self.config
         if row.finished:
             return token
@@ -366,22 +380,22 @@ class _Generation:
         if self.streamer is not None:
             self.streamer.end()
         longest = max(len(row.tokens) for row in self.rows)
-        pad = self.config.pad_token_id or 0
-        answers = torch.tensor([row.tokens + [pad] * (longest - len(row.tokens)) for row in self.rows])
-        frames_KT = torch.stack(self.frames, dim=-1)
+        pad_id = self.config.pad_token_id or 0
+        new_tokens = torch.tensor([row.tokens + [pad_id] * (longest - len(row.tokens)) for row in self.rows])
+        frames_BKT = torch.stack(self.frames, dim=-1)
         clips = [
-            (number, self._clip(number, index == 0, span, frames_KT[number]))
-            for number, row in enumerate(self.rows)
-            for index, span in enumerate(row.clips)
+            (row_index, self._clip(row_index, clip_index == 0, steps, frames_BKT[row_index]))
+            for row_index, row in enumerate(self.rows)
+            for clip_index, steps in enumerate(row.clips)
         ]
         return GenerationOutput(
-            sequences=torch.cat([self.inputs.input_ids, answers.to(self.device, torch.int64)], dim=1),
+            sequences=torch.cat([self.inputs.input_ids, new_tokens.to(self.device, torch.int64)], dim=1),
             audio_sequences=[clip for _, clip in clips],
-            audio_rows=[number for number, _ in clips],
+            audio_rows=[row_index for row_index, _ in clips],
         )
 
-    def _clip(self, row: int, first: bool, span: slice, frames_KT: Tensor) -> Tensor:
-        drawn = frames_KT[:, span]
-        if first and row in self.prompt_clips:
-            return torch.cat([self.prompt_clips[row], drawn], dim=1)
-        return drawn.clone()
+    def _clip(self, row_index: int, is_first: bool, steps: slice, frames_KT: Tensor) -> Tensor:
+        generated = frames_KT[:, steps]
+        if is_first and row_index in self.prompt_clips:
+            return torch.cat([self.prompt_clips[row_index], generated], dim=1)
+        return generated.clone()

@@ -1,4 +1,4 @@
-"""The two heads, from hidden states to logits of tokens and of codes."""
+"""The text head and the audio head: hidden states to logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from higgs_model.model.freezing import PartiallyFrozenLinear
 
 
 class HiggsAudioDecoderProjector(nn.Module):
-    """The text head, which a checkpoint that can only speak lacks, and the audio head."""
+    """The audio head and the text head. An audio-only checkpoint has no text head."""
 
     def __init__(self, config: HiggsAudioConfig) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ class HiggsAudioDecoderProjector(nn.Module):
         """
         if self.text_lm_head is None:
             raise BadInput(
-                "this checkpoint has no text head and can only speak: "
-                f"let every prompt end in {self.config.audio_out_bos_token}"
+                "this checkpoint has no text head and generates audio only: "
+                f"end every prompt with {self.config.audio_out_bos_token}"
             )
         logits: Tensor = self.text_lm_head(hidden)
         return logits

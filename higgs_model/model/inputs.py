@@ -1,7 +1,7 @@
-"""Checks of what a caller passes, before anything is computed: what is wrong and where, in one sentence.
+"""Validation of the model's inputs before any computation; errors name what is wrong and where, in one sentence.
 
-Only types, shapes, counts and ranges are looked at, and whether mels are numbers. On a GPU that costs a few waits for
-the device, which a prompt pays once; the steps of a running generation are not checked.
+Checks types, shapes, counts and ranges, and that mel spectrograms are finite. On a GPU this costs a few
+synchronisations with the device, once per prompt; decode steps are not checked.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from higgs_model.model.cache import KVCache
 
 @dataclasses.dataclass(frozen=True)
 class ModelInputs:
-    """A batch of prompts with their clips, checked and complete: what was left out is empty.
+    """A validated batch of prompts with their clips. Omitted inputs are empty tensors.
 
     Attributes:
-        input_ids: (B, S) int64, one placeholder a clip.
-        attention_mask: (B, S) int64, 1 at real tokens.
+        input_ids: (B, S) int64, with one placeholder per clip.
+        attention_mask: (B, S) int64, 1 for tokens and 0 for padding.
         audio_features: (clips, mel bins, mel frames), or None without an audio tower.
         audio_feature_attention_mask: (clips, mel frames) bool.
-        audio_in_ids, audio_out_ids: (K, frames of all clips) int64 in the form that the model sees: with stream
-            tokens, delayed. `audio_in_ids` is None where recordings do not enter as codes.
-        audio_in_ids_start, audio_out_ids_start: (clips,) int64, where each clip starts.
+        audio_in_ids, audio_out_ids: (K, frames of all clips) int64 in delayed form, with stream tokens.
+            `audio_in_ids` is None if the network does not take recordings as codes.
+        audio_in_ids_start, audio_out_ids_start: (clips,) int64, first frame of each clip.
         label_ids: (B, S) int64 or None.
-        label_audio_ids: (K, frames) int64 as `audio_out_ids`, or None.
+        label_audio_ids: (K, frames) int64, aligned with `audio_out_ids`, or None.
     """
 
     input_ids: Tensor
@@ -60,12 +60,12 @@ def check_inputs(
     label_ids: Tensor | None = None,
     label_audio_ids: Tensor | None = None,
 ) -> ModelInputs:
-    """Check a batch and move it to `device`. Arguments are those of `ModelInputs`, any of them left out.
+    """Validate a batch and move it to `device`. The tensors are those of `ModelInputs`; None for an omitted one.
 
     Raises:
-        BadInput: the batch cannot be what the caller meant.
+        BadInput: the batch is invalid.
     """
-    _tensors(
+    _check_tensors(
         input_ids=input_ids,
         attention_mask=attention_mask,
         audio_features=audio_features,
@@ -77,21 +77,21 @@ def check_inputs(
         label_ids=label_ids,
         label_audio_ids=label_audio_ids,
     )
-    input_ids, attention_mask = _prompt(config, device, input_ids, attention_mask)
+    input_ids, attention_mask = _check_prompt(config, device, input_ids, attention_mask)
     num_in = int((input_ids == config.audio_in_token_idx).sum())
     num_out = int((input_ids == config.audio_out_token_idx).sum())
 
-    # A network without the way in ignores what is meant for it, as the reference does.
+    # As in the reference, a network ignores inputs that it has no module for.
     mels, mel_mask = None, None
     if not config.skip_audio_tower:
-        mels, mel_mask = _features(config, device, audio_features, audio_feature_attention_mask)
+        mels, mel_mask = _check_features(config, device, audio_features, audio_feature_attention_mask)
     in_ids, in_start = None, None
     if config.encode_audio_in_tokens:
-        in_ids, in_start = _clips(config, device, "audio_in_ids", audio_in_ids, audio_in_ids_start)
-    out_ids, out_start = _clips(config, device, "audio_out_ids", audio_out_ids, audio_out_ids_start)
+        in_ids, in_start = _check_clips(config, device, "audio_in_ids", audio_in_ids, audio_in_ids_start)
+    out_ids, out_start = _check_clips(config, device, "audio_out_ids", audio_out_ids, audio_out_ids_start)
 
-    _counts(config, num_in, mels, in_start)
-    _match("audio_out_ids", out_start.numel(), config.audio_out_token, num_out)
+    _check_recordings(config, num_in, mels, in_start)
+    _check_clip_count("audio_out_ids", out_start.numel(), config.audio_out_token, num_out)
     return ModelInputs(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -101,54 +101,51 @@ def check_inputs(
         audio_in_ids_start=in_start,
         audio_out_ids=out_ids,
         audio_out_ids_start=out_start,
-        label_ids=_labels(device, "label_ids", label_ids, input_ids, config.text_config.vocab_size),
-        label_audio_ids=_labels(device, "label_audio_ids", label_audio_ids, out_ids, config.num_codebook_rows),
+        label_ids=_check_labels(device, "label_ids", label_ids, input_ids, config.text_config.vocab_size),
+        label_audio_ids=_check_labels(device, "label_audio_ids", label_audio_ids, out_ids, config.num_codebook_rows),
     )
 
 
 def check_cache(cache: KVCache, batch_size: int) -> None:
-    """Refuse what is not a cache of ours, or is one of another batch.
-
-    Raises:
-        BadInput: as said.
-    """
+    """Raise `BadInput` if a cache is not a `KVCache` or belongs to a batch of another size."""
     if not isinstance(cache, KVCache):
         raise BadInput(f"past_key_values is a {type(cache).__name__}, wanted a higgs_model.model.KVCache")
-    if cache.length and cache.attended.shape[0] != batch_size:
-        raise BadInput(f"past_key_values hold a batch of {cache.attended.shape[0]}, but input_ids one of {batch_size}")
+    if cache.length and cache.attention_mask.shape[0] != batch_size:
+        cached = cache.attention_mask.shape[0]
+        raise BadInput(f"past_key_values holds a batch of {cached}, but input_ids has a batch of {batch_size}")
 
 
-def _tensors(**arguments: object) -> None:
+def _check_tensors(**arguments: object) -> None:
     for name, value in arguments.items():
         if value is not None and not isinstance(value, Tensor):
             raise BadInput(f"{name} is a {type(value).__name__}, wanted a torch.Tensor")
 
 
-def _prompt(
+def _check_prompt(
     config: HiggsAudioConfig, device: torch.device, input_ids: Tensor | None, attention_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if input_ids is None or input_ids.numel() == 0:
-        raise BadInput("the prompt is empty: input_ids need at least one token a row")
-    _integers("input_ids", input_ids)
+        raise BadInput("the prompt is empty: input_ids needs at least one token per row")
+    _check_integers("input_ids", input_ids)
     if input_ids.dim() != 2:
-        raise BadInput(f"input_ids have shape {_shape(input_ids)}, wanted (batch, tokens)")
+        raise BadInput(f"input_ids has shape {_shape(input_ids)}, wanted (batch, tokens)")
     input_ids = input_ids.to(device, torch.int64)
-    _in_range("input_ids", input_ids, config.text_config.vocab_size, "the vocabulary")
+    _check_range("input_ids", input_ids, config.text_config.vocab_size, "the vocabulary")
     if attention_mask is None:
         return input_ids, torch.ones_like(input_ids)
     if attention_mask.shape != input_ids.shape:
-        raise BadInput(f"attention_mask has shape {_shape(attention_mask)}, but input_ids have {_shape(input_ids)}")
-    attention_mask = _zeros_and_ones("attention_mask", attention_mask.to(device))
+        raise BadInput(f"attention_mask has shape {_shape(attention_mask)}, but input_ids has {_shape(input_ids)}")
+    attention_mask = _to_bool_mask("attention_mask", attention_mask.to(device))
     placeholder = (input_ids == config.audio_in_token_idx) | (input_ids == config.audio_out_token_idx)
-    if bool((hidden := placeholder & ~attention_mask).any()):
-        row, column = hidden.nonzero()[0].tolist()
-        raise BadInput(f"attention_mask hides the audio placeholder at row {row}, token {column} of input_ids")
+    if bool((masked := placeholder & ~attention_mask).any()):
+        row, column = masked.nonzero()[0].tolist()
+        raise BadInput(f"attention_mask masks the audio placeholder at row {row}, token {column} of input_ids")
     if bool((empty := ~attention_mask.any(dim=1)).any()):
-        raise BadInput(f"the prompt in row {int(empty.nonzero()[0])} is empty: its attention_mask is all zero")
+        raise BadInput(f"the prompt in row {int(empty.nonzero()[0])} is empty: its attention_mask is all zeros")
     return input_ids, attention_mask.long()
 
 
-def _features(
+def _check_features(
     config: HiggsAudioConfig, device: torch.device, mels: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     encoder = config.audio_encoder_config
@@ -156,121 +153,121 @@ def _features(
         mels = torch.zeros(0, encoder.num_mel_bins, encoder.num_mel_frames)
     if mels.dim() != 3 or mels.shape[1] != encoder.num_mel_bins:
         raise BadInput(
-            f"audio_features have shape {_shape(mels)}, wanted (clips, {encoder.num_mel_bins} mel bins, mel frames)"
+            f"audio_features has shape {_shape(mels)}, wanted (clips, {encoder.num_mel_bins} mel bins, mel frames)"
         )
     if mels.shape[0] and mels.shape[-1] != encoder.num_mel_frames:
         raise BadInput(
-            f"audio_features are {mels.shape[-1]} mel frames long, but the audio tower takes exactly "
-            f"{encoder.num_mel_frames}: pad them to that length"
+            f"audio_features has {mels.shape[-1]} mel frames, but the audio tower requires exactly "
+            f"{encoder.num_mel_frames}: pad to that length"
         )
     mels = mels.to(device)
     if mask is None:
         mask = torch.ones(mels.shape[0], mels.shape[2])
     if mask.shape != (mels.shape[0], mels.shape[2]):
-        raise BadInput(f"audio_feature_attention_mask has shape {_shape(mask)}, but audio_features have {_shape(mels)}")
+        raise BadInput(f"audio_feature_attention_mask has shape {_shape(mask)}, but audio_features has {_shape(mels)}")
     if not mels.dtype.is_floating_point:
-        raise BadInput(f"audio_features are {mels.dtype}, wanted floating-point mel spectrograms")
-    mask = _zeros_and_ones("audio_feature_attention_mask", mask.to(device))
+        raise BadInput(f"audio_features has dtype {mels.dtype}, wanted floating-point mel spectrograms")
+    mask = _to_bool_mask("audio_feature_attention_mask", mask.to(device))
     if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-        raise BadInput("audio_feature_attention_mask has a 1 after a 0: the real mel frames of a clip come first")
+        raise BadInput("audio_feature_attention_mask has a 1 after a 0: padding must follow the mel frames of a clip")
     finite = torch.isfinite(mels).flatten(1).all(dim=1)
     if not bool(finite.all()):
-        raise BadInput(f"audio_features of clip {int((~finite).nonzero()[0])} hold NaN or infinity")
+        raise BadInput(f"audio_features of clip {int((~finite).nonzero()[0])} contains NaN or infinity")
     return mels, mask
 
 
-def _clips(
+def _check_clips(
     config: HiggsAudioConfig, device: torch.device, name: str, codes: Tensor | None, starts: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     num_codebooks = config.audio_num_codebooks
     num_starts = 0 if starts is None else starts.numel()
     if codes is None or (codes.numel() == 0 and num_starts == 0):
         if num_starts:
-            raise BadInput(f"{name}_start names {num_starts} clips, but {name} is missing")
+            raise BadInput(f"{name}_start has {num_starts} clips, but {name} is missing")
         return (
             torch.zeros(num_codebooks, 0, dtype=torch.int64, device=device),
             torch.zeros(0, dtype=torch.int64, device=device),
         )
-    _integers(name, codes)
+    _check_integers(name, codes)
     if codes.dim() != 2 or codes.shape[0] != num_codebooks:
-        raise BadInput(f"{name} have shape {_shape(codes)}, wanted ({num_codebooks} codebooks, frames)")
+        raise BadInput(f"{name} has shape {_shape(codes)}, wanted ({num_codebooks} codebooks, frames)")
     if starts is None or starts.dim() != 1 or not num_starts:
         found = "is missing" if starts is None else f"has shape {_shape(starts)}"
-        raise BadInput(f"{name}_start {found}, wanted the start of each clip in {name}")
-    _integers(f"{name}_start", starts)
+        raise BadInput(f"{name}_start {found}, wanted the first frame of each clip in {name}")
+    _check_integers(f"{name}_start", starts)
     codes, starts = codes.to(device, torch.int64), starts.to(device, torch.int64)
-    _in_range(name, codes, config.num_codebook_rows, "a codebook with its two stream tokens")
+    _check_range(name, codes, config.num_codebook_rows, "the codebook and its two stream tokens")
     bounds = torch.cat([starts, starts.new_tensor([codes.shape[1]])])
     if int(starts[0]) != 0 or bool((bounds.diff() < 0).any()):
         raise BadInput(
-            f"{name}_start = {_few(starts)} must begin with 0, never fall, "
+            f"{name}_start = {_format_values(starts)} must start with 0, never decrease, "
             f"and stay within the {codes.shape[1]} frames of {name}"
         )
     return codes, starts
 
 
-def _counts(config: HiggsAudioConfig, num_in: int, mels: Tensor | None, in_start: Tensor | None) -> None:
-    """Every recording's placeholder must have features, codes, or both."""
-    given = {
+def _check_recordings(config: HiggsAudioConfig, num_in: int, mels: Tensor | None, in_start: Tensor | None) -> None:
+    """Check that the placeholder of every recording has features, codes, or both."""
+    num_clips_by_input = {
         "audio_features": 0 if mels is None else mels.shape[0],
         "audio_in_ids": 0 if in_start is None else in_start.numel(),
     }
-    for name, num_clips in given.items():
+    for name, num_clips in num_clips_by_input.items():
         if num_clips:
-            _match(name, num_clips, config.audio_in_token, num_in)
-    if num_in and not any(given.values()):
+            _check_clip_count(name, num_clips, config.audio_in_token, num_in)
+    if num_in and not any(num_clips_by_input.values()):
         raise BadInput(
-            f"the prompt has {num_in} {config.audio_in_token} but no audio that this network can take: "
-            f"it wants {_ways_in(config)}"
+            f"the prompt has {num_in} {config.audio_in_token} but no audio for it: "
+            f"this network takes {_supported_inputs(config)}"
         )
 
 
-def _ways_in(config: HiggsAudioConfig) -> str:
-    ways = ["audio_features"] * (not config.skip_audio_tower) + ["audio_in_ids"] * config.encode_audio_in_tokens
-    return " or ".join(ways) or "none (skip_audio_tower=True, encode_audio_in_tokens=False)"
+def _supported_inputs(config: HiggsAudioConfig) -> str:
+    names = ["audio_features"] * (not config.skip_audio_tower) + ["audio_in_ids"] * config.encode_audio_in_tokens
+    return " or ".join(names) or "none (skip_audio_tower=True, encode_audio_in_tokens=False)"
 
 
-def _match(name: str, num_clips: int, token: str, num_placeholders: int) -> None:
+def _check_clip_count(name: str, num_clips: int, token: str, num_placeholders: int) -> None:
     if num_clips != num_placeholders:
         raise BadInput(f"{name}: {num_clips} given, but the prompt has {num_placeholders} {token}")
 
 
-def _labels(device: torch.device, name: str, labels: Tensor | None, like: Tensor, size: int) -> Tensor | None:
+def _check_labels(device: torch.device, name: str, labels: Tensor | None, like: Tensor, size: int) -> Tensor | None:
     if labels is None:
         return None
     if labels.numel() == 0 and like.numel() == 0:
         return like
-    _integers(name, labels)
+    _check_integers(name, labels)
     if labels.shape != like.shape:
-        raise BadInput(f"{name} have shape {_shape(labels)}, wanted {_shape(like)}")
+        raise BadInput(f"{name} has shape {_shape(labels)}, wanted {_shape(like)}")
     labels = labels.to(device, torch.int64)
-    _in_range(name, labels.masked_fill(labels == tokens.IGNORE_INDEX, 0), size, "what can be predicted")
+    _check_range(name, labels.masked_fill(labels == tokens.IGNORE_INDEX, 0), size, "the predictable ids")
     return labels
 
 
-def _zeros_and_ones(name: str, mask: Tensor) -> Tensor:
-    """The mask as bool."""
+def _to_bool_mask(name: str, mask: Tensor) -> Tensor:
+    """Return the mask as bool."""
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise BadInput(f"{name} holds other values than 0 and 1")
+        raise BadInput(f"{name} has values other than 0 and 1")
     return mask.bool()
 
 
-def _in_range(name: str, values: Tensor, size: int, what: str) -> None:
-    bad = (values < 0) | (values >= size)
-    if bool(bad.any()):
-        at = tuple(bad.nonzero()[0].tolist())
-        raise BadInput(f"{name}{list(at)} = {int(values[at])} is outside {what}: wanted 0 to {size - 1}")
+def _check_range(name: str, values: Tensor, size: int, what: str) -> None:
+    out_of_range = (values < 0) | (values >= size)
+    if bool(out_of_range.any()):
+        index = tuple(out_of_range.nonzero()[0].tolist())
+        raise BadInput(f"{name}{list(index)} = {int(values[index])} is outside {what}: wanted 0 to {size - 1}")
 
 
-def _integers(name: str, values: Tensor) -> None:
+def _check_integers(name: str, values: Tensor) -> None:
     if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
-        raise BadInput(f"{name} are {values.dtype}, wanted integers")
+        raise BadInput(f"{name} has dtype {values.dtype}, wanted integers")
 
 
 def _shape(values: Tensor) -> str:
     return f"({', '.join(map(str, values.shape))})"
 
 
-def _few(values: Tensor) -> str:
+def _format_values(values: Tensor) -> str:
     first = values[:8].tolist()
     return f"{first[:-1]}…" if values.numel() > len(first) else str(first)

@@ -1,8 +1,8 @@
-"""The decoder layer that is Higgs Audio's own: one attention, two feed-forward paths.
+"""Higgs Audio's decoder layer: one shared attention, and separate FFNs for text and audio positions.
 
-Text and audio positions share the attention, but have their own norms and FFN. Variants: audio positions may first
-attend among themselves (`audio_attn`), or a whole layer may be there for text only (`fast_forward`). Which position
-is audio is decided once a pass, in `Routing`; attention, FFN and norms themselves are transformers' Llama modules.
+Text and audio positions share the attention but have their own norms and FFNs. Variants: audio positions may first
+attend among themselves (`audio_attn`), or a layer may apply to text positions only (`fast_forward`). `Routing` is
+computed once per forward pass. Attention, FFNs and norms are transformers' Llama modules.
 """
 
 from __future__ import annotations
@@ -19,41 +19,44 @@ from higgs_model.config import HiggsAudioConfig
 from higgs_model.model.cache import KVCache
 from higgs_model.model.masks import AttentionMasks
 
-PositionWise = Callable[[Tensor], Tensor]
+PositionWiseFn = Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
 class Routing:
     """Which of the B × S positions take the audio path.
 
-    `audio_BS1` (B, S, 1) bool. Either `all_audio` says of which one kind all positions are, as in the decode step of
-    speech, and none is moved; or `indices` are the flat indices of the text and of the audio positions.
+    Attributes:
+        audio_mask_BS1: (B, S, 1) bool.
+        all_audio: True or False if all positions are of one kind, as in a decode step of audio; no position is then
+            gathered or scattered. None for a mixed pass.
+        indices: in a mixed pass, the flat indices of the text positions and of the audio positions.
     """
 
-    audio_BS1: Tensor
+    audio_mask_BS1: Tensor
     all_audio: bool | None = None
     indices: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, audio_BS: Tensor, all_audio: bool | None = None) -> Routing:
-        """Route by mask; `all_audio` spares the look when the caller knows that the pass is uniform."""
+    def from_mask(cls, audio_mask_BS: Tensor, all_audio: bool | None = None) -> Routing:
+        """Route by mask; with `all_audio`, the mask is not read, which avoids a synchronisation with the device."""
         if all_audio is not None:
-            return cls(audio_BS.unsqueeze(-1), all_audio)
-        flat = audio_BS.flatten()
-        return cls(audio_BS.unsqueeze(-1), None, (_where(~flat), _where(flat)))
+            return cls(audio_mask_BS.unsqueeze(-1), all_audio)
+        flat = audio_mask_BS.flatten()
+        return cls(audio_mask_BS.unsqueeze(-1), None, (_true_indices(~flat), _true_indices(flat)))
 
-    def __call__(self, hidden_BSD: Tensor, text: PositionWise, audio: PositionWise) -> Tensor:
-        """Apply `text` or `audio`, functions of (…, D), to each position."""
+    def __call__(self, hidden_BSD: Tensor, text: PositionWiseFn, audio: PositionWiseFn) -> Tensor:
+        """Apply `text` or `audio`, functions (…, D) → (…, D), to each position."""
         if self.indices is None:
             return audio(hidden_BSD) if self.all_audio else text(hidden_BSD)
         flat = hidden_BSD.flatten(0, 1)
-        at_text, at_audio = self.indices
-        from_text, from_audio = text(flat[at_text]), audio(flat[at_audio])
-        merged = torch.empty(flat.shape, dtype=from_text.dtype, device=flat.device)
-        return merged.index_copy(0, at_text, from_text).index_copy(0, at_audio, from_audio).view_as(hidden_BSD)
+        text_indices, audio_indices = self.indices
+        text_out, audio_out = text(flat[text_indices]), audio(flat[audio_indices])
+        merged = torch.empty(flat.shape, dtype=text_out.dtype, device=flat.device)
+        return merged.index_copy(0, text_indices, text_out).index_copy(0, audio_indices, audio_out).view_as(hidden_BSD)
 
 
-def _where(flat: Tensor) -> Tensor:
+def _true_indices(flat: Tensor) -> Tensor:
     return flat.nonzero().squeeze(1)
 
 
@@ -61,9 +64,9 @@ class HiggsAudioDualFFNDecoderLayer(GradientCheckpointingLayer):
     """A Llama layer with a second FFN and second norms for audio positions.
 
     Args:
-        layer_idx: index of the attention in the cache; an audio self-attention takes the next one.
-        fast_forward: no audio path at all: audio positions pass unchanged, and no query sees their keys.
-        audio_attention: audio positions attend among themselves before the shared attention.
+        layer_idx: cache index of the attention; the audio self-attention uses the next one.
+        fast_forward: omit the audio path: audio positions pass unchanged, and no query attends to their keys.
+        audio_attention: let audio positions attend among themselves before the shared attention.
     """
 
     def __init__(
@@ -111,18 +114,21 @@ class HiggsAudioDualFFNDecoderLayer(GradientCheckpointingLayer):
                 position_embeddings,
                 past_key_values,
             )
-            changed = hidden_states + attended
-            changed = changed + self.mlp(self.post_attention_layernorm(changed))
-            return torch.where(routing.audio_BS1, hidden_states, changed)
+            text_out = hidden_states + attended
+            text_out = text_out + self.mlp(self.post_attention_layernorm(text_out))
+            return torch.where(routing.audio_mask_BS1, hidden_states, text_out)
 
         residual = hidden_states
         hidden_states = routing(residual, self.input_layernorm, self.audio_input_layernorm)
-        # Without an audio position nobody would read what the audio attention writes.
+        # Without audio positions, nothing would read the keys and values of the audio attention.
         if self.audio_attention and routing.all_audio is not False:
-            among = self._attend(self.audio_attn, hidden_states, masks.audio_only, position_embeddings, past_key_values)
-            among = residual + among
-            residual = torch.where(routing.audio_BS1, among, residual)
-            hidden_states = torch.where(routing.audio_BS1, self.audio_post_audio_attn_layer_norm(among), hidden_states)
+            attended = self._attend(
+                self.audio_attn, hidden_states, masks.audio_only, position_embeddings, past_key_values
+            )
+            attended = residual + attended
+            residual = torch.where(routing.audio_mask_BS1, attended, residual)
+            normed = self.audio_post_audio_attn_layer_norm(attended)
+            hidden_states = torch.where(routing.audio_mask_BS1, normed, hidden_states)
         hidden_states = residual + self._attend(
             self.self_attn, hidden_states, masks.shared, position_embeddings, past_key_values
         )
@@ -150,15 +156,15 @@ class HiggsAudioDualFFNDecoderLayer(GradientCheckpointingLayer):
 
 
 def build_layers(config: HiggsAudioConfig) -> nn.ModuleList:
-    """The backbone's layers; an audio self-attention takes a cache index of its own."""
-    dual = set(config.audio_dual_ffn_layers or ()) if config.audio_adapter_type != "stack" else set()
-    with_attention = config.use_audio_out_self_attention
+    """Build the backbone's layers. An audio self-attention has its own cache index."""
+    dual_ffn_layers = set(config.audio_dual_ffn_layers or ()) if config.audio_adapter_type != "stack" else set()
+    audio_attention = config.use_audio_out_self_attention
     layers = nn.ModuleList()
     layer_idx = 0
-    for number in range(config.text_config.num_hidden_layers):
-        if number in dual:
-            layers.append(HiggsAudioDualFFNDecoderLayer(config, layer_idx, audio_attention=with_attention))
-            layer_idx += 2 if with_attention else 1
+    for layer in range(config.text_config.num_hidden_layers):
+        if layer in dual_ffn_layers:
+            layers.append(HiggsAudioDualFFNDecoderLayer(config, layer_idx, audio_attention=audio_attention))
+            layer_idx += 2 if audio_attention else 1
             continue
         if config.audio_adapter_type == "dual_ffn_fast_forward":
             layers.append(HiggsAudioDualFFNDecoderLayer(config, layer_idx, fast_forward=True))

@@ -1,4 +1,4 @@
-"""`HiggsAudioModel`: the network together with its checkpoints and generation."""
+"""`HiggsAudioModel`: the network with checkpoint loading and saving, and generation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from higgs_model.model.network import HiggsAudioNetwork
 class HiggsAudioModel(HiggsAudioNetwork):
     """The Higgs Audio v2 model, with the interface of a transformers model.
 
-    `from_pretrained` and `save_pretrained` read and write both checkpoint layouts (see `layouts`). `generate` is the
-    reference path that every variant of the network can take; `higgs_model.engine` is the fast one.
+    `from_pretrained` and `save_pretrained` support both checkpoint layouts (see `layouts`). `generate` is the reference
+    implementation for every variant of the network; `higgs_model.engine` is the fast one.
     """
 
     generate = generation.generate
@@ -31,20 +31,20 @@ class HiggsAudioModel(HiggsAudioNetwork):
         local_files_only: bool = False,
         attn_implementation: str | None = None,
     ) -> HiggsAudioModel:
-        """Load a checkpoint of the original or of the transformers layout, ready for inference.
+        """Load a checkpoint in the original or the transformers layout, in evaluation mode.
 
         Args:
-            path_or_hub_id: a folder, or a repository of the Hugging Face hub.
-            dtype: of the weights; None is what the checkpoint says.
-            device: where the weights go, each straight from its file; None is the CPU, where weights whose dtype does
-                not change stay mapped to the file: replace such a file, never overwrite it in place.
-            revision: branch, tag or commit on the hub; what was found is in `revision` of the model.
-            local_files_only: never ask the hub, as HF_HUB_OFFLINE=1 does for all.
-            attn_implementation: "eager", "sdpa" or "flash_attention_2"; None is the best that is installed.
+            path_or_hub_id: a folder, or a repository of the Hugging Face Hub.
+            dtype: of the weights; None or "auto": the checkpoint's.
+            device: where each weight goes, straight from its file; None: the CPU. There, weights that keep their dtype
+                stay memory-mapped: replace such a file, never overwrite it in place.
+            revision: branch, tag or commit on the Hub; the model's `revision` is the resolved commit.
+            local_files_only: never contact the Hub, as HF_HUB_OFFLINE=1 does for the whole process.
+            attn_implementation: "eager", "sdpa" or "flash_attention_2"; None: the default of transformers.
 
         Raises:
-            BadCheckpoint: it is not there, cannot be read, or holds other tensors than its configuration asks for.
-            BadConfig: its configuration contradicts itself.
+            BadCheckpoint: the checkpoint is missing, unreadable, or does not match its configuration.
+            BadConfig: its configuration is inconsistent, or `dtype` or `device` is invalid.
         """
         return layouts.load_model(
             cls,
@@ -65,14 +65,16 @@ class HiggsAudioModel(HiggsAudioNetwork):
         state: dict[str, Tensor] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Write config.json and safetensors, split rows joined.
+        """Save config.json and safetensors files, with partially frozen rows concatenated.
 
         Args:
-            layout: "original" is read by the reference implementation, "transformers" by transformers' port.
-            state: the tensors to write in place of the model's own, which may be spread over several processes.
-            dtype: of what is written; None: as the weights are.
+            save_directory: created if missing.
+            layout: "original" for the reference implementation, "transformers" for the port in transformers.
+            max_shard_size: weights are split into several files above this size.
+            state: tensors to save in place of the model's own, which may be sharded over several processes.
+            dtype: of the saved weights; None: that of the model.
 
         Raises:
-            BadConfig: the transformers layout cannot express this network.
+            BadConfig: `layout` is unknown, or the transformers layout cannot express this network.
         """
         layouts.save_model(self, save_directory, layout=layout, max_shard_size=max_shard_size, state=state, dtype=dtype)

@@ -2,8 +2,8 @@
 
     token ids, codes, mels ─▶ embeddings, merged ─▶ decoder layers ─▶ norm ─▶ text head, audio head
 
-In: a batch of prompts with one placeholder a clip, and the clips. Out: logits, and losses when labels are given. The
-network knows nothing of text, voices or files; parameter names are those of the original checkpoints.
+In: a batch of prompts with one placeholder per clip, and the clips. Out: logits, and losses if labels are given. The
+network does not depend on text, voices or files. Parameter names are those of the original checkpoints.
 """
 
 from __future__ import annotations
@@ -23,14 +23,21 @@ from higgs_model.model.cache import KVCache
 from higgs_model.model.heads import HiggsAudioDecoderProjector
 from higgs_model.model.inputs import ModelInputs, check_cache, check_inputs
 from higgs_model.model.layers import HiggsAudioDualFFNDecoderLayer, Routing, build_layers
-from higgs_model.model.masks import build_masks, count_positions
-from higgs_model.model.merge import TRAINING_ROUND_TO, Clips, Expansion, code_clips, expand, feature_clips
+from higgs_model.model.masks import build_masks, compute_position_ids
+from higgs_model.model.merge import (
+    TRAINING_ROUND_TO,
+    Clips,
+    Expansion,
+    clips_from_features,
+    clips_from_starts,
+    expand_placeholders,
+)
 from higgs_model.model.output import HiggsAudioOutput
 from higgs_model.model.tower import HiggsAudioEncoder, HiggsAudioFeatureProjector
 
 
 class _BatchClips(NamedTuple):
-    """What fills the placeholders of a batch."""
+    """The embeddings for all placeholders of a batch."""
 
     features: Clips | None
     codes: Clips | None
@@ -38,13 +45,13 @@ class _BatchClips(NamedTuple):
 
 
 class HiggsAudioNetwork(PreTrainedModel):
-    """Higgs Audio: a Llama backbone that reads and speaks text tokens and audio frames.
+    """Higgs Audio: a Llama backbone that reads and generates text tokens and audio frames.
 
-    Checkpoints and generation are added by `HiggsAudioModel`.
+    `HiggsAudioModel` adds checkpoints and generation.
 
     Attributes:
-        audio_codebook_weights: (K,) weight of each codebook in the audio loss; equal, and 1 in sum.
-        revision: the hub commit that the weights came from, or None.
+        audio_codebook_weights: (K,) weight of each codebook in the audio loss; uniform, with sum 1.
+        revision: the Hub commit of the weights, or None.
     """
 
     config_class = HiggsAudioConfig
@@ -56,10 +63,10 @@ class HiggsAudioNetwork(PreTrainedModel):
     def __init__(self, config: HiggsAudioConfig) -> None:
         super().__init__(config)
         text = config.text_config
-        # The base class settles this for the whole; the attention modules look at their own part. Two models with
-        # different attention must therefore not be built from one configuration object.
-        for part in (text, config.audio_encoder_config):
-            part._attn_implementation = config._attn_implementation
+        # The base class resolves the attention implementation for the top-level config; attention modules read it from
+        # their sub-config. Two models with different attention must therefore not share a configuration object.
+        for sub_config in (text, config.audio_encoder_config):
+            sub_config._attn_implementation = config._attn_implementation
         self.embed_tokens: nn.Embedding | freezing.PartiallyFrozenEmbedding = nn.Embedding(
             text.vocab_size, text.hidden_size, config.pad_token_id
         )
@@ -79,28 +86,29 @@ class HiggsAudioNetwork(PreTrainedModel):
         self.post_init()
 
     def reset_buffers(self) -> None:
-        """Compute anew what follows from the configuration and is in no checkpoint."""
+        """Recompute the buffers that follow from the configuration and are not in checkpoints."""
         config = self.config
         device = self.embed_tokens_device
         weights = torch.full((config.audio_num_codebooks,), 1 / config.audio_num_codebooks, device=device)
-        rows = torch.arange(config.audio_num_codebooks, device=device) * config.num_codebook_rows
+        offsets = torch.arange(config.audio_num_codebooks, device=device) * config.num_codebook_rows
         self.register_buffer("audio_codebook_weights", weights, persistent=False)
-        self.register_buffer("audio_codebook_offsets", rows, persistent=False)
+        self.register_buffer("audio_codebook_offsets", offsets, persistent=False)
         self.rotary_emb = LlamaRotaryEmbedding(config.text_config).to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        # A cast to bfloat16 would round the rotary frequencies; they are float32 whatever the weights are.
+        # A cast to bfloat16 would round the rotary frequencies, which stay float32 whatever the dtype of the weights.
         self.rotary_emb = LlamaRotaryEmbedding(self.config.text_config).to(self.embed_tokens_device)
         return self
 
     @property
     def embed_tokens_device(self) -> torch.device:
+        """Device of the token embedding, and of the inputs."""
         return next(self.embed_tokens.parameters()).device
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights, zero biases, norms of one, as the reference initialises."""
+        """Initialise weights from a normal distribution, biases with 0 and norms with 1, as in the reference."""
         std = self.config.audio_encoder_config.init_std
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Embedding)):
             nn.init.normal_(module.weight, std=std)
@@ -115,7 +123,7 @@ class HiggsAudioNetwork(PreTrainedModel):
     # ------------------------------------------------------------------ embedding
 
     def embed_frames(self, frames: Tensor) -> Tensor:
-        """(…, K) int64 → (…, D): the sum, or mean, over codebooks."""
+        """Embed frames (…, K) int64 → (…, D): the sum, or mean, over codebooks."""
         embedded = self.audio_codebook_embeddings(frames + self.audio_codebook_offsets)
         embedded = embedded.mean(dim=-2) if self.config.audio_embed_avg else embedded.sum(dim=-2)
         if self.audio_out_embed_projector is not None:
@@ -123,9 +131,9 @@ class HiggsAudioNetwork(PreTrainedModel):
         return embedded
 
     def merge(self, inputs: ModelInputs, *, left_padding: bool, round_to: int) -> tuple[Expansion, Tensor]:
-        """Expand a checked batch's placeholders, and embed it: what stands where, and (B, S, D)."""
-        clips = self._clips(inputs)
-        expansion = expand(
+        """Expand the placeholders of a validated batch, and return the expansion and the embeddings (B, S, D)."""
+        clips = self._embed_clips(inputs)
+        expansion = expand_placeholders(
             self.config,
             inputs.input_ids,
             inputs.attention_mask,
@@ -136,7 +144,7 @@ class HiggsAudioNetwork(PreTrainedModel):
             left_padding=left_padding,
             round_to=round_to,
         )
-        embeddings = expansion.filled(
+        embeddings = expansion.merge_embeddings(
             self.embed_tokens(inputs.input_ids),
             audio_in_features=clips.features.embeddings if clips.features else None,
             audio_in_codes=clips.codes.embeddings if clips.codes else None,
@@ -145,28 +153,32 @@ class HiggsAudioNetwork(PreTrainedModel):
         return expansion, embeddings
 
     def encode_features(self, mels: Tensor, mel_mask: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Recordings for the backbone (clips, positions, D), and how many positions of each are real; None: no tower.
+        """Encode recordings with the audio tower and project them to the backbone's width.
 
-        Without a clip the tower still runs when gradients are wanted: every parameter must be in the graph.
+        Without recordings, the tower still runs if gradients are enabled: every parameter must be in the graph.
+
+        Returns:
+            features (clips, positions, D) and the length of each (clips,); None without a tower, or without
+            recordings if gradients are disabled.
         """
         if self.audio_tower is None or self.audio_encoder_proj is None or not (len(mels) or torch.is_grad_enabled()):
             return None
         encoded, lengths = self.audio_tower(mels, mel_mask)
         return self.audio_encoder_proj(encoded), lengths
 
-    def _clips(self, inputs: ModelInputs) -> _BatchClips:
+    def _embed_clips(self, inputs: ModelInputs) -> _BatchClips:
         features, codes = None, None
         if inputs.audio_features is not None and inputs.audio_feature_attention_mask is not None:
             encoded = self.encode_features(inputs.audio_features, inputs.audio_feature_attention_mask)
-            features = None if encoded is None else self._present(feature_clips(*encoded), inputs)
+            features = None if encoded is None else self._fill_missing(clips_from_features(*encoded), inputs)
         if inputs.audio_in_ids is not None and inputs.audio_in_ids_start is not None:
-            codes = code_clips(self.embed_frames(inputs.audio_in_ids.T), inputs.audio_in_ids_start)
-            codes = self._present(codes, inputs)
-        out = code_clips(self.embed_frames(inputs.audio_out_ids.T), inputs.audio_out_ids_start)
+            codes = clips_from_starts(self.embed_frames(inputs.audio_in_ids.T), inputs.audio_in_ids_start)
+            codes = self._fill_missing(codes, inputs)
+        out = clips_from_starts(self.embed_frames(inputs.audio_out_ids.T), inputs.audio_out_ids_start)
         return _BatchClips(features, codes, out)
 
-    def _present(self, clips: Clips, inputs: ModelInputs) -> Clips:
-        """No clips of this kind at all, though there are recordings: each has length zero here."""
+    def _fill_missing(self, clips: Clips, inputs: ModelInputs) -> Clips:
+        """Give every recording a length of 0 if the batch has no embeddings of this kind."""
         if clips.lengths.numel():
             return clips
         num_recordings = int((inputs.input_ids == self.config.audio_in_token_idx).sum())
@@ -177,8 +189,8 @@ class HiggsAudioNetwork(PreTrainedModel):
     def backbone(
         self,
         embeddings_BSD: Tensor,
-        attended_BS: Tensor,
-        audio_BS: Tensor,
+        attention_mask_BS: Tensor,
+        audio_mask_BS: Tensor,
         cache: KVCache | None = None,
         *,
         all_audio: bool | None = None,
@@ -186,29 +198,32 @@ class HiggsAudioNetwork(PreTrainedModel):
         sample_ids_BS: Tensor | None = None,
         routing: Routing | None = None,
     ) -> Tensor:
-        """Decoder layers and final norm, over new positions that may continue those in `cache`.
+        """Run the decoder layers and the final norm on new positions, which may continue those in `cache`.
 
         Args:
-            attended_BS: bool, real positions. audio_BS: bool, positions that take the audio path.
-            all_audio: True or False when the caller knows that no position is of the other kind.
-            has_padding: whether a new position is not real; None looks.
-            sample_ids_BS: int64, which of the samples packed into a row, one after the other, a position belongs to:
-                none sees another, and each counts its positions from 0. Not with a cache.
-            routing: what follows from `audio_BS`, when the caller knows it already.
+            embeddings_BSD: embeddings of the new positions.
+            attention_mask_BS: bool, positions that are not padding.
+            audio_mask_BS: bool, positions that take the audio path.
+            cache: extended in place.
+            all_audio: True or False if the caller knows that all positions are of that kind.
+            has_padding: whether a new position is padding; None reads the mask, which synchronises with the device.
+            sample_ids_BS: int64, ids of the samples packed into a row one after the other. They do not attend to each
+                other, and each counts its positions from 0. Not supported with a cache.
+            routing: the routing of `audio_mask_BS`, if the caller has it.
 
         Returns:
             (B, S, D).
         """
         if has_padding is None:
-            has_padding = not bool(attended_BS.all())
+            has_padding = not bool(attention_mask_BS.all())
         past = KVCache() if cache is None else cache
-        position_ids = count_positions(attended_BS, past.num_attended, sample_ids_BS)
-        past.extend(attended_BS, audio_BS, has_padding)
+        position_ids = compute_position_ids(attention_mask_BS, past.num_tokens, sample_ids_BS)
+        past.extend(attention_mask_BS, audio_mask_BS, has_padding)
         masks = build_masks(
-            past.attended,
-            past.audio,
+            past.attention_mask,
+            past.audio_mask,
             num_queries=embeddings_BSD.shape[1],
-            num_keys=past.visible,
+            num_keys=past.num_keys,
             has_padding=past.has_padding,
             implementation=self.config._attn_implementation,
             dtype=embeddings_BSD.dtype,
@@ -216,7 +231,7 @@ class HiggsAudioNetwork(PreTrainedModel):
             with_audio_only=self.config.use_audio_out_self_attention and all_audio is not False,
             sample_ids_BL=sample_ids_BS,
         )
-        routing = routing or Routing.of(audio_BS, all_audio)
+        routing = routing or Routing.from_mask(audio_mask_BS, all_audio)
         rope = self.rotary_emb(embeddings_BSD, position_ids)
         hidden = embeddings_BSD
         for layer in self.layers:
@@ -227,7 +242,7 @@ class HiggsAudioNetwork(PreTrainedModel):
         normed: Tensor = self.norm(hidden)
         return normed
 
-    # ------------------------------------------------------------------ the whole
+    # ------------------------------------------------------------------ forward
 
     def forward(
         self,
@@ -244,13 +259,13 @@ class HiggsAudioNetwork(PreTrainedModel):
         past_key_values: KVCache | None = None,
         use_cache: bool = False,
     ) -> HiggsAudioOutput:
-        """Run a batch of prompts. For shapes see `ModelInputs`, for results `HiggsAudioOutput`.
+        """Run a batch of prompts; see `ModelInputs` for shapes and `HiggsAudioOutput` for results.
 
-        With a cache, or for a single row, expanded rows are aligned on the right, else on the left; with a cache
-        they are not rounded up in length.
+        With a cache, or for a single row, expanded rows are padded on the left, otherwise on the right. With a cache,
+        their length is not rounded up.
 
         Raises:
-            BadInput: the batch cannot be what the caller meant.
+            BadInput: the batch is invalid.
         """
         inputs = check_inputs(
             self.config,
@@ -268,7 +283,7 @@ class HiggsAudioNetwork(PreTrainedModel):
         )
         use_cache = use_cache or past_key_values is not None
         if use_cache and self.training and any(layer.gradient_checkpointing for layer in self.layers):
-            raise BadInput("use_cache=True and gradient checkpointing in training exclude each other")
+            raise BadInput("use_cache=True is incompatible with gradient checkpointing in training")
         if past_key_values is not None:
             check_cache(past_key_values, inputs.input_ids.shape[0])
         if use_cache and past_key_values is None:
@@ -296,20 +311,20 @@ class HiggsAudioNetwork(PreTrainedModel):
     # ------------------------------------------------------------------ training
 
     def freeze_llm(self, freeze_embed: bool = True, freeze_embed_until_idx: int | None = None) -> None:
-        """Freeze the backbone as it was before audio came; of the embedding all rows, or those before an index."""
-        freezing.freeze(freezing.text_parts(self.layers, self.norm))
+        """Freeze the original text backbone and, of its embedding, all rows or those before an index."""
+        freezing.freeze(freezing.text_backbone_modules(self.layers, self.norm))
         if freeze_embed:
             self.freeze_embed(freeze_embed_until_idx)
 
     def freeze_embed(self, until_idx: int | None = None) -> None:
-        """Freeze the text embedding, all of it or the rows before an index."""
+        """Freeze the text embedding, completely or only the rows before an index."""
         if until_idx is None:
             freezing.freeze([self.embed_tokens])
         else:
             self.embed_tokens = freezing.PartiallyFrozenEmbedding(self.embed_tokens, until_idx)
 
     def freeze_text_head(self, freeze_text_head_until_idx: int | None = None) -> None:
-        """Freeze the text head, all of it or the outputs before an index."""
+        """Freeze the text head, completely or only the outputs before an index."""
         heads = self.audio_decoder_proj
         if freeze_text_head_until_idx is None or heads.text_lm_head is None:
             freezing.freeze([heads.text_lm_head])
@@ -325,12 +340,16 @@ class HiggsAudioNetwork(PreTrainedModel):
         freezing.freeze([self.audio_encoder_proj])
 
     def parameter_count_per_component(self) -> dict[str, dict[str, int]]:
-        """{"trainable": …, "total": …}, each with audio_tower, llm_embed, llm_non_embed, audio_embed, audio_adapter
-        and overall; the five components make up overall."""
+        """Count parameters by component.
+
+        Returns:
+            {"trainable": …, "total": …}, each with the counts of audio_tower, llm_embed, llm_non_embed, audio_embed,
+            audio_adapter, and their sum as overall.
+        """
         components: dict[str, list[nn.Module | None]] = {
             "audio_tower": [self.audio_tower],
             "llm_embed": [self.embed_tokens, self.audio_decoder_proj.text_lm_head],
-            "llm_non_embed": [*freezing.text_parts(self.layers, self.norm)],
+            "llm_non_embed": [*freezing.text_backbone_modules(self.layers, self.norm)],
             "audio_embed": [self.audio_codebook_embeddings],
         }
-        return freezing.parameter_counts(components, "audio_adapter", self)
+        return freezing.count_parameters(components, "audio_adapter", self)

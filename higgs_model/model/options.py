@@ -1,6 +1,6 @@
-"""The options of a generation that are not the sampler's own: checked, and completed from the checkpoint.
+"""Validation of the generation options other than `SamplingParams`, with defaults from the checkpoint.
 
-What an option cannot be is said in one sentence. Nothing here touches a tensor.
+An invalid option raises `BadInput` in one sentence. Nothing here touches tensors.
 """
 
 from __future__ import annotations
@@ -15,39 +15,44 @@ from higgs_model.errors import BadInput
 CACHE_IMPLEMENTATIONS = ("dynamic", "static")
 
 
-def check_options(max_new_tokens: object, cache_implementation: object, streamer: object, batch_size: int) -> None:
-    """Refuse options that no generation of `batch_size` rows can follow.
-
-    Raises:
-        BadInput: as said.
-    """
+def check_generation_options(
+    max_new_tokens: object, cache_implementation: object, streamer: object, batch_size: int
+) -> None:
+    """Raise `BadInput` if an option is invalid for a batch of `batch_size` rows."""
     if not isinstance(max_new_tokens, Integral) or int(max_new_tokens) < 1:
-        raise BadInput(f"max_new_tokens={max_new_tokens!r} is not a positive whole number")
+        raise BadInput(f"max_new_tokens={max_new_tokens!r} is not a positive integer")
     if cache_implementation not in CACHE_IMPLEMENTATIONS:
         wanted = " or ".join(CACHE_IMPLEMENTATIONS)
         raise BadInput(f"cache_implementation={cache_implementation!r} is unknown, wanted {wanted}")
     if streamer is not None and batch_size != 1:
-        raise BadInput(f"a streamer follows one row, but the batch has {batch_size}")
+        raise BadInput(f"a streamer supports one row, but the batch has {batch_size}")
 
 
-def eos_ids(config: HiggsAudioConfig, given: int | Sequence[int] | None) -> frozenset[int]:
-    """Text tokens that finish a row: those given, else the checkpoint's, else its backbone's, as in the reference."""
-    for ids in (given, config.eos_token_id, config.text_config.eos_token_id):
+def resolve_eos_ids(config: HiggsAudioConfig, eos_token_id: int | Sequence[int] | None) -> frozenset[int]:
+    """Return the text tokens that finish a row: the argument, else the checkpoint's, else the backbone's.
+
+    This order of precedence is the reference's.
+    """
+    for ids in (eos_token_id, config.eos_token_id, config.text_config.eos_token_id):
         if ids is not None:
-            return frozenset(whole_numbers("eos_token_id", ids))
+            return frozenset(to_int_list("eos_token_id", ids))
     return frozenset()
 
 
-def whole_numbers(name: str, given: object) -> list[int]:
-    """One number or several, as a list of what fits into int64.
+def to_int_list(name: str, value: object) -> list[int]:
+    """Convert an integer or a sequence of integers to a list of int64 values.
+
+    Args:
+        name: the option's name in error messages.
+        value: the option's value.
 
     Raises:
-        BadInput: it holds something else.
+        BadInput: a value is not an integer, or exceeds 64 bits.
     """
-    values: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    for value in values:
-        if not isinstance(value, Integral):
-            raise BadInput(f"{name}={given!r} is neither a whole number nor a sequence of them")
-        if not -(2**63) <= int(value) < 2**63:
-            raise BadInput(f"{name}={value} does not fit into 64 bits")
-    return [int(value) for value in values]
+    items: list[Any] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    for item in items:
+        if not isinstance(item, Integral):
+            raise BadInput(f"{name}={value!r} is neither an integer nor a sequence of integers")
+        if not -(2**63) <= int(item) < 2**63:
+            raise BadInput(f"{name}={item} does not fit into 64 bits")
+    return [int(item) for item in items]

@@ -1,4 +1,4 @@
-"""What a forward pass returns."""
+"""The output of a forward pass."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from higgs_model.model.cache import KVCache
 
 @dataclasses.dataclass
 class HiggsAudioOutput(ModelOutput):
-    """What `HiggsAudioModel.forward` returns; S is the expanded length, T counts the audio-out frames of the batch.
+    """Output of `HiggsAudioModel.forward`. S is the expanded length, T the number of audio-out frames of the batch.
 
     Attributes:
-        loss: llm_loss + audio_loss, of those that labels were given for.
+        loss: llm_loss + audio_loss, or the one that has labels.
         llm_loss, audio_loss: scalars; audio_loss is the weighted sum of codebook_losses.
         codebook_losses: (K,).
         logits: (B, S, V), or None without a text head.
@@ -24,7 +24,7 @@ class HiggsAudioOutput(ModelOutput):
         expanded_labels: (B, S), or None.
         audio_in_mask, audio_in_discrete_codes_mask, audio_out_mask: (B, S) bool.
         attention_mask: (B, S) bool.
-        past_key_values: the cache, with `use_cache`.
+        past_key_values: the cache; None without `use_cache`.
     """
 
     loss: Tensor | None = None

@@ -1,7 +1,7 @@
 """The Whisper-like audio tower of the understanding variant, and the projector from it into the backbone.
 
 Mel spectrogram → two convolutions (the second halves the length) → learned positions → Whisper encoder layers →
-average pool by 2 → layer norm → linear. 30 s of mels are 3,000 frames, 1,500 positions, 750 features: 25 a second.
+average pool by 2 → layer norm → linear. 30 s of mels are 3,000 frames, 1,500 positions, 750 features: 25 per second.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from higgs_model.config import HiggsAudioConfig, HiggsAudioEncoderConfig
 
 
 class HiggsAudioFeatureProjector(nn.Module):
-    """Tower features to the backbone's width."""
+    """Projects features of the tower to the backbone's width."""
 
     def __init__(self, config: HiggsAudioConfig) -> None:
         super().__init__()
@@ -32,15 +32,15 @@ class HiggsAudioFeatureProjector(nn.Module):
 
 
 class HiggsAudioEncoderAttention(WhisperAttention):
-    """Whisper's attention, with the scores scaled inside as the reference does, instead of the queries before.
+    """Whisper's attention, but scaling the scores as the reference does, instead of the queries.
 
-    The two differ by rounding alone, but that is felt through many layers, above all in bfloat16.
+    The two differ only in rounding, which accumulates over many layers, especially in bfloat16.
     """
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: object
     ) -> tuple[Tensor, Tensor | None]:
-        """(clips, S, d_model) → the same, and what attention weights the implementation gives."""
+        """(clips, S, d_model) → the same shape, and the attention weights if the implementation returns them."""
         clips, length, _width = hidden_states.shape
         queries, keys, values = (
             project(hidden_states).view(clips, length, self.num_heads, self.head_dim).transpose(1, 2)
@@ -53,7 +53,7 @@ class HiggsAudioEncoderAttention(WhisperAttention):
 
 
 class HiggsAudioEncoderLayer(WhisperEncoderLayer):
-    """Whisper's encoder layer around that attention."""
+    """Whisper's encoder layer with `HiggsAudioEncoderAttention`."""
 
     def __init__(self, config: HiggsAudioEncoderConfig) -> None:
         super().__init__(config)
@@ -66,7 +66,7 @@ class HiggsAudioEncoderLayer(WhisperEncoderLayer):
 
 
 class HiggsAudioEncoder(nn.Module):
-    """The tower up to its layer norm. Its positions are fixed sinusoids in checkpoints and are never trained."""
+    """The tower up to its layer norm. Its position embeddings, sinusoids in all checkpoints, are frozen."""
 
     def __init__(self, config: HiggsAudioEncoderConfig) -> None:
         super().__init__()
@@ -80,14 +80,14 @@ class HiggsAudioEncoder(nn.Module):
         self.avg_pooler = nn.AvgPool1d(2, stride=2)
 
     def forward(self, mels: Tensor, mel_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode clips.
+        """Encode recordings.
 
         Args:
             mels: (clips, mel bins, `config.num_mel_frames`).
-            mel_mask: (clips, mel frames) bool, where a mel frame is real; real ones come first.
+            mel_mask: (clips, mel frames) bool, True for mel frames and False for the padding after them.
 
         Returns:
-            features (clips, positions, d_model) and how many of each clip's are real (clips,) int64.
+            features (clips, positions, d_model), and the number of each clip that are not padding, (clips,) int64.
         """
         if mels.shape[0] == 0:
             return self._no_clips(), torch.zeros(0, dtype=torch.int64, device=mels.device)
@@ -109,17 +109,17 @@ class HiggsAudioEncoder(nn.Module):
         return self.layer_norm(hidden), num_features
 
     def _attention_mask(self, num_positions: Tensor, hidden: Tensor) -> Tensor:
-        """Real positions, as the attention implementation wants them: (clips, S) bool or (clips, 1, S, S) added."""
+        """Return the padding mask for the attention implementation: (clips, S) bool, or (clips, 1, S, S) additive."""
         length = hidden.shape[1]
-        real = torch.arange(length, device=hidden.device) < num_positions.unsqueeze(1)
+        mask = torch.arange(length, device=hidden.device) < num_positions.unsqueeze(1)
         if "flash" in self.config._attn_implementation:
-            return real
-        added = torch.zeros_like(real, dtype=hidden.dtype).masked_fill(~real, torch.finfo(hidden.dtype).min)
-        return added[:, None, None, :].expand(-1, 1, length, -1)
+            return mask
+        additive = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
+        return additive[:, None, None, :].expand(-1, 1, length, -1)
 
     def _no_clips(self) -> Tensor:
-        """No features, but with every parameter in the graph: data-parallel training waits for all gradients."""
+        """Return no features, with every parameter in the graph: data-parallel training waits for all gradients."""
         width = self.config.d_model
-        touched = sum(parameter.flatten()[:0].sum() for parameter in self.parameters())
+        zero = sum(parameter.flatten()[:0].sum() for parameter in self.parameters())
         weight = self.conv1.weight
-        return weight.new_zeros(0, self.config.max_source_positions // 2, width) + touched
+        return weight.new_zeros(0, self.config.max_source_positions // 2, width) + zero

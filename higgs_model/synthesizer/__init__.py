@@ -1,10 +1,10 @@
-"""Script in, audio out. Importing this loads nothing heavy; each name is imported when it is first used."""
+"""Script in, audio out. Each name is imported when it is first used, so importing the package is cheap."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from higgs_model.lazy import from_homes
+from higgs_model.lazy import lazy_getattr
 
 if TYPE_CHECKING:
     from higgs_model.synthesizer.records import Piece as Piece
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from higgs_model.synthesizer.settings import SynthesisSettings as SynthesisSettings
     from higgs_model.synthesizer.synthesizer import Synthesizer as Synthesizer
 
-_HOMES = {
+_EXPORTS = {
     "Piece": "higgs_model.synthesizer.records",
     "Speech": "higgs_model.synthesizer.records",
     "SpokenChunk": "higgs_model.synthesizer.records",
@@ -25,10 +25,10 @@ _HOMES = {
     "Synthesizer": "higgs_model.synthesizer.synthesizer",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_EXPORTS)
 
 
-__getattr__ = from_homes(__name__, _HOMES)
+__getattr__ = lazy_getattr(__name__, _EXPORTS)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,6 @@
-"""Something that stands for a `Synthesizer` where no model is wanted: it needs no weights and takes no time.
+"""A stand-in for `Synthesizer` that needs no weights and no time, for tests and benchmarks of everything around it.
 
-Every chunk is a tone whose pitch and length follow from its text alone. Jobs and endpoints are measured and tested with
-it, and so is everything around the model.
+Every chunk is a tone whose pitch and duration depend on its text alone.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ _CODEBOOKS = 8
 
 
 class FakeSynthesizer:
-    """Tones for scripts.
+    """Generates tones for scripts.
 
     Args:
-        chars_per_s: how fast it speaks.
-        pace: seconds that a second of audio takes to make, however many are made at once.
+        chars_per_s: speaking rate.
+        pace: seconds per second of audio, however many scripts run concurrently.
     """
 
     sample_rate = 24_000
@@ -36,10 +35,10 @@ class FakeSynthesizer:
         self._chars_per_s, self._pace = chars_per_s, pace
         self._made_s = 0.0
 
-    async def speak(
+    async def stream(
         self, plan: Plan, *, live: bool = False, priority: int = 0, kept: SegmentStore | None = None
     ) -> AsyncGenerator[Piece]:
-        """A piece a chunk; live, a piece for each second of it."""
+        """Yield one piece per chunk; with `live`, one per second of audio."""
         position = 0
         for chunk in plan.chunks:
             digest = hashlib.sha256(f"{plan.script.seed}/{chunk.prompt_text}".encode()).digest()
@@ -63,12 +62,12 @@ class FakeSynthesizer:
                 yield Piece(part, spoken if number == len(parts) - 1 else None)
 
     def count_tokens(self, text: str) -> int:
-        """Words."""
+        """Return the number of words."""
         return len(text.split())
 
-    def numbers(self) -> dict[str, float]:
-        """Seconds of audio so far."""
+    def metrics(self) -> dict[str, float]:
+        """Return the seconds of audio so far."""
         return {"audio_s": self._made_s}
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: there are no resources."""

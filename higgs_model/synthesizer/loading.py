@@ -1,4 +1,4 @@
-"""Everything that a synthesizer is made of, from a name: network, codec, tokenizer."""
+"""Loads the parts of a synthesizer by name: network, codec and tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from higgs_model import demo
-from higgs_model.checkpoint import load_tokenizer, locate
+from higgs_model.checkpoint import load_tokenizer, resolve_checkpoint
 from higgs_model.codec.codec import HiggsAudioCodec
 from higgs_model.engine.settings import EngineSettings
 from higgs_model.engine.watch import WatchLimits
@@ -25,11 +25,11 @@ _SILENCE_S = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """What speaks, loaded.
+class LoadedModel:
+    """A loaded network with its codec and tokenizer.
 
     Attributes:
-        codec_id: changes when the codec's weights do.
+        codec_id: identifies the codec's weights.
     """
 
     model: HiggsAudioModel
@@ -38,16 +38,16 @@ class Parts:
     codec_id: str
 
     def encode(self, waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.int64]:
-        """Codes (K, T) of a recording (N,), on the host."""
+        """Encode a recording (N,) to codes (K, T) on the host."""
         return self.codec.encode(waveform, sample_rate).cpu().numpy()
 
     @property
     def sample_rate(self) -> int:
-        """Hz, of the codec."""
+        """The codec's sample rate in Hz."""
         return self.codec.sample_rate
 
     def engine_settings(self, chosen: EngineSettings | None) -> EngineSettings:
-        """The settings, with this codec's codes of silence to watch for where none are named."""
+        """Return engine settings, by default with this codec's codes of silence for silence detection."""
         settings = chosen or EngineSettings()
         if settings.watch.silent_codes:
             return settings
@@ -57,63 +57,68 @@ class Parts:
         return dataclasses.replace(settings, watch=watch)
 
 
-def load(model: str | Path, codec: str | Path | None, device: torch.device, dtype: torch.dtype | None = None) -> Parts:
-    """Load the parts.
+def load_model(
+    model: str | Path, codec: str | Path | None, device: torch.device, dtype: torch.dtype | None = None
+) -> LoadedModel:
+    """Load network, codec and tokenizer.
 
     Args:
-        codec: by default the folder `codec` inside the model's, if there is one, else the published one.
-        dtype: by default bfloat16 on a GPU, else float32.
+        codec: default: the folder `codec` in the model's, if it exists, else the published codec.
+        dtype: default: bfloat16 on a GPU, else float32.
 
     Raises:
-        BadCheckpoint: one of them is not there or cannot be read.
+        BadCheckpoint: one of them does not exist or cannot be read.
     """
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    model = demo.located(model)
+    model = demo.resolve_model(model)
     network = HiggsAudioModel.from_pretrained(model, dtype=dtype, device=device)
-    folder = locate(model).directory
-    source = codec_of(folder, codec)
-    coder = HiggsAudioCodec.from_pretrained(source, device=device, dtype=dtype)
-    if coder.num_codebooks != network.config.audio_num_codebooks:
+    folder = resolve_checkpoint(model).directory
+    source = resolve_codec(folder, codec)
+    loaded_codec = HiggsAudioCodec.from_pretrained(source, device=device, dtype=dtype)
+    if loaded_codec.num_codebooks != network.config.audio_num_codebooks:
         raise BadCheckpoint(
-            f"the codec {str(source)!r} has {coder.num_codebooks} codebooks, the model {str(model)!r} speaks "
-            f"{network.config.audio_num_codebooks}: they do not belong together"
+            f"the codec {str(source)!r} has {loaded_codec.num_codebooks} codebooks, and the model {str(model)!r} has "
+            f"{network.config.audio_num_codebooks}: they do not match"
         )
-    return Parts(
-        network, coder, cast(Tokenizer, load_tokenizer(folder)), f"{coder.revision or content_id(Path(source))}/{dtype}"
+    return LoadedModel(
+        network,
+        loaded_codec,
+        cast(Tokenizer, load_tokenizer(folder)),
+        f"{loaded_codec.revision or hash_weights(Path(source))}/{dtype}",
     )
 
 
 def load_codec(
     model: str | Path, codec: str | Path | None, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> HiggsAudioCodec:
-    """The codec that `load` would load, without the model.
+    """Load the codec that `load_model` would load, without the network.
 
-    Of a model on the hub nothing is fetched: its codec is the published one, if no other is named.
+    Nothing is downloaded for a model on the Hub: unless a codec is given, its codec is the published one.
 
     Raises:
-        BadCheckpoint: it is not there or cannot be read.
+        BadCheckpoint: it does not exist or cannot be read.
     """
-    folder = Path(demo.located(model)).expanduser()
+    folder = Path(demo.resolve_model(model)).expanduser()
     if codec is None and not folder.is_dir() and str(model).startswith(("/", ".", "~")):
-        raise BadCheckpoint(f"{model} is not a folder: a checkpoint is a folder with config.json and its weights")
-    return HiggsAudioCodec.from_pretrained(codec_of(folder, codec), device=device, dtype=dtype)
+        raise BadCheckpoint(f"{model} is not a folder: wanted a folder with config.json and weights")
+    return HiggsAudioCodec.from_pretrained(resolve_codec(folder, codec), device=device, dtype=dtype)
 
 
-def codec_of(model: str | Path, codec: str | Path | None) -> str | Path:
-    """Where the codec of a model is: the one that is named; else the folder `codec` in the model's; else the published.
+def resolve_codec(model: str | Path, codec: str | Path | None) -> str | Path:
+    """Return a model's codec: the given one, else the folder `codec` in the model's, else the published one.
 
     Args:
-        model: a name of the hub, of which nothing is fetched, has no folder.
-        codec: `demo` is that of the model of this name.
+        model: a Hub repository has no folder, and nothing is downloaded for it.
+        codec: `demo` is the codec of the demo model.
     """
     if codec:
-        return demo.FOLDER / "codec" if str(codec) == demo.NAME else codec
-    inside = Path(demo.located(model)).expanduser() / "codec"
+        return demo.CHECKPOINT_DIR / "codec" if str(codec) == demo.NAME else codec
+    inside = Path(demo.resolve_model(model)).expanduser() / "codec"
     return inside if inside.is_dir() else PUBLISHED_CODEC
 
 
-def content_id(folder: Path) -> str:
-    """Identity of a folder of the user's, by the content of its weights."""
+def hash_weights(folder: Path) -> str:
+    """Return a hash of the weights in a local folder."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".pth")):
         with path.open("rb") as file:

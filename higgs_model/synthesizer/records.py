@@ -1,4 +1,4 @@
-"""What comes out of a synthesizer: takes, spoken chunks, and the samples between them."""
+"""Output of a synthesizer: takes, chunks, and pieces of the recording."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
 Codes = NDArray[np.int16]
-"""(K, T) codes of a take that is kept; codebooks are far smaller than the type."""
+"""(K, T) codes of a take; codebook sizes fit into int16."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """One take that was made of a chunk, kept or not.
+    """Metadata of one take of a chunk, kept or not.
 
     Attributes:
-        finish_reason: how it ended, as `FinishReason` says it.
-        faults: names of what is wrong with it; see `higgs_model.audio.gate`.
-        notes: what a recogniser said of it.
+        finish_reason: a value of `FinishReason`.
+        faults: names of its faults; see `higgs_model.audio.gate`.
+        notes: findings of the transcript check.
     """
 
     seed: int
@@ -31,12 +31,12 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Take:
-    """What a chunk sounds like.
+    """The kept take of a chunk.
 
     Attributes:
-        codes_KT: its frames, untrimmed.
-        attempts: all that were made, in order.
-        kept: which of them this is.
+        codes_KT: its codes, untrimmed.
+        attempts: all takes of the chunk, in order.
+        kept: the index of this take in `attempts`.
     """
 
     index: int
@@ -46,18 +46,18 @@ class Take:
 
     @property
     def attempt(self) -> Attempt:
-        """The one that was kept."""
+        """The metadata of this take."""
         return self.attempts[self.kept]
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong with it."""
+        """Whether it has no faults."""
         return not self.attempt.faults
 
 
 @dataclasses.dataclass(frozen=True)
 class SpokenChunk:
-    """A chunk and where it is in the recording: samples [start, stop) of it."""
+    """A synthesized chunk, and its range [start, stop) of the recording's samples."""
 
     index: int
     text: str
@@ -78,7 +78,7 @@ class SpokenChunk:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """The next samples of a recording, and the chunk that ended with them, if one did."""
+    """The next samples of a recording, and the chunk that they complete, if any."""
 
     samples_N: Samples
     chunk: SpokenChunk | None = None
@@ -86,11 +86,11 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Speech:
-    """A whole recording.
+    """A complete recording.
 
     Attributes:
         waveform: (N,) float32.
-        warnings: what the script's author should know.
+        warnings: messages for the author of the script.
     """
 
     waveform: Samples

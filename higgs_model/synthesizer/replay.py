@@ -1,8 +1,8 @@
-"""A recording once more, from the codes of its takes: the codec alone, no network.
+"""Reconstructs a recording from the codes of its takes, with the codec alone.
 
-In: the chunks of a recording with their takes, and how long it was. Out: the pieces that `Synthesizer.speak` gave, with
-the same settings and on the same CPU bit by bit. Pauses are what lay between the chunks; where another machine trims a
-take a little differently, what follows moves with it, and the pieces say where everything is.
+In: the chunks of a recording with their takes, and its length. Out: the pieces that `Synthesizer.stream` yielded,
+bit-identical with the same settings on the same CPU. Pauses keep their length; if another machine trims a take slightly
+differently, later chunks shift accordingly, and the pieces have the new positions.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from higgs_model.synthesizer.takes import decode_take
 async def replay(
     chunks: Sequence[SpokenChunk], num_samples: int, worker: CodecWorker, settings: SynthesisSettings
 ) -> AsyncGenerator[Piece]:
-    """The recording piece by piece.
+    """Yield the recording piece by piece.
 
     Args:
-        chunks: all of it, in order.
-        num_samples: of the recording, the pause after its last chunk included.
+        chunks: all chunks, in order.
+        num_samples: length of the recording, including the pause after its last chunk.
 
     Raises:
-        BadInput: codes that are none of the codec's.
+        BadInput: codes outside the codec's codebooks.
     """
     timeline = Timeline(worker.codec.sample_rate, fade_s=settings.fade_s, room_tone_dbfs=settings.room_tone_dbfs)
     starts = [chunk.start_sample for chunk in chunks] + [num_samples]

@@ -1,17 +1,17 @@
-"""How scripts are spoken: everything that can be chosen beyond what a script says itself."""
+"""Settings of synthesis that are not part of a script."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from higgs_model.audio.edges import Silence
+from higgs_model.audio.edges import TrimSettings
 from higgs_model.audio.gate import TakeLimits, TranscriptCheck
 from higgs_model.errors import BadConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Pauses:
-    """Milliseconds of pause after a chunk, by what ends it; what the takes keep of their own silence comes on top."""
+    """Pauses after a chunk in milliseconds, by the boundary at its end, in addition to silence in the takes."""
 
     sentence: int = 200
     paragraph: int = 500
@@ -26,25 +26,25 @@ class Pauses:
 
 @dataclasses.dataclass(frozen=True)
 class SynthesisSettings:
-    """What a `Synthesizer` does with every script.
+    """Settings of a `Synthesizer`.
 
     Attributes:
-        seed: of scripts that give none.
-        attempts: takes of a chunk that are made before the best one is kept, faults and all.
-        limits: what a good take keeps within.
-        check: listens to takes that passed everything else; None: nobody does.
-        silence: what is cut off the ends of takes.
+        seed: default for scripts without one.
+        attempts: maximum takes per chunk; the best one is kept.
+        limits: limits of a good take.
+        check: transcript check for takes that passed all other checks.
+        silence: how silence is trimmed from the ends of takes.
         pauses, fade_s, room_tone_dbfs: how takes are joined.
-        segment_s: expected seconds after which a script is cut, at the next end of a paragraph, into segments that are
-            spoken side by side; None: a script is spoken from its beginning to its end.
-        segments_at_once: of one script.
+        segment_s: expected duration after which a script is split, at the next paragraph end, into segments that are
+            synthesized in parallel; None: scripts are synthesized sequentially.
+        segments_at_once: maximum parallel segments of a script.
     """
 
     seed: int = 0
     attempts: int = 3
     limits: TakeLimits = TakeLimits()
     check: TranscriptCheck | None = None
-    silence: Silence = Silence()
+    silence: TrimSettings = TrimSettings()
     pauses: Pauses = Pauses()
     fade_s: float = 0.005
     room_tone_dbfs: float | None = -75.0

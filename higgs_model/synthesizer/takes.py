@@ -1,8 +1,8 @@
-"""Takes of one chunk: made, heard, and made again when they are not good.
+"""Generates takes of a chunk, checks them, and retries faulty ones.
 
-A `ChunkJob` in; the best `Take` out, with its trimmed samples. Each attempt has a seed of its own, which follows from
-the script's seed, the chunk and the attempt, so that a chunk's takes are the same in every run. `live` gives the
-samples of a first take while it is being made, and so can only say afterwards what is wrong with it.
+In: a `ChunkJob`. Out: the best `Take` with its trimmed samples. The seed of each attempt is derived from the script's
+seed, the chunk and the attempt, so that a chunk's takes are the same in every run. `generate_live` yields the samples
+of a first take while it is generated, and so cannot retry it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Protocol
 
 import numpy as np
 
-from higgs_model.audio.edges import EdgeTrimmer
-from higgs_model.audio.gate import Wanted, faults, measure, severity
+from higgs_model.audio.edges import SilenceTrimmer
+from higgs_model.audio.gate import ExpectedTake, find_faults, measure_take, severity
 from higgs_model.engine.codec_worker import CodecWorker
 from higgs_model.engine.request import FinishReason, Request, Update
 from higgs_model.sampling import SamplingParams
@@ -29,13 +29,13 @@ from higgs_model.script.prompt import Prompt
 from higgs_model.synthesizer.records import Attempt, Samples, Take
 from higgs_model.synthesizer.settings import SynthesisSettings
 
-_FRAMES_AN_UPDATE, _LIVE_FRAMES_AN_UPDATE = 25, 8
-"""Where somebody listens, frames come as soon as the codec can do anything with them."""
+_FRAMES_PER_UPDATE, _LIVE_FRAMES_PER_UPDATE = 25, 8
+"""Live streams get frames as soon as the codec can decode them."""
 _TAGS = re.compile(r"<SE(?:_[se])?>[^<]{0,80}</SE(?:_[se])?>|\[SPEAKER\d+\]|\s+")
 _ALPHABETIC = re.compile(r"[^\W\d_\u0590-\u08ff\u0900-\u1fff\u2e80-\uffff]")
-"""Letters of writing in which a letter is about a sound: Latin, Greek, Cyrillic and their like."""
+"""Letters of scripts in which a letter is roughly a sound, such as Latin, Greek and Cyrillic."""
 _ALPHABETIC_SHARE = 0.75
-_FAULT_OF = {
+_FAULT_OF_REASON = {
     FinishReason.LENGTH: "not_ended",
     FinishReason.LOOP: "loop",
     FinishReason.SILENCE: "inner_silence",
@@ -44,16 +44,16 @@ _FAULT_OF = {
 }
 
 
-class Generates(Protocol):
-    """An engine as the asyncio world sees it: `EngineLoop`, or something that stands for one."""
+class EngineProtocol(Protocol):
+    """The asyncio interface of an engine, implemented by `EngineLoop`."""
 
     def generate(self, request: Request) -> AsyncGenerator[Update]:
-        """Updates of a request, the last one with its finish reason."""
+        """Yield a request's updates; the last one has a finish reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChunkJob:
-    """A chunk to be spoken: what the model is given, and what follows for its sound."""
+    """A chunk to synthesize, with its prompt and sampling parameters."""
 
     index: int
     text: str
@@ -64,24 +64,24 @@ class ChunkJob:
     language: str | None = None
 
 
-def derived_seed(seed: int, chunk: int, attempt: int) -> int:
-    """The seed of one take: 63 bits that differ for every script's seed, chunk and attempt."""
+def derive_seed(seed: int, chunk: int, attempt: int) -> int:
+    """Derive the seed of a take: 63 bits, different for every script seed, chunk and attempt."""
     digest = hashlib.blake2b(f"{seed}/{chunk}/{attempt}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
-def wanted(text: str) -> Wanted:
-    """What the length of a take should be, from its text."""
+def expected_take(text: str) -> ExpectedTake:
+    """Return the expected duration of a take from its text."""
     spoken = _TAGS.sub("", text)
     alphabetic = len(_ALPHABETIC.findall(spoken))
     rated = len(spoken) > 0 and alphabetic >= _ALPHABETIC_SHARE * len(spoken) and "<SE" not in text
     budget = frame_budget(text)
-    return Wanted(len(spoken) if rated else None, budget.least / FRAMES_PER_S, budget.most / FRAMES_PER_S)
+    return ExpectedTake(len(spoken) if rated else None, budget.least / FRAMES_PER_S, budget.most / FRAMES_PER_S)
 
 
 async def decode_take(take: Take, worker: CodecWorker, settings: SynthesisSettings) -> Samples:
-    """The trimmed samples of a take: the codec alone, no engine."""
-    clip, trimmer = worker.clip(), EdgeTrimmer(worker.codec.sample_rate, settings.silence)
+    """Decode a take and trim it; needs no engine."""
+    clip, trimmer = worker.clip(), SilenceTrimmer(worker.codec.sample_rate, settings.silence)
     parts = [
         trimmer.push(await clip.push(take.codes_KT.astype(np.int64))),
         trimmer.push(await clip.finish()),
@@ -90,48 +90,48 @@ async def decode_take(take: Take, worker: CodecWorker, settings: SynthesisSettin
     return np.concatenate(parts)
 
 
-class TakeMaker:
-    """Makes takes with one engine and one codec."""
+class TakeGenerator:
+    """Generates takes with one engine and one codec."""
 
-    def __init__(self, engine: Generates, worker: CodecWorker, settings: SynthesisSettings) -> None:
+    def __init__(self, engine: EngineProtocol, worker: CodecWorker, settings: SynthesisSettings) -> None:
         self._engine, self._worker, self._settings = engine, worker, settings
         self._sample_rate_hz = worker.codec.sample_rate
         self._ids = (f"{uuid.uuid4().hex[:8]}-{number}" for number in itertools.count())
 
-    async def make(self, job: ChunkJob) -> tuple[Take, Samples]:
-        """The best of up to `attempts` takes, and its samples."""
+    async def generate_best(self, job: ChunkJob) -> tuple[Take, Samples]:
+        """Return the best of up to `attempts` takes, and its samples."""
         best: tuple[int, Take, Samples] | None = None
         attempts: list[Attempt] = []
         for number in range(self._settings.attempts):
             parts: list[Samples] = []
-            async for event in self._attempt(job, number, _FRAMES_AN_UPDATE):
+            async for event in self._attempt(job, number, _FRAMES_PER_UPDATE):
                 if not isinstance(event, Take):
                     parts.append(event)
                     continue
                 samples = np.concatenate([np.empty(0, np.float32), *parts])
-                take = await self._listened_to(event, samples, job)
+                take = await self._run_check(event, samples, job)
                 attempts.append(take.attempt)
-                badness = severity(take.attempt.faults)
-                if best is None or badness < best[0]:
-                    best = badness, dataclasses.replace(take, kept=number), samples
+                faults_weight = severity(take.attempt.faults)
+                if best is None or faults_weight < best[0]:
+                    best = faults_weight, dataclasses.replace(take, kept=number), samples
             if best is not None and best[0] == 0:
                 break
-        assert best is not None  # noqa: S101  (there is at least one attempt, and each ends in a take)
+        assert best is not None  # noqa: S101  (every attempt ends with a take, and there is at least one)
         return dataclasses.replace(best[1], attempts=tuple(attempts)), best[2]
 
-    def live(self, job: ChunkJob) -> AsyncGenerator[Samples | Take]:
-        """Samples of the first take as they come, and then the take itself."""
-        return self._attempt(job, 0, _LIVE_FRAMES_AN_UPDATE)
+    def generate_live(self, job: ChunkJob) -> AsyncGenerator[Samples | Take]:
+        """Yield the samples of the first take as they are generated, then the take itself."""
+        return self._attempt(job, 0, _LIVE_FRAMES_PER_UPDATE)
 
     async def decode(self, take: Take) -> Samples:
-        """The samples of a take that was made before, bit by bit those that it had then on the same CPU."""
+        """Decode an existing take; on the same CPU its samples are bit-identical to the original ones."""
         return await decode_take(take, self._worker, self._settings)
 
-    def _trimmer(self) -> EdgeTrimmer:
-        return EdgeTrimmer(self._sample_rate_hz, self._settings.silence)
+    def _trimmer(self) -> SilenceTrimmer:
+        return SilenceTrimmer(self._sample_rate_hz, self._settings.silence)
 
     async def _attempt(self, job: ChunkJob, number: int, stream_every: int) -> AsyncGenerator[Samples | Take]:
-        seed = derived_seed(job.seed, job.index, number)
+        seed = derive_seed(job.seed, job.index, number)
         request = Request(
             id=next(self._ids),
             input_ids=tuple(job.prompt.token_ids),
@@ -143,35 +143,35 @@ class TakeMaker:
             stream_every=stream_every,
         )
         clip, trimmer = self._worker.clip(), self._trimmer()
-        frames, kept, reason = [], [], FinishReason.INVALID
+        frames, parts, reason = [], [], FinishReason.INVALID
         async with contextlib.aclosing(self._engine.generate(request)) as updates:
             async for update in updates:
                 frames.append(update.frames)
                 reason = update.finish_reason or reason
-                kept.append(trimmer.push(await clip.push(update.frames)))
-                yield kept[-1]
+                parts.append(trimmer.push(await clip.push(update.frames)))
+                yield parts[-1]
         for rest in (trimmer.push(await clip.finish()), trimmer.finish()):
-            kept.append(rest)
+            parts.append(rest)
             yield rest
-        # An hour of codes is kept in the memory of a minute of samples.
+        # Takes are kept in memory, and int16 is a quarter of int64.
         codes_KT = np.concatenate(frames, axis=1).astype(np.int16)
-        found = await asyncio.to_thread(self._faults, np.concatenate(kept), trimmer, reason, job.text)
+        found = await asyncio.to_thread(self._find_faults, np.concatenate(parts), trimmer, reason, job.text)
         attempt = Attempt(seed, codes_KT.shape[1], reason.value, tuple(dict.fromkeys(found)))
         yield Take(job.index, codes_KT, (attempt,), kept=0)
 
-    def _faults(self, samples_N: Samples, trimmer: EdgeTrimmer, reason: FinishReason, text: str) -> list[str]:
+    def _find_faults(self, samples_N: Samples, trimmer: SilenceTrimmer, reason: FinishReason, text: str) -> list[str]:
         limits, rate = self._settings.limits, self._sample_rate_hz
-        heard = faults(
-            measure(samples_N, rate, limits.silent_below_dbfs),
-            wanted(text),
+        faults = find_faults(
+            measure_take(samples_N, rate, limits.silence_threshold_dbfs),
+            expected_take(text),
             head_silence_s=trimmer.head_samples / rate,
             tail_silence_s=trimmer.tail_samples / rate,
             limits=limits,
         )
-        return ([_FAULT_OF[reason]] if reason in _FAULT_OF else []) + heard
+        return ([_FAULT_OF_REASON[reason]] if reason in _FAULT_OF_REASON else []) + faults
 
-    async def _listened_to(self, take: Take, samples_N: Samples, job: ChunkJob) -> Take:
-        """The take, with what a recogniser has to say about it if it was good so far."""
+    async def _run_check(self, take: Take, samples_N: Samples, job: ChunkJob) -> Take:
+        """Run the transcript check on a take without faults, and add what it finds."""
         check = self._settings.check
         if check is None or not take.good:
             return take

@@ -1,15 +1,15 @@
-"""Learning: from recordings with transcripts to a checkpoint that speaks.
+"""Training: from recordings with transcripts to a checkpoint.
 
-In the order in which a row of a manifest passes through:
+In the order in which a manifest row passes through:
 
-    settings   everything that a training can be told
-    loading    the network and its tokenizer, from a checkpoint or from nothing
-    samples    a row as tokens, with what is learnt of them; the prompts are those of `higgs_model.script`
-    prepare    recordings as codes and samples, rows as shards of the store
-    batches    what is learnt when: references and turns drawn, samples of like length together
-    collator   a batch: clips delayed, labels, mels, and where everything goes
-    objective  its losses
-    trainer    the loop; `optimizer`, `workers`, `snapshots`, `journal` and `previews` are what it uses
+    settings       all settings of a training run
+    model_source   the model's configuration, tokenizer and weights, from a checkpoint or from scratch
+    samples        a row as tokens with a loss mask; the prompts are those of `higgs_model.script`
+    prepare        recordings to codes and 16 kHz samples, rows to shards of the `store`
+    batch_sampler  sampling of references and turns, batching of sequences of similar length
+    collator       a batch: delayed clips, labels, mel spectrograms, and index tensors
+    objective      its losses
+    trainer        the loop; uses `optimizer`, `workers`, `checkpoints`, `metrics_log` and `previews`
 
-Knows no cluster and no tables; `jobs.train` brings both.
+Does not depend on a cluster or on tables; `jobs.train` provides both.
 """

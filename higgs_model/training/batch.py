@@ -1,6 +1,6 @@
-"""A batch as a training step takes it: what the network is given, and where everything in it is.
+"""A training batch: the model's inputs, and the index tensors that describe its layout.
 
-Made on the host by the collator, and moved to the device as a whole; a step looks at no value of it there.
+The collator creates it on the host, and the trainer moves it to the device; a step never reads its values back.
 """
 
 from __future__ import annotations
@@ -17,63 +17,75 @@ from higgs_model.model.merge import Expansion
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
-    """Where everything in a batch is, decided on the host, so that no step waits for the device. S is expanded.
+class BatchIndices:
+    """Index tensors of a batch, computed on the host so that a step never waits for the device.
+
+    S counts expanded positions; all positions index (B, S) flattened.
 
     Attributes:
-        features_from: which of the audio tower's features, (pieces, positions) flattened, are real.
-        text_at, audio_at: positions that take the text and the audio path; like all that follow, in (B, S) flattened.
-        learnt_at, learnt_ids: (N,) each position after which a token is learnt, and that token.
-        frames_at, frame_codes_KF: (F,) each frame after which codes are learnt, and those (K, F); −100 for none.
-        num_real: positions that are no padding.
+        expansion: the layout of the expanded sequences.
+        valid_features: indices of the valid features of the audio tower, in (windows, positions) flattened.
+        text_positions, audio_positions: positions on the text and on the audio path.
+        target_positions, target_ids: (N,) positions that predict a token, and these target tokens.
+        target_frames, target_codes_KF: (F,) positions that predict codes, and these codes (K, F); −100: no target.
+        num_valid: number of positions without padding.
     """
 
     expansion: Expansion
-    features_from: Tensor
-    text_at: Tensor
-    audio_at: Tensor
-    learnt_at: Tensor
-    learnt_ids: Tensor
-    frames_at: Tensor
-    frame_codes_KF: Tensor
-    num_real: int
+    valid_features: Tensor
+    text_positions: Tensor
+    audio_positions: Tensor
+    target_positions: Tensor
+    target_ids: Tensor
+    target_frames: Tensor
+    target_codes_KF: Tensor
+    num_valid: int
 
     @classmethod
-    def of(cls, expansion: Expansion, num_features: Tensor, positions_a_piece: int, next_codes_KT: Tensor) -> Places:
-        """From the expansion, the features of each piece (pieces,), and what is learnt after each frame."""
+    def from_expansion(
+        cls, expansion: Expansion, num_features: Tensor, window_features: int, next_codes_KT: Tensor
+    ) -> BatchIndices:
+        """Compute the indices of a batch.
+
+        Args:
+            expansion: the layout of the expanded sequences.
+            num_features: (windows,), valid features of each window of the audio tower.
+            positions_a_piece: features of a full window.
+            next_codes_KT: target codes of each output frame; −100: no target.
+        """
         audio = expansion.audio_mask_BS.flatten()
-        following = tokens.IGNORE_INDEX * torch.ones_like(expansion.input_ids_BS)
+        next_labels = tokens.IGNORE_INDEX * torch.ones_like(expansion.input_ids_BS)
         if expansion.labels_BS is not None:
-            following[:, :-1] = expansion.labels_BS[:, 1:]
-        learnt = following.flatten() != tokens.IGNORE_INDEX
-        scored = (next_codes_KT != tokens.IGNORE_INDEX).any(dim=0)
-        real = torch.arange(positions_a_piece) < num_features.unsqueeze(1)
+            next_labels[:, :-1] = expansion.labels_BS[:, 1:]
+        has_target = next_labels.flatten() != tokens.IGNORE_INDEX
+        has_codes = (next_codes_KT != tokens.IGNORE_INDEX).any(dim=0)
+        is_valid = torch.arange(window_features) < num_features.unsqueeze(1)
         return cls(
             expansion=expansion,
-            features_from=real.flatten().nonzero().squeeze(1),
-            text_at=(~audio).nonzero().squeeze(1),
-            audio_at=audio.nonzero().squeeze(1),
-            learnt_at=learnt.nonzero().squeeze(1),
-            learnt_ids=following.flatten()[learnt],
-            frames_at=expansion.out_to[scored],
-            frame_codes_KF=next_codes_KT[:, scored],
-            num_real=int(expansion.attention_mask_BS.sum()),
+            valid_features=is_valid.flatten().nonzero().squeeze(1),
+            text_positions=(~audio).nonzero().squeeze(1),
+            audio_positions=audio.nonzero().squeeze(1),
+            target_positions=has_target.nonzero().squeeze(1),
+            target_ids=next_labels.flatten()[has_target],
+            target_frames=expansion.audio_out_positions[has_codes],
+            target_codes_KF=next_codes_KT[:, has_codes],
+            num_valid=int(expansion.attention_mask_BS.sum()),
         )
 
     @property
     def num_positions(self) -> int:
-        """B × S, padding included."""
+        """Number of positions B × S, padding included."""
         return self.expansion.input_ids_BS.numel()
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What `HiggsAudioModel.forward` takes, under its names, and what a training needs besides.
+    """Arguments of `HiggsAudioModel.forward` by name, and what training needs in addition.
 
     Attributes:
-        places: the same, expanded.
-        num_labels: how many tokens are learnt.
-        num_code_labels: (K,) how many codes of each codebook.
+        indices: index tensors of the expanded batch.
+        num_labels: number of target tokens.
+        num_code_labels: (K,) number of target codes of each codebook.
     """
 
     input_ids: Tensor
@@ -86,33 +98,33 @@ class Batch:
     audio_out_ids_start: Tensor
     label_ids: Tensor
     label_audio_ids: Tensor
-    places: Places
+    indices: BatchIndices
     num_labels: int
     num_code_labels: tuple[int, ...]
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device, without waiting for it where memory is pinned."""
-        return _changed(self, lambda tensor: tensor.to(device, non_blocking=True))
+        """Copy the batch to a device, asynchronously if its memory is pinned."""
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> Batch:
-        """The same in memory that a GPU can fetch by itself."""
-        return _changed(self, lambda tensor: tensor.pin_memory())
+    def pin_memory(self) -> Batch:
+        """Copy the batch to pinned memory."""
+        return _map_tensors(self, lambda tensor: tensor.pin_memory())
 
     def inputs(self) -> dict[str, Any]:
-        """Arguments of `HiggsAudioModel.forward` and `generate`."""
-        names = [field.name for field in dataclasses.fields(self) if not field.name.startswith(("num_", "places"))]
+        """Return the arguments of `HiggsAudioModel.forward` and `generate`."""
+        names = [field.name for field in dataclasses.fields(self) if not field.name.startswith(("num_", "indices"))]
         return {name: getattr(self, name) for name in names}
 
 
-Record = TypeVar("Record", bound="Batch | Places | Expansion")
+Record = TypeVar("Record", bound="Batch | BatchIndices | Expansion")
 
 
-def _changed(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
-    """The same record of other tensors, however deep they are in it."""
+def _map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
+    """Return a copy of a record with a function applied to all tensors, nested records included."""
     values: dict[str, Any] = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     for name, value in values.items():
         if isinstance(value, Tensor):
-            values[name] = change(value)
-        elif isinstance(value, Places | Expansion):
-            values[name] = _changed(value, change)
+            values[name] = function(value)
+        elif isinstance(value, BatchIndices | Expansion):
+            values[name] = _map_tensors(value, function)
     return type(record)(**values)

@@ -1,4 +1,4 @@
-"""AdamW, its learning rate at each step, and what is frozen."""
+"""AdamW, the learning rate schedule, and freezing of parameters."""
 
 from __future__ import annotations
 
@@ -11,40 +11,42 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from higgs_model.errors import BadConfig
 from higgs_model.model.freezing import PartiallyFrozenEmbedding
 from higgs_model.model.model import HiggsAudioModel
-from higgs_model.training.settings import Freeze, Optimizer
+from higgs_model.training.settings import FreezeSettings, OptimizerSettings
 
-_WITHOUT_DECAY = (nn.Embedding, PartiallyFrozenEmbedding, nn.LayerNorm, LlamaRMSNorm)
+_MODULES_WITHOUT_DECAY = (nn.Embedding, PartiallyFrozenEmbedding, nn.LayerNorm, LlamaRMSNorm)
 
 
-def learning_rate(settings: Optimizer, step: int) -> float:
-    """Of step 0, 1, …: rising in a line through the warm-up, then falling as half a cosine to its final share."""
+def learning_rate(settings: OptimizerSettings, step: int) -> float:
+    """Return the learning rate of step 0, 1, …: linear warm-up, then cosine decay to the fraction `final_share`."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
-    falling = max(settings.steps - settings.warmup_steps, 1)
-    progress = min((step - settings.warmup_steps) / falling, 1.0)
-    share = settings.final_share + (1 - settings.final_share) * (1 + math.cos(math.pi * progress)) / 2
-    return settings.learning_rate * share
+    decay_steps = max(settings.steps - settings.warmup_steps, 1)
+    progress = min((step - settings.warmup_steps) / decay_steps, 1.0)
+    fraction = settings.final_share + (1 - settings.final_share) * (1 + math.cos(math.pi * progress)) / 2
+    return settings.learning_rate * fraction
 
 
-def build_optimizer(model: HiggsAudioModel, settings: Optimizer) -> torch.optim.AdamW:
-    """For all that is not frozen. Norms, biases and embeddings do not decay: a row that is never seen would vanish.
+def build_optimizer(model: HiggsAudioModel, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """Build the optimizer of all trainable parameters.
+
+    Norms, biases and embeddings have no weight decay, because embeddings of unused tokens would decay to zero.
 
     Raises:
-        BadConfig: everything is frozen.
+        BadConfig: all parameters are frozen.
     """
-    spared = {
+    without_decay = {
         id(parameter)
         for module in model.modules()
-        if isinstance(module, _WITHOUT_DECAY)
+        if isinstance(module, _MODULES_WITHOUT_DECAY)
         for parameter in module.parameters()
     }
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise BadConfig("freeze leaves nothing to train")
-    decaying = [one for one in trained if one.dim() > 1 and id(one) not in spared]
-    others = [one for one in trained if one.dim() <= 1 or id(one) in spared]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise BadConfig("freeze: no trainable parameters are left")
+    decayed = [parameter for parameter in trainable if parameter.dim() > 1 and id(parameter) not in without_decay]
+    others = [parameter for parameter in trainable if parameter.dim() <= 1 or id(parameter) in without_decay]
     groups = [
-        {"params": decaying, "weight_decay": settings.weight_decay},
+        {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
@@ -56,8 +58,8 @@ def build_optimizer(model: HiggsAudioModel, settings: Optimizer) -> torch.optim.
     )
 
 
-def freeze(model: HiggsAudioModel, settings: Freeze) -> None:
-    """Stop training what the settings say."""
+def freeze_parameters(model: HiggsAudioModel, settings: FreezeSettings) -> None:
+    """Freeze the configured parts of the model."""
     if settings.llm:
         model.freeze_llm(freeze_embed=False)
     if settings.embed is not False:

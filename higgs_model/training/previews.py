@@ -1,4 +1,4 @@
-"""What the network says while it learns: a few rows of the batch job, each spoken as one chunk by plain generation."""
+"""Previews during training: rows of the batch job, each synthesized as a single chunk with `generate`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from higgs_model.script.prompt import Prompt, Tokenizer
 from higgs_model.script.script import Script
 from higgs_model.script.voices import ReferenceCodes, Voices
 from higgs_model.training.collator import Collator
-from higgs_model.training.settings import Previews
+from higgs_model.training.settings import PreviewSettings
 
 
-class _AsArrays:
-    """The codec as prompts want it: codes on the host."""
+class _NumpyCodec:
+    """Codec that returns NumPy codes, as prompts require."""
 
     def __init__(self, codec: HiggsAudioCodec) -> None:
         self._codec, self.sample_rate = codec, codec.sample_rate
@@ -32,17 +32,17 @@ class _AsArrays:
 
 
 class Previewer:
-    """Speaks the settings' rows into `OUT/previews/step-…/ID.wav`.
+    """Synthesizes the configured rows into `OUT/previews/step-…/ID.wav`.
 
     Raises:
-        BadInput: a voice is not there, or leaves no room for an answer.
+        BadInput: a voice is not found, or its prompt leaves no room for output.
     """
 
     def __init__(
-        self, settings: Previews, tokenizer: Tokenizer, codec: HiggsAudioCodec, voices: Voices, output: Path
+        self, settings: PreviewSettings, tokenizer: Tokenizer, codec: HiggsAudioCodec, voices: Voices, output: Path
     ) -> None:
         self._settings, self._codec, self._folder = settings, codec, output / "previews"
-        references = ReferenceCodes(_AsArrays(codec))
+        references = ReferenceCodes(_NumpyCodec(codec))
         self._names: list[str] = []
         self._prompts: list[Prompt] = []
         for number, row in enumerate(settings.rows):
@@ -53,49 +53,49 @@ class Previewer:
             self._prompts.append(prompter.prompt(0, []))
 
     def __call__(self, step: int, model: torch.nn.Module) -> None:
-        """Speak, with the weights of a step."""
+        """Synthesize all rows with the model at a step."""
         if not isinstance(model, HiggsAudioModel):
-            raise TypeError(f"wanted a HiggsAudioModel, got a {type(model).__name__}")
+            raise TypeError(f"got a {type(model).__name__}; wanted a HiggsAudioModel")
         folder = self._folder / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
-        for name, codes in zip(self._names, self._spoken(model), strict=True):
+        for name, codes in zip(self._names, self._generate(model), strict=True):
             wave = self._codec.decode(codes).cpu().numpy() if codes.shape[1] else np.zeros(0, np.float32)
             soundfile.write(folder / f"{name}.wav", wave, self._codec.sample_rate)
 
-    def _spoken(self, model: HiggsAudioModel) -> Sequence[torch.Tensor]:
+    def _generate(self, model: HiggsAudioModel) -> Sequence[torch.Tensor]:
         settings, config = self._settings, model.config
         collate = Collator(config)
-        longest = max(len(prompt.token_ids) for prompt in self._prompts)
-        ids = torch.full((len(self._prompts), longest), config.pad_token_id or 0)
+        max_length = max(len(prompt.token_ids) for prompt in self._prompts)
+        ids = torch.full((len(self._prompts), max_length), config.pad_token_id or 0)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(self._prompts):
             ids[row, -len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
             mask[row, -len(prompt.token_ids) :] = 1
         clips = {config.audio_in_token_idx: list[torch.Tensor](), config.audio_out_token_idx: list[torch.Tensor]()}
         for prompt in self._prompts:
-            kinds = [token for token in prompt.token_ids if token in clips]
-            for kind, codes in zip(kinds, prompt.codes, strict=True):
-                clips[kind].append(collate.stream(codes[: config.audio_num_codebooks].astype(np.int16)))
-        heard, said = clips.values()
-        answer = model.generate(
+            placeholders = [token for token in prompt.token_ids if token in clips]
+            for placeholder, codes in zip(placeholders, prompt.codes, strict=True):
+                clips[placeholder].append(collate.stream(codes[: config.audio_num_codebooks].astype(np.int16)))
+        input_clips, output_clips = clips.values()
+        output = model.generate(
             ids,
             mask,
-            **_joined("audio_in_ids", heard),
-            **_joined("audio_out_ids", said),
+            **_clip_arguments("audio_in_ids", input_clips),
+            **_clip_arguments("audio_out_ids", output_clips),
             max_new_tokens=settings.max_frames + config.audio_num_codebooks + 2,
             do_sample=settings.temperature > 0,
             temperature=settings.temperature or 1.0,
             top_k=settings.top_k,
             seed=settings.seed,
         )
-        first = {row: clip for clip, row in reversed(list(zip(answer.audio_sequences, answer.audio_rows, strict=True)))}
+        first = {row: clip for clip, row in reversed(list(zip(output.audio_sequences, output.audio_rows, strict=True)))}
         return [
             from_stream(first[row], config.audio_codebook_size, config.use_delay_pattern).to(self._codec.device)
             for row in range(len(self._prompts))
         ]
 
 
-def _joined(name: str, clips: Sequence[torch.Tensor]) -> dict[str, Any]:
+def _clip_arguments(name: str, clips: Sequence[torch.Tensor]) -> dict[str, Any]:
     if not clips:
         return {}
     starts = torch.tensor([0, *(clip.shape[1] for clip in clips)]).cumsum(0)[:-1]

@@ -1,4 +1,4 @@
-"""Recordings in memory, and crops of them that depend on a seed and a number alone."""
+"""Recordings in memory, and random crops of them that depend only on a seed and a number."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ _FULL_SCALE = 32768.0
 
 
 class Recordings:
-    """Recordings of one sample rate; a long one is met as often as its length says.
+    """Recordings of one sample rate, sampled in proportion to their length.
 
     Args:
-        recordings: (N,) each, int16, or floats of full scale ±1.
+        recordings: (N,) each; int16, or floating point with full scale ±1.
+
+    Raises:
+        BadInput: there are no samples.
     """
 
     def __init__(self, recordings: Sequence[NDArray[np.int16] | NDArray[np.float32]]) -> None:
         if not any(len(samples) for samples in recordings):
-            raise BadInput("there is no recording to learn from.")
-        self._samples = np.concatenate([_sixteen_bits(samples) for samples in recordings])
+            raise BadInput("there is no recording to train on.")
+        self._samples = np.concatenate([_to_int16(samples) for samples in recordings])
         self._ends = np.cumsum([len(samples) for samples in recordings])
 
     @property
@@ -32,19 +35,19 @@ class Recordings:
         return len(self._samples)
 
     def crops(self, count: int, num_samples: int, seed: int, number: int) -> Tensor:
-        """Crops (count, num_samples) float32, drawn by `seed` and `number`; what a recording lacks is silence."""
-        draw = np.random.default_rng((seed, number))
+        """Return crops (count, num_samples) float32 that depend on `seed` and `number`, zero-padded if needed."""
+        random = np.random.default_rng((seed, number))
         crops = np.zeros((count, num_samples), np.int16)
-        for crop, place in zip(crops, draw.integers(self.num_samples, size=count), strict=True):
-            index = int(np.searchsorted(self._ends, place, side="right"))
+        for crop, position in zip(crops, random.integers(self.num_samples, size=count), strict=True):
+            index = int(np.searchsorted(self._ends, position, side="right"))
             first, last = (int(self._ends[index - 1]) if index else 0), int(self._ends[index])
-            start = int(draw.integers(first, max(last - num_samples, first) + 1))
+            start = int(random.integers(first, max(last - num_samples, first) + 1))
             part = self._samples[start : min(start + num_samples, last)]
             crop[: len(part)] = part
         return torch.from_numpy(crops.astype(np.float32) / _FULL_SCALE)
 
 
-def _sixteen_bits(samples: NDArray[np.int16] | NDArray[np.float32]) -> NDArray[np.int16]:
+def _to_int16(samples: NDArray[np.int16] | NDArray[np.float32]) -> NDArray[np.int16]:
     if samples.dtype == np.int16:
         return samples.astype(np.int16, copy=False)
     return np.clip(samples * _FULL_SCALE, -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)

@@ -1,9 +1,9 @@
-"""Everything that a training can be told: one strict object, read from YAML.
+"""Settings of a training run, read from YAML.
 
-    init ─ what is trained · data ─ with what · batch, optimizer, loss, freeze ─ how · the rest ─ what is kept of it
+    init: model · data: manifests · batch, optimizer, loss, freeze: training · the rest: outputs and hardware
 
-Training from nothing and fine-tuning differ in `init` alone. An unknown key is refused with the nearest known one; all
-faults are told at once, each by its place.
+Training from scratch and fine-tuning differ in `init` only. Unknown keys are rejected with the closest valid key, and
+all errors are reported at once with their paths.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from higgs_model.errors import BadConfig
 from higgs_model.script.script import Script, faults
 
 
-def _from_anywhere(value: str) -> str:
-    """A path means the same to workers, which run in folders of their own; the demo's name, hub ids and URIs stay."""
+def _absolute_path(value: str) -> str:
+    """Make a local path absolute, because workers run in other folders; the demo's name, hub ids and URIs are kept."""
     path = Path(value).expanduser()
     return str(path.absolute()) if value != demo.NAME and "://" not in value and path.exists() else value
 
 
-Place = Annotated[str, AfterValidator(_from_anywhere)]
+Location = Annotated[str, AfterValidator(_absolute_path)]
 """A path, a URI or a hub id."""
 
 
@@ -34,59 +34,60 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class Init(_Settings):
-    """What is trained: a checkpoint, or a network from nothing.
+class InitSettings(_Settings):
+    """The model to train: a checkpoint, or a configuration to train from scratch.
 
     Attributes:
-        checkpoint: demo, a folder or a hub id, of either layout.
-        config: a `config.json`'s path or its content. What it leaves out of special token ids and vocabulary size is
-            taken from the tokenizer.
-        tokenizer: folder or hub id; by default the checkpoint's own.
+        checkpoint: `demo`, a folder or a hub id, in either layout.
+        config: path or content of a `config.json`; missing special token ids and vocabulary size are taken from the
+            tokenizer.
+        tokenizer: folder or hub id; default: the checkpoint's own.
+        revision: branch, tag or commit of the checkpoint on the hub.
     """
 
-    checkpoint: Place | None = None
-    config: Place | dict[str, Any] | None = None
-    tokenizer: Place | None = None
+    checkpoint: Location | None = None
+    config: Location | dict[str, Any] | None = None
+    tokenizer: Location | None = None
     revision: str | None = None
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
+    def _validate_source(self) -> Self:
         if (self.checkpoint is None) == (self.config is None):
-            raise ValueError("give either checkpoint (fine-tuning) or config (training from nothing)")
+            raise ValueError("set either checkpoint (fine-tuning) or config (training from scratch)")
         if self.config is not None and self.tokenizer is None:
-            raise ValueError("config needs a tokenizer: a folder or a hub id")
+            raise ValueError("config requires tokenizer, a folder or a hub id")
         return self
 
 
-class Data(_Settings):
-    """What is learnt; see `samples` for what a row may hold.
+class DataSettings(_Settings):
+    """Training and validation data; see `samples` for the columns of a row.
 
     Attributes:
         manifest, validation: JSON lines or Parquet, by path or URI.
-        voices: library for rows that name a `voice`.
-        reference: share of the samples of rows with a `speaker` that begin with another recording of that speaker, as
-            a cloned voice does; drawn anew in each epoch.
-        turns: rows of one speaker that may follow each other in a sample, as chunks of a long script do; how many do is
-            drawn.
-        bad_rows: how many rows may be faulty, and are left out; more end the training before it begins.
+        voices: voice library for rows with a `voice`.
+        reference: fraction of the samples of rows with a `speaker` that start with another recording of that speaker,
+            as in voice cloning; sampled anew in each epoch.
+        turns: maximum number of rows of a speaker that form consecutive turns of a sample, like the chunks of a long
+            script; the number is sampled.
+        bad_rows: maximum number of invalid rows, which are skipped; with more, the run fails before training.
     """
 
-    manifest: Place
-    validation: Place | None = None
-    voices: Place | None = None
+    manifest: Location
+    validation: Location | None = None
+    voices: Location | None = None
     reference: float = Field(default=0.5, ge=0, le=1)
     turns: int = Field(default=1, ge=1, le=64)
     bad_rows: int = Field(default=0, ge=0)
 
 
-class Batch(_Settings):
-    """How much is computed at a time.
+class BatchSettings(_Settings):
+    """Size of the batches.
 
     Attributes:
-        positions: of a pass through the network, padding included.
-        accumulate: passes a step, and a worker.
-        longest: positions of a sample; longer ones are faulty rows, nothing is ever cut.
-        pack: fill rows of `longest` positions with several samples each, instead of batching samples of like length.
+        positions: maximum number of positions per forward pass, padding included.
+        accumulate: gradient accumulation: forward passes per step and worker.
+        longest: maximum number of positions per sample; longer ones are invalid rows, samples are never truncated.
+        pack: pack several samples into rows of `longest` positions instead of batching samples of similar length.
     """
 
     positions: int = Field(default=8192, ge=16)
@@ -95,14 +96,14 @@ class Batch(_Settings):
     pack: bool = False
 
     @model_validator(mode="after")
-    def _a_sample_fits(self) -> Self:
+    def _validate_sizes(self) -> Self:
         if self.positions < self.longest:
-            raise ValueError(f"positions={self.positions} have no room for a sample of longest={self.longest}")
+            raise ValueError(f"positions={self.positions} is less than longest={self.longest}, a single sample")
         return self
 
 
-class Optimizer(_Settings):
-    """AdamW, with a linear warm-up and a cosine to `final_share` of the learning rate."""
+class OptimizerSettings(_Settings):
+    """AdamW with linear warm-up and cosine decay to the fraction `final_share` of the learning rate."""
 
     steps: int = Field(ge=1)
     learning_rate: float = Field(default=3e-4, gt=0)
@@ -115,17 +116,17 @@ class Optimizer(_Settings):
 
     @field_validator("betas")
     @classmethod
-    def _shares(cls, betas: tuple[float, float]) -> tuple[float, float]:
+    def _validate_betas(cls, betas: tuple[float, float]) -> tuple[float, float]:
         if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError("both must be from 0 to below 1")
+            raise ValueError("both must be at least 0 and below 1")
         return betas
 
 
-class Loss(_Settings):
-    """`text` × text loss + `audio` × weighted mean of the codebooks' losses.
+class LossSettings(_Settings):
+    """Loss: `text` × text loss + `audio` × weighted mean of the codebook losses.
 
     Attributes:
-        codebooks: weight of each codebook; they are divided by their sum. None: equal.
+        codebooks: weight of each codebook, normalized to a sum of 1; None: equal weights.
     """
 
     text: float = Field(default=1.0, ge=0)
@@ -135,18 +136,18 @@ class Loss(_Settings):
 
     @field_validator("codebooks")
     @classmethod
-    def _weights(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    def _validate_weights(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if weights is not None and (min(weights, default=0) < 0 or sum(weights) <= 0):
-            raise ValueError("weights must not be negative, nor all zero")
+            raise ValueError("weights must not be negative or all zero")
         return weights
 
 
-class Freeze(_Settings):
-    """What is not trained: `true`, or for embedding and text head the first row that is.
+class FreezeSettings(_Settings):
+    """Frozen parts of the model.
 
     Attributes:
-        llm: attentions, text FFNs and text norms.
-        embed, text_head: all of it, or the rows before an index.
+        llm: attention, text FFNs and text norms.
+        embed, text_head: `true`: all rows; a number: the rows below it.
     """
 
     llm: bool = False
@@ -156,14 +157,14 @@ class Freeze(_Settings):
     audio_encoder_proj: bool = False
 
 
-class Checkpoints(_Settings):
-    """What is written beside the logs.
+class CheckpointSettings(_Settings):
+    """Checkpoints for resuming, and the final model.
 
     Attributes:
-        every: steps between two states that training can go on from.
-        keep: the newest so many are kept.
-        layouts: of the model at the end.
-        dtype: of the model at the end.
+        every: steps between checkpoints.
+        keep: number of most recent checkpoints to keep.
+        layouts: layouts of the final model.
+        dtype: dtype of the final model.
     """
 
     every: int = Field(default=1000, ge=1)
@@ -172,12 +173,12 @@ class Checkpoints(_Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
-class Previews(_Settings):
-    """Scripts that are spoken while training goes on.
+class PreviewSettings(_Settings):
+    """Scripts to synthesize during training.
 
     Attributes:
-        every: steps.
-        rows: a manifest's rows for the batch job, each spoken as one chunk.
+        every: steps between previews.
+        rows: manifest rows of the batch job, each synthesized as a single chunk.
     """
 
     every: int = Field(ge=1)
@@ -189,30 +190,30 @@ class Previews(_Settings):
 
     @field_validator("rows")
     @classmethod
-    def _scripts(cls, rows: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    def _validate_rows(cls, rows: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
         for number, row in enumerate(rows):
             try:
                 Script.model_validate({"id": f"row{number}", **row})
             except ValidationError as error:
                 raise ValueError(f"{number}: {'; '.join(faults(error))}") from None
         return tuple(
-            row | ({"ref_audio": _from_anywhere(row["ref_audio"])} if row.get("ref_audio") else {}) for row in rows
+            row | ({"ref_audio": _absolute_path(row["ref_audio"])} if row.get("ref_audio") else {}) for row in rows
         )
 
 
 class TrainingSettings(_Settings):
-    """One training, whole."""
+    """All settings of a training run."""
 
     output: str
-    init: Init
-    codec: Place | None = None
-    data: Data
-    optimizer: Optimizer
-    batch: Batch = Batch()
-    loss: Loss = Loss()
-    freeze: Freeze = Freeze()
-    checkpoints: Checkpoints = Checkpoints()
-    previews: Previews | None = None
+    init: InitSettings
+    codec: Location | None = None
+    data: DataSettings
+    optimizer: OptimizerSettings
+    batch: BatchSettings = BatchSettings()
+    loss: LossSettings = LossSettings()
+    freeze: FreezeSettings = FreezeSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    previews: PreviewSettings | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -223,30 +224,31 @@ class TrainingSettings(_Settings):
 
     @field_validator("output")
     @classmethod
-    def _shared(cls, value: str) -> str:
+    def _validate_output(cls, value: str) -> str:
         if "://" in value:
-            raise ValueError("must be a folder that all workers see, not a URI")
+            raise ValueError("must be a folder shared by all workers, not a URI")
         return str(Path(value).expanduser().absolute())
 
     @model_validator(mode="after")
-    def _previews_are_possible(self) -> Self:
+    def _validate_previews(self) -> Self:
         if self.previews is None:
             return self
         if self.parallel == "fsdp":
-            raise ValueError("previews need parallel: ddp; with fsdp no worker has the whole network")
+            raise ValueError("previews require parallel: ddp; with fsdp no worker has the full model")
         if self.codec is None and self.init.checkpoint is None:
-            raise ValueError("previews need a codec to be heard with")
+            raise ValueError("previews require codec")
         return self
 
 
 def load_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainingSettings:
-    """Settings from a YAML file.
+    """Load settings from a YAML file.
 
     Args:
-        overrides: settings of the outermost level that go before the file's.
+        path: the file.
+        overrides: top-level settings that take precedence over the file's.
 
     Raises:
-        BadConfig: the file cannot be read, or a setting is unknown or not possible, all told in one sentence.
+        BadConfig: the file cannot be read, or settings are unknown or invalid; the message lists all errors.
     """
     import yaml
 
@@ -255,24 +257,27 @@ def load_settings(path: str | Path, overrides: Mapping[str, Any] | None = None) 
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadConfig(f"the settings file {str(path)!r} cannot be read: {error}") from error
     if not isinstance(loaded, dict):
-        raise BadConfig(f"the settings file {str(path)!r} must hold `name: value` lines")
+        raise BadConfig(f"the settings file {str(path)!r} must be a YAML mapping")
     try:
         return TrainingSettings.model_validate(loaded | dict(overrides or {}))
     except ValidationError as error:
-        raise BadConfig(f"the settings file {str(path)!r}: {_sentence(error)}") from error
+        raise BadConfig(f"the settings file {str(path)!r}: {_format_errors(error)}") from error
 
 
-def _sentence(error: ValidationError) -> str:
-    return "; ".join(_fault(fault["type"], fault["loc"], fault["msg"]) for fault in error.errors(include_url=False))
+def _format_errors(error: ValidationError) -> str:
+    return "; ".join(
+        _format_error(detail["type"], detail["loc"], detail["msg"]) for detail in error.errors(include_url=False)
+    )
 
 
-def _fault(kind: str, place: tuple[int | str, ...], message: str) -> str:
-    where = ".".join(map(str, place)) or "the whole"
+def _format_error(kind: str, loc: tuple[int | str, ...], message: str) -> str:
+    path = ".".join(map(str, loc)) or "settings"
     if kind != "extra_forbidden":
-        return f"{where}: {message.removeprefix('Value error, ')}"
+        return f"{path}: {message.removeprefix('Value error, ')}"
     owner: Any = TrainingSettings
-    for part in place[:-1]:
+    for part in loc[:-1]:
         owner = owner.model_fields[part].annotation
-        owner = next((one for one in getattr(owner, "__args__", [owner]) if hasattr(one, "model_fields")), owner)
-    near = difflib.get_close_matches(str(place[-1]), owner.model_fields, n=1)
-    return f"unknown setting {where}" + (f"; did you mean {near[0]}?" if near else "")
+        options = getattr(owner, "__args__", [owner])
+        owner = next((option for option in options if hasattr(option, "model_fields")), owner)
+    near = difflib.get_close_matches(str(loc[-1]), owner.model_fields, n=1)
+    return f"unknown setting {path}" + (f"; did you mean {near[0]}?" if near else "")

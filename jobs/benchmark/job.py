@@ -1,7 +1,7 @@
 """The batch job against its own parts in one process: audio seconds a second, occupancy, and rows a second.
 
 Three runs, each in a process of its own, one after the other:
-`alone`: a `Synthesizer` speaks all scripts at once in one process; no Ray, no files.
+`alone`: a `Synthesizer` synthesizer all scripts at once in one process; no Ray, no files.
 `job`: `jobs.synthesize` makes the same scripts, with files and results, from when its model is loaded.
 `rows`: very many short rows with a synthesizer that takes no time, to see what rows themselves cost.
 """
@@ -27,10 +27,10 @@ from typing import Any
 from higgs_model.synthesizer.fake import FakeSynthesizer
 from jobs.benchmark import checkpoint
 from jobs.storage.manifest import open_manifest
-from jobs.synthesize.row_processing import RowMaker, Speaks
+from jobs.synthesize.row_processing import RowProcessor, SynthesizerProtocol
 from jobs.synthesize.settings import JobSettings, parse_settings
 from jobs.synthesize.synthesizer_factory import Capacity, load_synthesizer
-from jobs.synthesize.worker import ROWS_A_SLOT
+from jobs.synthesize.worker import ROWS_PER_SLOT
 
 _WORDS = "river boats morning harbour quiet houses carried nobody asked where small light would find water again"
 _FAST_CHARS_PER_S = 1e6
@@ -107,19 +107,19 @@ def _flags(arguments: argparse.Namespace, manifest: Path, output: Path, workers:
 def alone(arguments: argparse.Namespace) -> dict[str, Any]:
     """All scripts at once, longest first, in this process."""
     settings = parse_settings(_flags(arguments, arguments.folder / "scripts.jsonl", arguments.folder / "none"))
-    speaks = load_synthesizer(settings, Capacity(arguments.slots, threads=2))
-    maker = RowMaker(settings)
-    plans = [maker.check(row).plan for row in open_manifest(settings.manifest).rows()]
+    synthesizer = load_synthesizer(settings, Capacity(arguments.slots, threads=2))
+    processor = RowProcessor(settings)
+    plans = [processor.validate(row).plan for row in open_manifest(settings.manifest).rows()]
     plans.sort(key=lambda plan: -sum(len(chunk.text) for chunk in plan.chunks))
     samples = 0
 
     async def speak_all() -> None:
-        room = asyncio.Semaphore(ROWS_A_SLOT * arguments.slots)
+        room = asyncio.Semaphore(ROWS_PER_SLOT * arguments.slots)
 
         async def speak(plan: Any) -> None:
             nonlocal samples
             async with room:
-                async for piece in speaks.speak(plan):
+                async for piece in synthesizer.stream(plan):
                     samples += len(piece.samples_N)
 
         await asyncio.gather(*map(speak, plans))
@@ -127,9 +127,9 @@ def alone(arguments: argparse.Namespace) -> dict[str, Any]:
     start_s = time.perf_counter()
     asyncio.run(speak_all())
     seconds = time.perf_counter() - start_s
-    occupancy = speaks.numbers()["occupancy"]
-    speaks.close()
-    return {"audio_s_per_s": samples / speaks.sample_rate / seconds, "occupancy": occupancy}
+    occupancy = synthesizer.metrics()["occupancy"]
+    synthesizer.close()
+    return {"audio_s_per_s": samples / synthesizer.sample_rate / seconds, "occupancy": occupancy}
 
 
 # ---------------------------------------------------------------------- the job
@@ -147,8 +147,8 @@ def _job(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------- rows that take no time
 
 
-def instant(settings: JobSettings, capacity: Capacity) -> Speaks:
-    """Speaks so fast that a row is a few samples long."""
+def instant(settings: JobSettings, capacity: Capacity) -> SynthesizerProtocol:
+    """Synthesizes so fast that a row is a few samples long."""
     return FakeSynthesizer(chars_per_s=_FAST_CHARS_PER_S)
 
 

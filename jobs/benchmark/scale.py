@@ -49,7 +49,7 @@ class FakeGpus(FakeSynthesizer):
         self._slots, self._slot_rate, self._free = slots, slot_rate, asyncio.Semaphore(slots)
         self._busy_s, self._began_s = 0.0, 0.0
 
-    async def speak(self, plan: Plan, **options: Any) -> AsyncGenerator[Piece]:
+    async def stream(self, plan: Plan, **options: Any) -> AsyncGenerator[Piece]:
         """The pieces of a row, when its time is over."""
         async with self._free:
             began_s = time.monotonic()
@@ -57,10 +57,10 @@ class FakeGpus(FakeSynthesizer):
             chars = sum(len(chunk.text) for chunk in plan.chunks)
             await asyncio.sleep(chars / _CHARS_A_SECOND / self._slot_rate)
             self._busy_s += time.monotonic() - began_s
-        async for piece in super().speak(plan, **options):
+        async for piece in super().stream(plan, **options):
             yield piece
 
-    def numbers(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Of the slots' time, how much was used."""
         elapsed_s = max(time.monotonic() - self._began_s, 1e-9) if self._began_s else 1.0
         return {"occupancy": self._busy_s / elapsed_s / self._slots}

@@ -176,7 +176,7 @@ async def _spoken_alone(alone: Synthesizer, body: dict[str, Any]) -> Spoken:
     start, first, samples = time.perf_counter(), 0.0, 0
     row = {"id": "x", "text": body["input"], "seed": body["seed"], "max_frames": body["max_frames"]}
     plan = await asyncio.to_thread(alone.plan, Script.model_validate(row))
-    async for piece in alone.speak(plan, live=True):
+    async for piece in alone.stream(plan, live=True):
         samples += len(piece.samples_N)
         first = first or (time.perf_counter() - start if samples else 0.0)
     return Spoken(first, time.perf_counter() - start, samples / alone.sample_rate)

@@ -99,7 +99,7 @@ def _what_is_left(place: Place) -> dict[str, float]:
 
     ray.init(address=ray_address(place), namespace="serve", log_to_driver=False, configure_logging=False)
     try:
-        numbers = serve.get_deployment_handle("Synthesizer", "default").numbers
+        numbers = serve.get_deployment_handle("Synthesizer", "default").metrics
         end = time.monotonic() + _PATIENCE_S
         while True:
             found: dict[str, float] = numbers.remote().result(timeout_s=_PATIENCE_S)

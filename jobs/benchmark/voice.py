@@ -162,7 +162,7 @@ async def _spoken(synthesizer: Synthesizer, scripts: Sequence[Script]) -> list[t
 
     async def one(script: Script) -> tuple[Sound, list[SpokenChunk]]:
         plan = await asyncio.to_thread(synthesizer.plan, script)
-        pieces = [piece async for piece in synthesizer.speak(plan)]
+        pieces = [piece async for piece in synthesizer.stream(plan)]
         samples = np.concatenate([np.empty(0, np.float32), *(piece.samples_N for piece in pieces)])
         return samples, [piece.chunk for piece in pieces if piece.chunk is not None]
 

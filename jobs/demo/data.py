@@ -21,7 +21,7 @@ import soundfile
 from jobs.demo.sentences import Grammar
 from jobs.demo.teacher import SAMPLE_RATE_HZ, check_synthesizers, speak
 from jobs.demo.voices import VOICES, Voice
-from jobs.storage.backends import open_folder
+from jobs.storage.backends import open_storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read_rows(manifest: Path) -> Iterator[dict[str, Any]]:
 def write_rows(manifest: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a manifest, whole or not at all."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    open_folder(str(manifest.parent)).put(manifest.name, lines.encode())
+    open_storage(str(manifest.parent)).write(manifest.name, lines.encode())
 
 
 def _write(folder: Path, utterance: Utterance) -> dict[str, Any]:

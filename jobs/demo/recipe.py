@@ -23,8 +23,8 @@ from higgs_model.errors import BadConfig, BadInput
 from jobs import train_codec
 from jobs.demo import codes, data
 from jobs.demo.tokenizer import build_tokenizer
-from jobs.runtime.cli import say
-from jobs.storage.backends import open_folder
+from jobs.runtime.cli import print_status
+from jobs.storage.backends import open_storage
 from jobs.train import train
 from jobs.train_codec import CodecJob
 
@@ -85,22 +85,22 @@ def make(recipe: Recipe, work: Path, output: Path) -> None:
     """Go through the stages; `output` becomes the checkpoint's folder."""
     work = work.absolute()
     _claim(work, recipe)
-    say("1 of 6: sentences, spoken")
+    print_status("1 of 6: sentences, spoken")
     data.make(work / "data", recipe.data.sentences, recipe.data.held_out, recipe.seed)
-    say("2 of 6: the codec")
+    print_status("2 of 6: the codec")
     train_codec.train(codec_job(recipe, work))
     halve_codec(work / "codec", work / "checkpoint" / "codec")
-    say("3 of 6: its codes of all that was spoken")
+    print_status("3 of 6: its codes of all that was spoken")
     _write_codes(recipe, work)
-    say("4 of 6: the tokenizer")
+    print_status("4 of 6: the tokenizer")
     texts = (row["text"] for row in data.read_rows(work / "data" / "train.jsonl"))
     build_tokenizer(texts, recipe.tokenizer.merges).save_pretrained(work / "tokenizer")
-    say("5 of 6: the model")
+    print_status("5 of 6: the model")
     settings = work / "model.yaml"
     settings.write_text(yaml.safe_dump(model_settings(recipe, work)), encoding="utf-8")
     if train(["--config", str(settings)]) != 0:
         raise BadInput("the model's training did not come to its end; the same command goes on with it")
-    say("6 of 6: one folder")
+    print_status("6 of 6: one folder")
     pack(work, output)
 
 
@@ -135,17 +135,17 @@ def _write_codes(recipe: Recipe, work: Path) -> None:
     trainer = train_codec.load_trainer(codec_job(recipe, work).model_copy(update={"device": "cpu"}))
     codec = HiggsAudioCodec.from_pretrained(work / "checkpoint" / "codec")
     count, seed = recipe.data.conversations, recipe.seed
-    codes.make(work / "data", work / "codes", trainer.taught_codes, codec, count, seed)
+    codes.make(work / "data", work / "codes", trainer.target_codes, codec, count, seed)
 
 
 def _claim(work: Path, recipe: Recipe) -> None:
     """One folder belongs to one recipe; the model's settings are the training's own to compare."""
     wanted = recipe.model_dump(mode="json", exclude={"model"})
-    folder = open_folder(str(work))
+    folder = open_storage(str(work))
     try:
-        found = json.loads(folder.get("recipe.json"))
+        found = json.loads(folder.read("recipe.json"))
     except FileNotFoundError:
-        folder.put("recipe.json", json.dumps(wanted, indent=2).encode())
+        folder.write("recipe.json", json.dumps(wanted, indent=2).encode())
         return
     if differ := sorted(name for name in wanted if found.get(name) != wanted[name]):
         raise BadInput(f"{work} was begun with another recipe ({', '.join(differ)}); give another --work, or remove it")
@@ -164,4 +164,4 @@ def pack(work: Path, output: Path) -> None:
     for path in output.rglob("*.safetensors"):
         # Else only their owner could read them, wherever they are installed.
         path.chmod(0o644)
-    say(f"{output}: {size / 1e6:.1f} MB")
+    print_status(f"{output}: {size / 1e6:.1f} MB")

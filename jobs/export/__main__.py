@@ -13,8 +13,8 @@ from jobs.export.manifests import write_lhotse, write_nemo
 from jobs.export.recordings import Recordings
 from jobs.export.shards import write_shards
 from jobs.export.subtitles import write_subtitles
-from jobs.runtime.cli import Arguments, run_command, say
-from jobs.storage.backends import open_folder
+from jobs.runtime.cli import ArgumentParser, print_status, run_command
+from jobs.storage.backends import open_storage
 
 FILES_MISSING = 3
 _WITH_LEVELS = ("nemo", "lhotse", "hf")
@@ -25,8 +25,8 @@ def export(arguments: Sequence[str]) -> int:
     chosen = _parser().parse_args(arguments)
     if chosen.level == "chunk" and chosen.to not in _WITH_LEVELS:
         raise BadInput(f"--level chunk is for {', '.join(_WITH_LEVELS)}; {chosen.to} has a file a script")
-    source = open_folder(chosen.results)
-    output = open_folder(chosen.output or f"{chosen.results.rstrip('/')}/export/{chosen.to}")
+    source = open_storage(chosen.results)
+    output = open_storage(chosen.output or f"{chosen.results.rstrip('/')}/export/{chosen.to}")
     recordings = Recordings(source, only_ok=chosen.only == "ok")
     if chosen.to == "nemo":
         count = write_nemo(recordings, output, chosen.level)
@@ -37,12 +37,12 @@ def export(arguments: Sequence[str]) -> int:
     else:
         count = write_subtitles(recordings, output, chosen.to)
     left_out = ", ".join(f"{number} {reason}" for reason, number in sorted(recordings.left_out.items()))
-    say(f"{len(recordings)} recordings, {count} items in {output.uri}; left out: {left_out or 'none'}")
+    print_status(f"{len(recordings)} recordings, {count} items in {output.uri}; left out: {left_out or 'none'}")
     return FILES_MISSING if recordings.left_out["without its audio file"] else 0
 
 
-def _parser() -> Arguments:
-    parser = Arguments(prog="python -m jobs.export", description="Write a job's results as other tools read them.")
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m jobs.export", description="Write a job's results as other tools read them.")
     parser.add_argument("--results", required=True, metavar="FOLDER", help="a job's output: a folder or s3:// prefix")
     parser.add_argument(
         "--to", required=True, choices=("nemo", "lhotse", "hf", "srt", "vtt"), help="manifests, shards or subtitles"

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
 from jobs.export.recordings import Item, Level, Recording, Recordings
-from jobs.runtime.cli import whole_file
-from jobs.storage.backends import Folder
+from jobs.runtime.cli import atomic_file
+from jobs.storage.backends import StorageBackend
 
 
-def write_nemo(recordings: Recordings, output: Folder, level: Level) -> int:
+def write_nemo(recordings: Recordings, output: StorageBackend, level: Level) -> int:
     """`manifest.jsonl`, a line an item; gives their number. Chunks have an `offset` in the recording."""
     count = 0
-    with whole_file(output, "manifest.jsonl") as path, path.open("wb") as file:
+    with atomic_file(output, "manifest.jsonl") as path, path.open("wb") as file:
         for recording in recordings:
             for item in recording.items(level):
                 file.write(_line(_nemo(recording, item, level)))
@@ -27,7 +27,7 @@ def write_nemo(recordings: Recordings, output: Folder, level: Level) -> int:
     return count
 
 
-def write_lhotse(recordings: Recordings, output: Folder, level: Level) -> int:
+def write_lhotse(recordings: Recordings, output: StorageBackend, level: Level) -> int:
     """`recordings.jsonl.gz` and `supervisions.jsonl.gz`; gives the number of supervisions."""
     count = 0
     with _packed(output, "recordings.jsonl.gz") as first, _packed(output, "supervisions.jsonl.gz") as second:
@@ -89,10 +89,10 @@ def _line(fields: Mapping[str, Any]) -> bytes:
 
 
 @contextlib.contextmanager
-def _packed(output: Folder, name: str) -> Iterator[BinaryIO]:
+def _packed(output: StorageBackend, name: str) -> Iterator[BinaryIO]:
     """A gzip file that is the same whenever it is written."""
     with (
-        whole_file(output, name) as path,
+        atomic_file(output, name) as path,
         path.open("wb") as raw,
         gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file,
     ):

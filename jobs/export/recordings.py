@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from higgs_model.errors import BadInput
 from higgs_model.script.chunking import SPEAKER_TAG
 from higgs_model.script.script import Script
-from jobs.storage.backends import Folder
+from jobs.storage.backends import StorageBackend
 from jobs.storage.result_table import COLUMNS, read_results
 
 Level = Literal["script", "chunk"]
@@ -156,13 +156,13 @@ class Recordings:
         BadInput: there are no results, or not one of them is wanted.
     """
 
-    def __init__(self, folder: Folder, *, only_ok: bool = False) -> None:
+    def __init__(self, folder: StorageBackend, *, only_ok: bool = False) -> None:
         self._folder = folder
         table = read_results(folder)
         if missing := sorted({"id", "status", "audio_path", "chunks", "manifest_row"} - set(table.column_names)):
             raise BadInput(f"{folder.locate('results')} are no job's results: they have no column {', '.join(missing)}")
         order = pc.sort_indices(table, sort_keys=[("manifest_row", "ascending"), ("id", "ascending")])
-        files = frozenset(folder.names("audio"))
+        files = frozenset(folder.list_files("audio"))
         kept, self.left_out = [], collections.Counter[str]()
         status, paths = table["status"].to_pylist(), table["audio_path"].to_pylist()
         for index in order.to_pylist():

@@ -24,8 +24,8 @@ import soundfile
 
 from higgs_model.errors import BadInput
 from jobs.export.recordings import FACTS, Item, Level, Recording, Recordings
-from jobs.runtime.cli import whole_file
-from jobs.storage.backends import Folder
+from jobs.runtime.cli import atomic_file
+from jobs.storage.backends import StorageBackend
 
 SHARD_ITEMS = 1000
 _SHARD_BYTES = 500_000_000
@@ -39,19 +39,19 @@ _AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 Row = dict[str, Any]
 
 
-def write_shards(recordings: Recordings, source: Folder, output: Folder, level: Level) -> int:
+def write_shards(recordings: Recordings, source: StorageBackend, output: StorageBackend, level: Level) -> int:
     """Write all shards; gives the number of items."""
     numbers = [number for _, _, number in _numbered(recordings, level)]
     total = numbers[-1] + 1 if numbers else 0
     schema = _schema(recordings)
     # A reader takes all shards that it finds, those of an earlier export, too.
-    for old in output.names("data"):
+    for old in output.list_files("data"):
         if re.fullmatch(r"data/train-\d{5}-of-\d{5}\.parquet", old):
             output.delete(old)
     by_shard = itertools.groupby(_rows(recordings, source, level), key=lambda pair: pair[0])
     for number, rows in by_shard:
         name = f"data/train-{number:05d}-of-{total:05d}.parquet"
-        with whole_file(output, name) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        with atomic_file(output, name) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for group in _groups(row for _, row in rows):
                 writer.write_table(pa.Table.from_pylist(group, schema=schema))
     return len(numbers)
@@ -69,7 +69,7 @@ def _numbered(recordings: Recordings, level: Level) -> Iterator[tuple[Recording,
             yield recording, item, number
 
 
-def _rows(recordings: Recordings, source: Folder, level: Level) -> Iterator[tuple[int, Row]]:
+def _rows(recordings: Recordings, source: StorageBackend, level: Level) -> Iterator[tuple[int, Row]]:
     """Every item's shard and row; files are read once, a few ahead."""
     by_recording = (
         (recording, [(item, number) for _, item, number in group])
@@ -89,12 +89,12 @@ def _rows(recordings: Recordings, source: Folder, level: Level) -> Iterator[tupl
 
 
 def _with_content(
-    recordings: Iterable[tuple[Recording, Any]], source: Folder
+    recordings: Iterable[tuple[Recording, Any]], source: StorageBackend
 ) -> Iterator[tuple[tuple[Recording, Any], bytes]]:
     with concurrent.futures.ThreadPoolExecutor(_READ_AHEAD) as pool:
         waiting: collections.deque[tuple[tuple[Recording, Any], concurrent.futures.Future[bytes]]] = collections.deque()
         for one in recordings:
-            waiting.append((one, pool.submit(source.get, one[0].name)))
+            waiting.append((one, pool.submit(source.read, one[0].name)))
             if len(waiting) >= _READ_AHEAD:
                 first, content = waiting.popleft()
                 yield first, content.result()

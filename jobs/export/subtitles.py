@@ -15,7 +15,7 @@ from typing import Literal
 
 from jobs.export.cues import Cue, Spoken, cues
 from jobs.export.recordings import Recording, Recordings
-from jobs.storage.backends import Folder
+from jobs.storage.backends import StorageBackend
 
 Kind = Literal["srt", "vtt"]
 
@@ -23,11 +23,11 @@ _FILES_AT_ONCE = 16
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
-def write_subtitles(recordings: Recordings, output: Folder, kind: Kind) -> int:
+def write_subtitles(recordings: Recordings, output: StorageBackend, kind: Kind) -> int:
     """Write a file for each recording; gives their number."""
 
     def write(recording: Recording) -> None:
-        output.put(f"{recording.name.rpartition('.')[0]}.{kind}", subtitles(recording, kind).encode())
+        output.write(f"{recording.name.rpartition('.')[0]}.{kind}", subtitles(recording, kind).encode())
 
     waiting = iter(recordings)
     # Most of a small file's time is waiting for the disk or the bucket.

@@ -1,4 +1,4 @@
-"""What the small commands share: a command line whose faults are one sentence, and files that are whole or absent."""
+"""Command-line conventions of all commands: errors in one sentence, status lines on stderr, atomic output files."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from pathlib import Path
 from typing import NoReturn
 
 from higgs_model.errors import BadInput, HiggsError
-from jobs.storage.backends import Folder
+from jobs.storage.backends import StorageBackend
 
-BAD_ARGUMENTS = 2
+USAGE_ERROR = 2
 
 
-class Arguments(argparse.ArgumentParser):
-    """A command line that raises `BadInput` where argparse would print its usage and leave."""
+class ArgumentParser(argparse.ArgumentParser):
+    """Raises `BadInput` where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message}; see {self.prog} --help")
 
 
 def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
-    """Run a command; what its user can mend is said in one sentence, with exit status 2."""
+    """Run a command; errors that its user can fix are reported in one sentence, with exit status 2."""
     try:
         return command(sys.argv[1:] if arguments is None else arguments)
     except (HiggsError, OSError) as error:
-        say(f"error: {error}")
-        return BAD_ARGUMENTS
+        print_status(f"error: {error}")
+        return USAGE_ERROR
 
 
-def say(message: str) -> None:
-    """One line for people; stdout is for what programs read."""
+def print_status(message: str) -> None:
+    """Print a line to stderr; stdout is for machine-readable output."""
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
 
 
 @contextlib.contextmanager
-def whole_file(folder: Folder, name: str) -> Iterator[Path]:
-    """A local path to write a file at, which gets its name in the folder when the block ends well."""
-    path = folder.draft(name)
+def atomic_file(storage: StorageBackend, name: str) -> Iterator[Path]:
+    """Yield a local path to write a file to; it is renamed into place when the block succeeds."""
+    path = storage.staging_path(name)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
     os.close(handle)
     try:
@@ -51,6 +51,6 @@ def whole_file(folder: Folder, name: str) -> Iterator[Path]:
             os.fsync(file.fileno())
         Path(part).chmod(0o644)
         os.replace(part, path)
-        folder.publish(path, name)
+        storage.publish(path, name)
     finally:
         Path(part).unlink(missing_ok=True)

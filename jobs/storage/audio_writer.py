@@ -1,6 +1,6 @@
-"""One recording on its way to its file: straight from the samples, or with the one gain that is known at its end.
+"""Writes a recording to an audio file, directly or with a constant gain that is known only at its end.
 
-In: mono float samples in any portions, and how they are to be delivered. Out: a whole file under its name, or none.
+In: mono float samples in portions of any size, and the settings of the file. Out: a complete file, or none.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from higgs_model.audio.writers import AudioFormat, AudioWriter, WrittenFile
 from higgs_model.synthesizer.records import Samples
 
 _BLOCK = 1 << 18
-"""Samples that are written, or read back, at once."""
+"""Samples per read or write."""
 
 
-class Delivery(Protocol):
-    """What the settings of a job say of its files; rates in Hz, None: as the codec has it, and as it comes."""
+class AudioFileSettings(Protocol):
+    """Settings of audio files. None means the codec's sample rate (Hz), or no loudness normalization or peak limit."""
 
     @property
     def format(self) -> AudioFormat: ...
@@ -33,69 +33,69 @@ class Delivery(Protocol):
     def true_peak_dbtp(self) -> float | None: ...
 
 
-def open_recording(path: Path, sample_rate_hz: int, delivery: Delivery) -> Recording:
-    """Begin a file.
+def open_recording_writer(path: Path, sample_rate_hz: int, settings: AudioFileSettings) -> RecordingWriter:
+    """Open an audio file for writing.
 
     Raises:
-        BadInput: its format cannot hold its sample rate.
+        BadInput: its format does not support its sample rate.
     """
-    writer = AudioWriter(path, delivery.format, sample_rate_hz, delivery.sample_rate)
-    if delivery.loudness_lufs is None and delivery.true_peak_dbtp is None:
-        return Recording(writer)
-    return MasteredRecording(writer, sample_rate_hz, delivery.loudness_lufs, delivery.true_peak_dbtp)
+    writer = AudioWriter(path, settings.format, sample_rate_hz, settings.sample_rate)
+    if settings.loudness_lufs is None and settings.true_peak_dbtp is None:
+        return RecordingWriter(writer)
+    return NormalizedRecordingWriter(writer, sample_rate_hz, settings.loudness_lufs, settings.true_peak_dbtp)
 
 
-class Gathered:
-    """Samples on their way to a file, some ten seconds at a time: a short recording is one piece of work.
+class BufferedRecording:
+    """Buffers some ten seconds of samples, so that a short recording is written by one call to a writer thread.
 
     Args:
-        begin: begins the file.
+        open_writer: opens the file; called at the first flush.
     """
 
-    def __init__(self, begin: Callable[[], Recording]) -> None:
-        self._begin = begin
-        self._recording: Recording | None = None
-        self._pieces: list[Samples] = []
-        self._waiting = 0
+    def __init__(self, open_writer: Callable[[], RecordingWriter]) -> None:
+        self._open_writer = open_writer
+        self._writer: RecordingWriter | None = None
+        self._buffer: list[Samples] = []
+        self._num_buffered = 0
 
-    def __enter__(self) -> Gathered:
+    def __enter__(self) -> BufferedRecording:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._recording is not None:
-            self._recording.__exit__()
+        if self._writer is not None:
+            self._writer.__exit__()
 
-    def add(self, samples_N: Samples) -> bool:
-        """Keep samples; says whether enough are together for `write`."""
-        self._pieces.append(samples_N)
-        self._waiting += len(samples_N)
-        return self._waiting >= _BLOCK
+    def append(self, samples_N: Samples) -> bool:
+        """Buffer samples; return whether it is time to `flush`."""
+        self._buffer.append(samples_N)
+        self._num_buffered += len(samples_N)
+        return self._num_buffered >= _BLOCK
 
-    def write(self) -> Recording:
-        """Put what is kept into the file; blocks. Gives the file.
+    def flush(self) -> RecordingWriter:
+        """Write the buffered samples and return the file's writer. Blocks.
 
         Raises:
-            BadInput: the format cannot hold the sample rate, or no more samples.
+            BadInput: the format does not support the sample rate, or so many samples.
         """
-        if self._recording is None:
-            self._recording = self._begin()
-        for samples_N in self._pieces:
-            self._recording.write(samples_N)
-        self._pieces, self._waiting = [], 0
-        return self._recording
+        if self._writer is None:
+            self._writer = self._open_writer()
+        for samples_N in self._buffer:
+            self._writer.write(samples_N)
+        self._buffer, self._num_buffered = [], 0
+        return self._writer
 
     def finish(self) -> WrittenFile:
-        """Write the rest, close the file and give it its name; blocks."""
-        return self.write().finish()
+        """Write the rest, close the file and rename it into place. Blocks."""
+        return self.flush().finish()
 
 
-class Recording:
-    """A file under way, straight from the samples."""
+class RecordingWriter:
+    """Writes samples directly to an audio file."""
 
     def __init__(self, writer: AudioWriter) -> None:
         self._writer = writer
 
-    def __enter__(self) -> Recording:
+    def __enter__(self) -> RecordingWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,12 +106,12 @@ class Recording:
         self._writer.write(samples_N)
 
     def finish(self) -> WrittenFile:
-        """Close the file and give it its name."""
+        """Close the file and rename it into place."""
         return self._writer.finish()
 
 
-class MasteredRecording(Recording):
-    """A file whose one gain is known only at the end: until then the samples lie beside it on the disk."""
+class NormalizedRecordingWriter(RecordingWriter):
+    """Applies a constant gain that is known only at the end; until then, samples are spooled to disk."""
 
     def __init__(
         self, writer: AudioWriter, sample_rate_hz: int, target_lufs: float | None, limit_dbtp: float | None
@@ -119,7 +119,7 @@ class MasteredRecording(Recording):
         super().__init__(writer)
         self._target, self._limit = target_lufs, limit_dbtp
         self._loudness, self._peak = LoudnessMeter(sample_rate_hz), TruePeakMeter()
-        self._spool = tempfile.TemporaryFile(prefix="higgs-")  # noqa: SIM115  (closed on leaving)
+        self._spool = tempfile.TemporaryFile(prefix="higgs-")  # noqa: SIM115  (closed on exit)
 
     def __exit__(self, *_: object) -> None:
         self._spool.close()

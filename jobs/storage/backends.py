@@ -1,8 +1,8 @@
-"""Where a job writes: a local folder or a prefix of a bucket, with the same promises.
+"""Storage for a job's files: a local folder or an S3 prefix, with the same guarantees.
 
-A file is whole or absent: locally it gets its name when it is finished and on the disk, in a bucket an object appears
-when its last part has arrived. Reading, listing and deleting are what a resumed job needs. Calls to a bucket are
-tried again with growing pauses when the server stumbles; what still fails is an `OSError` that names the file.
+A file is complete or absent: a local file is renamed into place when it is complete and flushed, and an S3 object
+appears when its last part has arrived. S3 calls are retried with exponential backoff; what still fails is an `OSError`
+that names the file.
 """
 
 from __future__ import annotations
@@ -20,63 +20,63 @@ from typing import Any, Protocol
 from higgs_model.errors import BadInput
 
 _ATTEMPTS = 10
-_LONGEST_PAUSE_S = 5.0
+_MAX_BACKOFF_S = 5.0
 _CONNECTIONS = 64
-_making_clients = threading.Lock()
+_client_lock = threading.Lock()
 
 
-class Folder(Protocol):
-    """A place for files, each by its path relative to it, with `/` between folders."""
+class StorageBackend(Protocol):
+    """Files under a root, each by its path relative to it, with `/` as the separator."""
 
     uri: str
     writers: int
-    """Files that are best written at the same time."""
+    """Recommended number of files to write concurrently."""
 
     def locate(self, name: str) -> str:
-        """The path or URI of a file."""
+        """Return the path or URI of a file."""
 
-    def draft(self, name: str) -> Path:
-        """A local path at which a file can be written that is then published under this name."""
+    def staging_path(self, name: str) -> Path:
+        """Return a local path at which to write a file before `publish`."""
 
     def publish(self, path: Path, name: str) -> None:
-        """Make a finished draft the file of that name."""
+        """Make a complete local file available under its name."""
 
-    def put(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
         """Write a small file."""
 
-    def get(self, name: str) -> bytes:
-        """Read a file; FileNotFoundError if there is none."""
+    def read(self, name: str) -> bytes:
+        """Return the content of a file; FileNotFoundError if it does not exist."""
 
-    def names(self, under: str) -> list[str]:
-        """Names of all files under a folder of it, sorted; none if it is not there."""
+    def list_files(self, under: str) -> list[str]:
+        """Return the names of all files under a folder, sorted; empty if it does not exist."""
 
     def delete(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Delete a file if it exists."""
 
-    def sweep(self, under: str) -> None:
-        """Remove what killed writers have left unfinished; only while nobody writes there."""
+    def remove_partial(self, under: str) -> None:
+        """Delete partial files that killed writers left behind. Nobody may be writing there."""
 
 
-def open_folder(uri: str) -> Folder:
-    """The folder under a path, a `file://` or an `s3://` URI.
+def open_storage(uri: str) -> StorageBackend:
+    """Return the storage for a path, a `file://` or an `s3://` URI.
 
     Raises:
-        BadInput: it is neither.
+        BadInput: it is none of these.
     """
     if uri.startswith("s3://"):
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not bucket:
-            raise BadInput(f"{uri!r} names no bucket; wanted s3://BUCKET/PREFIX")
-        return BucketFolder(bucket, prefix.strip("/"))
+            raise BadInput(f"{uri!r} has no bucket; wanted s3://BUCKET/PREFIX")
+        return S3Storage(bucket, prefix.strip("/"))
     if "://" in uri and not uri.startswith("file://"):
-        raise BadInput(f"results cannot be written to {uri!r}; give a folder or s3://BUCKET/PREFIX")
-    return LocalFolder(Path(uri.removeprefix("file://")).expanduser().absolute())
+        raise BadInput(f"unsupported output {uri!r}; wanted a folder or s3://BUCKET/PREFIX")
+    return LocalStorage(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
-class LocalFolder:
-    """A folder on a disk that all workers see."""
+class LocalStorage:
+    """A local folder, or one on a file system that all workers share."""
 
-    # Short files cost little but the interpreter, which one thread has at a time.
+    # Short files mostly cost interpreter time, which threads cannot share.
     writers = 2
 
     def __init__(self, root: Path) -> None:
@@ -85,17 +85,17 @@ class LocalFolder:
     def locate(self, name: str) -> str:
         return str(self.root / name)
 
-    def draft(self, name: str) -> Path:
+    def staging_path(self, name: str) -> Path:
         path = self.root / name
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def publish(self, path: Path, name: str) -> None:
-        """Nothing is left to do: drafts are written beside their place and renamed."""
+        """Do nothing: local files are written next to their destination and renamed."""
 
-    def put(self, name: str, content: bytes) -> None:
-        path = self.draft(name)
+    def write(self, name: str, content: bytes) -> None:
+        path = self.staging_path(name)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as file:
             file.write(content)
             file.flush()
@@ -103,10 +103,10 @@ class LocalFolder:
         Path(file.name).chmod(0o644)
         os.replace(file.name, path)
 
-    def get(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
-    def names(self, under: str) -> list[str]:
+    def list_files(self, under: str) -> list[str]:
         found = (path for path in (self.root / under).rglob("*") if path.is_file() and not path.name.startswith("."))
         return sorted(path.relative_to(self.root).as_posix() for path in found)
 
@@ -116,13 +116,13 @@ class LocalFolder:
         with contextlib.suppress(OSError):
             path.parent.rmdir()
 
-    def sweep(self, under: str) -> None:
+    def remove_partial(self, under: str) -> None:
         for path in (self.root / under).rglob(".*.part"):
             path.unlink(missing_ok=True)
 
 
-class BucketFolder:
-    """A prefix of an S3 bucket; endpoint, region and credentials come from the usual AWS variables."""
+class S3Storage:
+    """An S3 prefix; endpoint, region and credentials come from the usual AWS variables."""
 
     writers = 32
 
@@ -131,7 +131,7 @@ class BucketFolder:
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        # Clients cannot travel to other processes; each makes its own.
+        # Clients cannot be pickled; each process creates its own.
         return type(self), (self.bucket, self.prefix)
 
     @functools.cached_property
@@ -141,8 +141,8 @@ class BucketFolder:
 
         retries = {"max_attempts": _ATTEMPTS, "mode": "standard"}
         config = Config(retries=retries, max_pool_connections=_CONNECTIONS)
-        # A client may be used by several threads, but not be made by several.
-        with _making_clients:
+        # Clients are thread-safe, but creating them is not.
+        with _client_lock:
             return boto3.session.Session().client("s3", config=config)
 
     @functools.cached_property
@@ -152,52 +152,52 @@ class BucketFolder:
     def locate(self, name: str) -> str:
         return f"{self.uri}/{name}"
 
-    def draft(self, name: str) -> Path:
+    def staging_path(self, name: str) -> Path:
         path = Path(self._scratch.name) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def publish(self, path: Path, name: str) -> None:
-        """Upload, in parts if it is large; S3 shows the object when all parts have arrived."""
-        with self._told(name):
+        """Upload the file, in parts if it is large; the object appears when all parts have arrived."""
+        with self._translate_errors(name):
             self._client.upload_file(str(path), self.bucket, self._key(name))
         path.unlink(missing_ok=True)
 
-    def put(self, name: str, content: bytes) -> None:
-        with self._told(name):
+    def write(self, name: str, content: bytes) -> None:
+        with self._translate_errors(name):
             self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=content)
 
-    def get(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
         for attempt in range(_ATTEMPTS):
             try:
-                with self._told(name):
+                with self._translate_errors(name):
                     content: bytes = self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
                     return content
             except OSError as error:
-                # The library tries calls again, but not the reading of an answer that breaks off.
+                # boto3 retries calls, but not the reading of a response that breaks off.
                 if not isinstance(error.__cause__, HTTPClientError | IncompleteReadError):
                     raise
-                time.sleep(min(0.1 * 2**attempt, _LONGEST_PAUSE_S))
-        raise OSError(f"{self.locate(name)}: the answer broke off {_ATTEMPTS} times")
+                time.sleep(min(0.1 * 2**attempt, _MAX_BACKOFF_S))
+        raise OSError(f"{self.locate(name)}: the response broke off {_ATTEMPTS} times")
 
-    def names(self, under: str) -> list[str]:
+    def list_files(self, under: str) -> list[str]:
         return list(self._listed(under))
 
     def delete(self, name: str) -> None:
-        with self._told(name):
+        with self._translate_errors(name):
             self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
 
-    def sweep(self, under: str) -> None:
-        """Nothing unfinished is ever seen here."""
+    def remove_partial(self, under: str) -> None:
+        """Do nothing: S3 never shows partial objects."""
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
 
     def _listed(self, under: str) -> Iterator[str]:
         skipped = len(self._key(""))
-        with self._told(under):
+        with self._translate_errors(under):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self._key(f"{under.rstrip('/')}/")
             )
@@ -205,8 +205,8 @@ class BucketFolder:
                 yield from (entry["Key"][skipped:] for entry in page.get("Contents", ()))
 
     @contextlib.contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """Errors of the cloud's library as errors of files."""
+    def _translate_errors(self, name: str) -> Iterator[None]:
+        """Raise boto3's errors as `OSError`."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 

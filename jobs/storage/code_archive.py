@@ -1,7 +1,7 @@
-"""Takes on the disk: finished segments of scripts under way, and the codes of finished ones if the job keeps them.
+"""Stores takes: finished segments of unfinished scripts, and the codes of finished ones (`--keep-codes`).
 
-A file holds the codes of its chunks one after the other, and what is to be known of each take as JSON beside them;
-reading it gives the very takes that were written. A file that cannot be read is as good as none.
+A file holds the concatenated codes of its chunks, and the metadata of their takes as JSON; reading it restores exactly
+the takes that were written. An unreadable file counts as missing.
 """
 
 from __future__ import annotations
@@ -18,63 +18,63 @@ from typing import Any
 import numpy as np
 
 from higgs_model.synthesizer.records import Attempt, Codes, SpokenChunk, Take
-from jobs.storage.backends import Folder
+from jobs.storage.backends import StorageBackend
 
 
-class KeptSegments:
-    """The finished segments of one script; see `higgs_model.synthesizer.synthesizer.SegmentStore`."""
+class SegmentArchive:
+    """Stores the finished segments of one script; see `higgs_model.synthesizer.synthesizer.SegmentStore`."""
 
-    def __init__(self, folder: Folder, identity: str, script_sha256: str) -> None:
+    def __init__(self, folder: StorageBackend, identity: str, script_sha256: str) -> None:
         shard = hashlib.sha256(identity.encode()).hexdigest()[:2]
-        self._folder, self._place = folder, f"partial/{shard}/{identity}-{script_sha256[:16]}"
+        self._folder, self._prefix = folder, f"partial/{shard}/{identity}-{script_sha256[:16]}"
 
     def load(self, segment: range) -> Sequence[Take] | None:
         try:
-            takes = unpack_takes(self._folder.get(self._name(segment)))
+            takes = unpack_takes(self._folder.read(self._name(segment)))
         except (FileNotFoundError, ValueError, KeyError, zipfile.BadZipFile, TypeError):
             return None
         return takes if [take.index for take in takes] == list(segment) else None
 
     def save(self, segment: range, takes: Sequence[Take]) -> None:
-        self._folder.put(self._name(segment), _pack(takes, {}))
+        self._folder.write(self._name(segment), _pack(takes, {}))
 
-    def forget(self) -> None:
-        """The script is done."""
-        for name in self._folder.names(self._place):
+    def delete(self) -> None:
+        """Delete all segments, because the script is finished."""
+        for name in self._folder.list_files(self._prefix):
             self._folder.delete(name)
 
     def _name(self, segment: range) -> str:
-        return f"{self._place}/{segment.start:06d}-{segment.stop:06d}.npz"
+        return f"{self._prefix}/{segment.start:06d}-{segment.stop:06d}.npz"
 
 
 def pack_takes(chunks: Sequence[SpokenChunk]) -> bytes:
-    """The takes of a whole script, and where their chunks begin and end in it."""
-    facts = {"sample_rate_hz": chunks[0].sample_rate_hz if chunks else 0}
+    """Serialize the takes of a script, and the sample ranges of its chunks."""
+    metadata = {"sample_rate_hz": chunks[0].sample_rate_hz if chunks else 0}
     places = {"places": [[chunk.start_sample, chunk.stop_sample] for chunk in chunks]}
-    return _pack([chunk.take for chunk in chunks], facts | places)
+    return _pack([chunk.take for chunk in chunks], metadata | places)
 
 
 def unpack_takes(content: bytes) -> list[Take]:
-    """The takes of a file; ValueError or KeyError if it is none."""
+    """Deserialize the takes of a file; ValueError or KeyError if it is invalid."""
     return _unpack(*_open(content))
 
 
-def unpack_recording(content: bytes) -> KeptRecording:
-    """What `pack_takes` has kept of a script; ValueError or KeyError if it is none."""
-    facts, codes_KT = _open(content)
-    takes = _unpack(facts, codes_KT)
-    places = [(int(start), int(stop)) for start, stop in facts["places"]]
-    if len(places) != len(takes):
-        raise ValueError(f"{len(takes)} takes at {len(places)} places")
-    return KeptRecording(tuple(takes), tuple(places), int(facts["sample_rate_hz"]))
+def unpack_recording(content: bytes) -> ArchivedRecording:
+    """Deserialize what `pack_takes` stored; ValueError or KeyError if it is invalid."""
+    metadata, codes_KT = _open(content)
+    takes = _unpack(metadata, codes_KT)
+    sample_ranges = [(int(start), int(stop)) for start, stop in metadata["places"]]
+    if len(sample_ranges) != len(takes):
+        raise ValueError(f"{len(takes)} takes with {len(sample_ranges)} sample ranges")
+    return ArchivedRecording(tuple(takes), tuple(sample_ranges), int(metadata["sample_rate_hz"]))
 
 
 @dataclasses.dataclass(frozen=True)
-class KeptRecording:
-    """The takes of a script, and the samples [start, stop) of the recording that each filled."""
+class ArchivedRecording:
+    """The takes of a script, and the range [start, stop) of the recording's samples that each occupies."""
 
     takes: tuple[Take, ...]
-    places: tuple[tuple[int, int], ...]
+    sample_ranges: tuple[tuple[int, int], ...]
     sample_rate_hz: int
 
 
@@ -83,24 +83,24 @@ def _open(content: bytes) -> tuple[dict[str, Any], Codes]:
         return json.loads(file["facts"].tobytes()), file["codes"]
 
 
-def _unpack(facts: dict[str, Any], codes_KT: Codes) -> list[Take]:
+def _unpack(metadata: dict[str, Any], codes_KT: Codes) -> list[Take]:
     takes, start = [], 0
-    for fact in facts["takes"]:
-        attempts = tuple(_attempt(one) for one in fact["attempts"])
-        frames = attempts[fact["kept"]].frames
-        takes.append(Take(fact["index"], codes_KT[:, start : start + frames], attempts, fact["kept"]))
+    for take in metadata["takes"]:
+        attempts = tuple(_attempt(fields) for fields in take["attempts"])
+        frames = attempts[take["kept"]].frames
+        takes.append(Take(take["index"], codes_KT[:, start : start + frames], attempts, take["kept"]))
         start += frames
     if start != codes_KT.shape[1]:
         raise ValueError(f"{codes_KT.shape[1]} frames for takes of {start}")
     return takes
 
 
-def _pack(takes: Sequence[Take], more: dict[str, Any]) -> bytes:
-    facts = [
-        {"index": take.index, "kept": take.kept, "attempts": [dataclasses.asdict(one) for one in take.attempts]}
+def _pack(takes: Sequence[Take], extra: dict[str, Any]) -> bytes:
+    metadata = [
+        {"index": take.index, "kept": take.kept, "attempts": [dataclasses.asdict(attempt) for attempt in take.attempts]}
         for take in takes
     ]
-    content = json.dumps({"takes": facts} | more).encode()
+    content = json.dumps({"takes": metadata} | extra).encode()
     file = io.BytesIO()
     np.savez_compressed(
         file,
@@ -110,7 +110,7 @@ def _pack(takes: Sequence[Take], more: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _attempt(fact: dict[str, Any]) -> Attempt:
+def _attempt(fields: dict[str, Any]) -> Attempt:
     with contextlib.suppress(TypeError):
-        return Attempt(**fact | {"faults": tuple(fact["faults"]), "notes": tuple(fact["notes"])})
-    raise ValueError(f"an attempt with the facts {sorted(fact)}")
+        return Attempt(**fields | {"faults": tuple(fields["faults"]), "notes": tuple(fields["notes"])})
+    raise ValueError(f"an attempt with the fields {sorted(fields)}")

@@ -1,8 +1,7 @@
-"""Manifests: where rows come from, and a first look at all of them before any model is loaded.
+"""Opens and checks manifests before any model is loaded, and reads their rows.
 
-In: the path or URI of a Parquet file, of a folder of them, or of JSON lines. Out: rows as plain mappings, each with its
-number; or one sentence that says why this is no manifest. A line that is no JSON is a row with a fault, not the end
-of the manifest.
+In: the path or URI of a Parquet file, of a folder of them, or of JSON lines. Out: rows as plain dictionaries, or one
+sentence that says why it is not a manifest. A line that is not JSON becomes an invalid row; the others are unaffected.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ Kind = Literal["parquet", "jsonl"]
 _KINDS: dict[str, Kind] = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _TEXT_COLUMNS = ("text", "turns")
 _BATCH_ROWS = 1024
-BROKEN = "\0broken"
-"""Key, in a row that could not be read, of what is wrong with it; no column can have this name."""
+PARSE_ERROR = "\0broken"
+"""In a row that could not be parsed, the key of the error message; no column can have this name."""
 
 LINE = "line"
-"""The one column of a block of JSON lines."""
+"""The only column of a block of JSON lines."""
 
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A manifest that was found; `schema` holds the columns that results pass through."""
+    """An opened manifest; `schema` has the columns that results copy."""
 
     uri: str
     kind: Kind
@@ -44,7 +43,7 @@ class Manifest:
     schema: pa.Schema
 
     def rows(self) -> Iterator[Row]:
-        """All rows in order, a batch of them in memory at a time."""
+        """Yield all rows in order, with one batch in memory at a time."""
         for path in self.paths:
             with self.filesystem.open_input_file(path) as file:
                 if self.kind == "parquet":
@@ -55,13 +54,13 @@ class Manifest:
 
 
 def open_manifest(uri: str, columns: tuple[tuple[str, ...], ...] = (("id",), _TEXT_COLUMNS)) -> Manifest:
-    """Find a manifest and see that it is one.
+    """Open a manifest and check it.
 
     Args:
-        columns: of each group it must have one.
+        columns: groups of columns, of each of which it must have one.
 
     Raises:
-        BadInput: it is not there, cannot be read, has no rows, or not the columns of a manifest.
+        BadInput: it does not exist, cannot be read, has no rows, or lacks columns.
     """
     filesystem, path = resolve(uri)
     try:
@@ -69,7 +68,7 @@ def open_manifest(uri: str, columns: tuple[tuple[str, ...], ...] = (("id",), _TE
         if info.type == fs.FileType.NotFound:
             raise BadInput(f"the manifest {uri!r} does not exist")
         paths = [path] if info.type == fs.FileType.File else _files(filesystem, path)
-        kinds = {_kind(one) for one in paths}
+        kinds = {_kind(file) for file in paths}
         if not paths or len(kinds) != 1:
             found = "no such file" if not paths else "both kinds"
             raise BadInput(f"the manifest {uri!r} holds {found}; wanted .parquet files, or .jsonl files")
@@ -82,33 +81,33 @@ def open_manifest(uri: str, columns: tuple[tuple[str, ...], ...] = (("id",), _TE
 
 
 def parse_lines(content: bytes) -> Iterator[Row]:
-    """Rows of JSON lines; empty lines are none."""
+    """Yield the rows of JSON lines; empty lines are skipped."""
     for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         if line.strip():
-            yield _parsed(line)
+            yield _parse_line(line)
 
 
-def _parsed(line: bytes) -> Row:
+def _parse_line(line: bytes) -> Row:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return {BROKEN: f"the line is not JSON: {error}"}
+        return {PARSE_ERROR: f"the line is not JSON: {error}"}
     if not isinstance(row, dict):
-        return {BROKEN: f"the line is a JSON {type(row).__name__}, not an object"}
-    row.pop(BROKEN, None)
+        return {PARSE_ERROR: f"the line is a JSON {type(row).__name__}, not an object"}
+    row.pop(PARSE_ERROR, None)
     return row
 
 
-def row_of(block: pa.Table, index: int) -> Row:
-    """One row of a block as the job holds them: a table of rows, or of lines of JSON."""
+def get_row(block: pa.Table, index: int) -> Row:
+    """Return one row of a block, which is a table of rows or of JSON lines."""
     if block.column_names == [LINE]:
-        return next(parse_lines(block[LINE][index].as_py()), {BROKEN: "the line is empty"})
+        return next(parse_lines(block[LINE][index].as_py()), {PARSE_ERROR: "the line is empty"})
     row: Row = block.slice(index, 1).to_pylist()[0]
     return row
 
 
-def estimated_chars(row: Row) -> int:
-    """About how much a row has to say, cheaply, whatever is wrong with it."""
+def estimate_chars(row: Row) -> int:
+    """Return the approximate length of a row's text, cheaply and even for invalid rows."""
     text, turns = row.get("text"), row.get("turns")
     length = len(text) if isinstance(text, str) else 0
     if isinstance(turns, list):
@@ -119,9 +118,9 @@ def estimated_chars(row: Row) -> int:
 def _files(filesystem: fs.FileSystem, path: str) -> list[str]:
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     hidden = ("/.", "/_")
-    names = [one.path for one in found if one.type == fs.FileType.File]
-    wanted = [one for one in names if not any(mark in one[len(path) :] for mark in hidden)]
-    return sorted(one for one in wanted if any(one.lower().endswith(suffix) for suffix in _KINDS))
+    files = [info.path for info in found if info.type == fs.FileType.File]
+    visible = [file for file in files if not any(mark in file[len(path) :] for mark in hidden)]
+    return sorted(file for file in visible if any(file.lower().endswith(suffix) for suffix in _KINDS))
 
 
 def _kind(path: str) -> Kind:
@@ -148,7 +147,7 @@ def _parquet_schema(
 def _json_schema(
     uri: str, filesystem: fs.FileSystem, paths: list[str], columns: tuple[tuple[str, ...], ...]
 ) -> pa.Schema:
-    """Types of all columns: a column whose values are not all of one simple type is passed through as JSON text."""
+    """Infer the types of all columns; one with mixed or nested values is copied as JSON text."""
     kinds: dict[str, set[type]] = {}
     count = 0
     for path in paths:
@@ -156,7 +155,7 @@ def _json_schema(
             for row in parse_lines(file.read()):
                 count += 1
                 for name, value in row.items():
-                    if name != BROKEN:
+                    if name != PARSE_ERROR:
                         kinds.setdefault(name, set()).update([type(value)] if value is not None else [])
     _check(uri, set(kinds), count, columns)
     return pa.schema([(name, _json_type(found)) for name, found in kinds.items()])

@@ -1,10 +1,10 @@
-"""Result rows: their columns, and the Parquet files that hold them, one row a script and never two.
+"""The result table: its columns, and the Parquet files that hold it, with exactly one row per script.
 
     OUT/results/part-<run>-<number>.parquet
 
-`Results` belongs to one process. A part is written once and is whole or absent; a row that is to be made again is first
-taken out of its part, which is replaced in one stroke, so that nobody ever reads a script's row twice. Columns are the
-manifest's, then the job's own; where a name is both, it is the job's. All parts have the same schema.
+One process owns a `ResultTable`. A part is written once and is complete or absent. Before a row is done again, it is
+removed from its part, which is replaced atomically, so that no reader ever sees two rows of a script. Columns are the
+manifest's, then the job's own; for names in both, the job's. All parts have the same schema.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from higgs_model.errors import BadInput
-from jobs.storage.backends import Folder
+from jobs.storage.backends import StorageBackend
 
 RESULTS = "results"
 _OWNER = f"{RESULTS}/_owner"
@@ -57,16 +57,16 @@ COLUMNS = pa.schema(
         ("manifest_row", pa.int64()),
     ]
 )
-"""What the job says of every row, made or failed."""
+"""The job's columns, for successful and failed rows alike."""
 
 
 def schema_for(manifest: pa.Schema) -> pa.Schema:
-    """All columns of a job's results: the manifest's that the job does not use itself, then the job's."""
+    """Return the schema of a job's results: the manifest's other columns, then the job's."""
     return pa.schema([*(field for field in manifest if field.name not in COLUMNS.names), *COLUMNS])
 
 
-def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as a table; what a column of text cannot hold is JSON there, and what any other cannot is null."""
+def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Convert rows to a table. Values that do not fit become JSON in string columns and null in others."""
     columns = [_column([row.get(field.name) for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
@@ -94,47 +94,47 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
 
 
 def _clean(value: Any) -> Any:
-    """Text as UTF-8 can hold it, at any depth: rows that fail for their text are results, too."""
+    """Replace text that is not valid Unicode, at any depth: rows that fail because of it are results, too."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, Mapping):
-        return {_clean(key): _clean(one) for key, one in value.items()}
+        return {_clean(key): _clean(item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(_clean(one) for one in value)
-    return [_clean(one) for one in value] if isinstance(value, list) else value
+        return tuple(_clean(item) for item in value)
+    return [_clean(item) for item in value] if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True)
-class Done:
-    """A row that an earlier run has finished: the hash of its script, and the part that holds it."""
+class FinishedRow:
+    """A row that an earlier run finished: the hash of its script, and the part that contains it."""
 
     script_sha256: str
     part: str
 
 
-class Results:
-    """The results of one output folder.
+class ResultTable:
+    """The result table of one output folder.
 
     Attributes:
-        done: rows that are made, by id.
+        finished: rows that earlier runs finished, by id.
     """
 
-    def __init__(self, folder: Folder, schema: pa.Schema, run_id: str) -> None:
+    def __init__(self, folder: StorageBackend, schema: pa.Schema, run_id: str) -> None:
         self._folder, self._schema, self._run_id = folder, schema, run_id
         self._number = 0
-        self.done: dict[str, Done] = {}
+        self.finished: dict[str, FinishedRow] = {}
 
-    def claim(self) -> None:
-        """Say that this run writes here now: an earlier one that still lives, unknown to anybody, writes no more."""
-        self._folder.put(_OWNER, self._run_id.encode())
+    def take_ownership(self) -> None:
+        """Make this run the only writer: an earlier run that is still alive will fail to write."""
+        self._folder.write(_OWNER, self._run_id.encode())
 
     def _check_owner(self) -> None:
-        owner = self._folder.get(_OWNER).decode()
+        owner = self._folder.read(_OWNER).decode()
         if owner != self._run_id:
-            raise RuntimeError(f"the run {owner} has taken over {self._folder.locate(RESULTS)}")
+            raise RuntimeError(f"run {owner} has taken over {self._folder.locate(RESULTS)}")
 
     def load(self) -> None:
-        """Learn what earlier runs have made; rows of theirs that failed are taken out, for they are tried again.
+        """Read what earlier runs finished, and remove their failed rows, which will be retried.
 
         Raises:
             BadInput: a part cannot be read.
@@ -145,75 +145,77 @@ class Results:
             hashes = table["script_sha256"].to_pylist()
             kept = []
             for index, (identity, state, digest) in enumerate(zip(ids, status, hashes, strict=True)):
-                if state == "failed" or identity in self.done:
+                if state == "failed" or identity in self.finished:
                     continue
                 kept.append(index)
-                self.done[identity] = Done(digest, name)
+                self.finished[identity] = FinishedRow(digest, name)
             if len(kept) < len(table):
                 self._replace(name, table.take(pa.array(kept, pa.int64())))
 
     def clear(self) -> None:
-        """Forget all that earlier runs have made."""
+        """Delete the results of earlier runs."""
         for name in self._parts():
             self._folder.delete(name)
 
-    def take_out(self, identities: Iterable[str]) -> None:
-        """Remove rows that are to be made again; each part that holds some is replaced once."""
-        leaving: dict[str, set[str]] = {}
+    def remove(self, identities: Iterable[str]) -> None:
+        """Remove rows that will be done again; each part that contains some is replaced once."""
+        removed: dict[str, set[str]] = {}
         for identity in identities:
-            if (done := self.done.pop(identity, None)) is not None:
-                leaving.setdefault(done.part, set()).add(identity)
-        for part, gone in leaving.items():
+            if (finished := self.finished.pop(identity, None)) is not None:
+                removed.setdefault(finished.part, set()).add(identity)
+        for part, identities_in_part in removed.items():
             table = self._read(part)
-            kept = [index for index, one in enumerate(table["id"].to_pylist()) if one not in gone]
+            kept = [index for index, name in enumerate(table["id"].to_pylist()) if name not in identities_in_part]
             self._replace(part, table.take(pa.array(kept, pa.int64())))
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows as a part of their own; when this returns they are there for good.
+        """Write rows as a new part; they are durable when this returns.
 
         Raises:
-            RuntimeError: another run has begun to write here.
+            RuntimeError: another run has taken over.
         """
         name = f"{RESULTS}/part-{self._run_id}-{self._number:06d}.parquet"
         self._number += 1
         self._check_owner()
-        self._folder.put(name, _bytes(table_of(rows, self._schema)))
+        self._folder.write(name, _bytes(to_table(rows, self._schema)))
         try:
             self._check_owner()
         except RuntimeError:
-            # The other run may have looked before this part was there.
+            # The other run may have read the parts before this one existed.
             self._folder.delete(name)
             raise
 
     def _parts(self) -> list[str]:
-        return [name for name in self._folder.names(RESULTS) if name.endswith(".parquet")]
+        return [name for name in self._folder.list_files(RESULTS) if name.endswith(".parquet")]
 
     def _read(self, name: str) -> pa.Table:
         try:
-            table = pq.read_table(io.BytesIO(self._folder.get(name)))
+            table = pq.read_table(io.BytesIO(self._folder.read(name)))
         except pa.ArrowInvalid as error:
-            raise BadInput(f"{self._folder.locate(name)} is no result file that can be read: {error}") from error
+            raise BadInput(f"{self._folder.locate(name)} is not a readable result file: {error}") from error
         if missing := {"id", "status", "script_sha256"} - set(table.column_names):
-            raise BadInput(f"{self._folder.locate(name)} is not a result file: it has no column {', '.join(missing)}")
+            raise BadInput(
+                f"{self._folder.locate(name)} is not a result file: it lacks the column {', '.join(missing)}"
+            )
         return table
 
     def _replace(self, name: str, table: pa.Table) -> None:
         if len(table):
-            self._folder.put(name, _bytes(table))
+            self._folder.write(name, _bytes(table))
         else:
             self._folder.delete(name)
 
 
-def read_results(folder: Folder) -> pa.Table:
-    """All rows of an output folder, whatever manifests they came from.
+def read_results(folder: StorageBackend) -> pa.Table:
+    """Return all rows of an output folder, whatever manifests they came from.
 
     Raises:
         BadInput: there are none.
     """
-    names = [name for name in folder.names(RESULTS) if name.endswith(".parquet")]
+    names = [name for name in folder.list_files(RESULTS) if name.endswith(".parquet")]
     if not names:
-        raise BadInput(f"there are no results under {folder.locate(RESULTS)}")
-    tables: Iterable[pa.Table] = (pq.read_table(io.BytesIO(folder.get(name))) for name in names)
+        raise BadInput(f"no results under {folder.locate(RESULTS)}")
+    tables: Iterable[pa.Table] = (pq.read_table(io.BytesIO(folder.read(name))) for name in names)
     return pa.concat_tables(list(tables), promote_options="permissive")
 
 

@@ -1,7 +1,6 @@
-"""Where a job's files lie: local folders and buckets, by path or URI.
+"""Reads files by path or URI: `/a/path`, `file:///a/path`, `s3://bucket/prefix`.
 
-In: `/a/path`, `file:///a/path`, `s3://bucket/prefix`. Out: bytes, or one sentence that names what cannot be reached. S3
-credentials, region and endpoint come from the usual AWS variables (`AWS_ENDPOINT_URL`, too).
+S3 credentials, region and endpoint come from the usual AWS variables, `AWS_ENDPOINT_URL` included.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ _SCHEMES = ("s3://", "file://", "gs://")
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a path or URI, and the path in it.
+    """Return the file system of a path or URI, and the path in it.
 
     Raises:
-        BadInput: no filesystem is known for it.
+        BadInput: the scheme is not supported.
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(uri)
@@ -38,24 +37,24 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (ArrowInvalid, OSError) as error:
         known = ", ".join(_SCHEMES)
-        raise BadInput(f"{uri!r} cannot be opened: {error}; give a path, or a URI of {known}") from error
+        raise BadInput(f"{uri!r} cannot be opened: {error}; wanted a path, or a URI with {known}") from error
     return filesystem, path
 
 
 @dataclasses.dataclass(frozen=True)
-class UriStore:
+class UriVoiceStore:
     """A voice library under a URI; see `higgs_model.script.voices.VoiceStore`."""
 
     uri: str
 
     def names(self) -> list[str]:
-        """Names of the files there, of which nothing is read."""
+        """Return the names of the files, without reading any."""
         filesystem, path = resolve(self.uri)
         found = filesystem.get_file_info(fs.FileSelector(path))
         return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
     def read(self, name: str) -> bytes:
-        """One file's bytes."""
+        """Return the content of one file."""
         filesystem, path = resolve(self.uri)
         with filesystem.open_input_stream(f"{path}/{name}") as file:
             content: bytes = file.read()
@@ -63,10 +62,11 @@ class UriStore:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The content of one file, by path or URI.
+    """Return the content of a file.
 
     Raises:
-        BadInput: no filesystem is known for it. OSError: it cannot be read.
+        BadInput: the scheme is not supported.
+        OSError: it cannot be read.
     """
     filesystem, path = resolve(uri)
     with filesystem.open_input_stream(path) as file:
@@ -74,34 +74,34 @@ def read_bytes(uri: str) -> bytes:
     return content
 
 
-def folder_of(uri: str) -> str:
-    """The folder of a manifest: that which holds it, if it is one file, else itself."""
-    whole = uri.rstrip("/")
-    return whole.rpartition("/")[0] if os.path.splitext(whole)[1] else whole
+def parent_folder(uri: str) -> str:
+    """Return the folder that contains a manifest, or the manifest itself if it is a folder."""
+    path = uri.rstrip("/")
+    return path.rpartition("/")[0] if os.path.splitext(path)[1] else path
 
 
-def beside(place: str, uri: str) -> str:
-    """A path or URI, which is relative to the place if it is relative at all."""
+def resolve_relative(folder: str, uri: str) -> str:
+    """Resolve a path or URI relative to a folder."""
     if "://" in uri or os.path.isabs(uri):
         return uri
-    return f"{place.rstrip('/')}/{uri}"
+    return f"{folder.rstrip('/')}/{uri}"
 
 
-def open_voices(uri: str | None, place: str = ".") -> Voices:
-    """A voice library by path or URI, and one-off recordings from wherever rows say.
+def open_voices(uri: str | None, folder: str = ".") -> Voices:
+    """Open a voice library, and read the reference recordings that rows bring along.
 
     Args:
-        place: what relative paths of one-off recordings are relative to.
+        folder: what relative paths in rows are relative to.
 
     Raises:
-        BadInput: there is no such library.
+        BadInput: the library does not exist.
     """
 
-    def read_one_off(name: str) -> bytes:
-        return read_bytes(beside(place, name))
+    def read_reference(name: str) -> bytes:
+        return read_bytes(resolve_relative(folder, name))
 
     if uri is None:
-        return Voices(read_bytes=read_one_off)
+        return Voices(read_bytes=read_reference)
     filesystem, path = resolve(uri)
     try:
         kind = filesystem.get_file_info(path).type
@@ -109,4 +109,4 @@ def open_voices(uri: str | None, place: str = ".") -> Voices:
         raise BadInput(f"the voice library {uri!r} cannot be reached: {error}") from error
     if kind != fs.FileType.Directory:
         raise BadInput(f"the voice library {uri!r} is not a folder or prefix")
-    return Voices(UriStore(uri), read_one_off)
+    return Voices(UriVoiceStore(uri), read_reference)

@@ -1,4 +1,4 @@
-"""Small things that come one at a time and are cheaper done together."""
+"""Batches small asynchronous calls that are cheaper together."""
 
 from __future__ import annotations
 
@@ -7,50 +7,50 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
-class Batched(Generic[Item, Answer]):
-    """Gathers what is added within a moment, does it in one call, and gives each its own answer.
+class CallBatcher(Generic[Item, Result]):
+    """Collects the items of concurrent calls for a moment and processes them in one call.
 
     Args:
-        do: answers for items, in their order.
-        pause_s: the moment.
+        process: returns one result per item, in order.
+        delay_s: how long to collect items.
     """
 
-    def __init__(self, do: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]], pause_s: float) -> None:
-        self._do, self.pause_s = do, pause_s
-        self._items: list[tuple[Item, asyncio.Future[Answer]]] = []
-        self._soon: asyncio.Task[None] | None = None
-        self._doing: set[asyncio.Task[None]] = set()
+    def __init__(self, process: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], delay_s: float) -> None:
+        self._process, self.delay_s = process, delay_s
+        self._items: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._next_batch: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def add(self, item: Item) -> Answer:
-        """The answer for one item; raises what doing all of them raised."""
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._items.append((item, answer))
-        if self._soon is None:
-            self._soon = asyncio.create_task(self._after_a_moment())
-            self._doing.add(self._soon)
-            self._soon.add_done_callback(self._doing.discard)
-        return await answer
+    async def call(self, item: Item) -> Result:
+        """Return the result for one item, or raise what processing its batch raised."""
+        result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._items.append((item, result))
+        if self._next_batch is None:
+            self._next_batch = asyncio.create_task(self._process_batch())
+            self._tasks.add(self._next_batch)
+            self._next_batch.add_done_callback(self._tasks.discard)
+        return await result
 
-    async def settled(self) -> None:
-        """Wait until all that was added is done, whoever still waits for it; raises nothing."""
-        while self._doing:
-            await asyncio.wait(self._doing)
+    async def drain(self) -> None:
+        """Wait until every item has been processed, whether or not its caller still waits; raises nothing."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
-    async def _after_a_moment(self) -> None:
-        await asyncio.sleep(self.pause_s)
-        items, self._items, self._soon = self._items, [], None
+    async def _process_batch(self) -> None:
+        await asyncio.sleep(self.delay_s)
+        items, self._items, self._next_batch = self._items, [], None
         try:
-            answers = await self._do([item for item, _ in items])
+            results = await self._process([item for item, _ in items])
         except BaseException as error:
-            for _, waiting in items:
-                if not waiting.done():
-                    waiting.set_exception(error)
+            for _, future in items:
+                if not future.done():
+                    future.set_exception(error)
             if not isinstance(error, Exception):
                 raise
             return
-        for (_, waiting), answer in zip(items, answers, strict=True):
-            if not waiting.done():
-                waiting.set_result(answer)
+        for (_, future), result in zip(items, results, strict=True):
+            if not future.done():
+                future.set_result(result)

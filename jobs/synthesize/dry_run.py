@@ -1,4 +1,4 @@
-"""What exactly would be sent to the model: one JSON line a script, and how much audio it would be. Loads no model."""
+"""Prints the exact prompts of a job, one JSON line per script, and how much audio to expect. Loads no model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 from higgs_model.errors import HiggsError
 from higgs_model.script.budget import FRAMES_PER_S, frame_budget
 from jobs.storage.manifest import Manifest
-from jobs.synthesize.row_processing import BadRow, RowMaker
+from jobs.synthesize.row_processing import InvalidRow, RowProcessor
 from jobs.synthesize.settings import JobSettings
 
 
 def dry_run(settings: JobSettings, manifest: Manifest) -> int:
-    """Print a line for every row, and a summary for people; gives the exit status, as the job would."""
-    maker = RowMaker(settings)
+    """Print a line for every row and a summary to stderr; return the exit status of the job."""
+    processor = RowProcessor(settings)
     rows = failed = 0
     seconds = 0.0
     seen: set[str] = set()
@@ -25,15 +25,15 @@ def dry_run(settings: JobSettings, manifest: Manifest) -> int:
         line: dict[str, object] = {"id": identity, "chunks": [], "error": None}
         try:
             if isinstance(identity, str) and identity in seen:
-                raise BadRow("duplicate_id", f"the id {identity!r} is already that of an earlier row")
-            plan = maker.check(row).plan
+                raise InvalidRow("duplicate_id", f"the id {identity!r} is already used by an earlier row")
+            plan = processor.validate(row).plan
             line["chunks"] = plan.dry_run()
             seconds += sum(frame_budget(chunk.prompt_text).expected for chunk in plan.chunks) / FRAMES_PER_S
-        except (BadRow, HiggsError) as fault:
+        except (InvalidRow, HiggsError) as error:
             failed += 1
-            line["error"] = str(fault)
+            line["error"] = str(error)
         if isinstance(identity, str):
             seen.add(identity)
         sys.stdout.write(json.dumps(line, ensure_ascii=True, default=str) + "\n")
-    sys.stderr.write(f"{rows} rows, {failed} cannot be spoken; about {seconds / 3600:.2f} h of audio\n")
+    sys.stderr.write(f"{rows} rows, {failed} invalid; about {seconds / 3600:.2f} h of audio\n")
     return 3 if failed > settings.allowed_failures(rows) else 0

@@ -1,14 +1,14 @@
-"""What is done, what is under way, and what must not be tried again: the one actor that every worker asks.
+"""Tracks which rows are done, running, or must not be retried: the one actor that all workers talk to.
 
-    worker:  begin(row) ─▶ go | skip | …      …speaks…      commit(result) ─▶ it is on the disk
+    worker:  claim(row) ─▶ RUN | SKIP | …      …synthesis…      commit(result) ─▶ the result is stored
 
-A row is begun before anything is done for it, so that a row that was begun and never ended has lost its worker. Which
-of the rows that a worker had under way was to blame nobody knows: all of them are suspects. A suspect goes again with
-no other suspect beside it; one that loses a second worker goes a last time with nothing beside it. A row is failed for
-the loss of workers only if it lost two, the last of them with nobody else to blame.
+A worker claims a row before it does anything for it, so a row that was claimed and never committed has lost its worker.
+Nobody knows which of a lost worker's rows was the cause, so all of them are suspects. A suspect runs again without
+another suspect beside it; one that loses a second worker runs a last time alone. A row fails because of lost workers
+only if it lost two, and nothing else ran beside it in the last one.
 
-Results are written as they come, several together when they come fast, and a row's worker hears that it is done only
-when its result is there for good.
+Results are written as they arrive, in batches when they arrive fast, and a worker is told that a row is committed only
+once its result is stored.
 """
 
 from __future__ import annotations
@@ -22,59 +22,64 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.storage.backends import open_folder
-from jobs.storage.result_table import Results
-from jobs.synthesize.call_batching import Batched
+from jobs.storage.backends import open_storage
+from jobs.storage.result_table import ResultTable
+from jobs.synthesize.call_batching import CallBatcher
 
 DUPLICATE = "duplicate_id"
-"""Kind of the fault of a row whose id an earlier row of the manifest has."""
-LOST_WORKERS = 2
-"""Workers that a row loses before it is failed, the last of them alone."""
-_SPARE_WORKERS = 3
-"""Workers, beyond as many as there are, that may end while they load the model before the job gives up."""
-_FASTEST_COMMIT_S, _SLOWEST_COMMIT_S, _COMMITS_A_RUN = 0.2, 10.0, 500
+"""`error_type` of a row whose id an earlier row of the manifest has."""
+MAX_LOST_WORKERS = 2
+"""Workers that a row may lose before it fails; in the last one it ran alone."""
+_EXTRA_LOADING_FAILURES = 3
+"""Workers, in addition to their number, that may die while they load the model before the job fails."""
+_MIN_COMMIT_INTERVAL_S, _MAX_COMMIT_INTERVAL_S, _COMMITS_PER_RUN = 0.2, 10.0, 500
 
 
-class Verdict(enum.Enum):
-    """What is to become of a row."""
+class Admission(enum.Enum):
+    """Whether, and beside which other rows, a worker may run a row."""
 
-    GO = "go"
-    SUSPECT = "suspect"
-    """It was under way when a worker was lost: beside no other such row."""
-    ALONE = "alone"
-    """It was so more than once: beside no row at all."""
+    RUN = "run"
+    RUN_AS_SUSPECT = "run_as_suspect"
+    """It was running when a worker was lost: run it without another suspect beside it."""
+    RUN_ALONE = "run_alone"
+    """That happened more than once: run it without any other row beside it."""
     SKIP = "skip"
-    """It is done, in this run or in an earlier one."""
-    REFUSED = "refused"
+    """It is done, in this run or an earlier one."""
+    REJECT = "reject"
     """It has lost too many workers."""
-    LATER = "later"
-    """The job is about to end; the row is left for the next run."""
+    DEFER = "defer"
+    """The job is stopping; the next run will do it."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether the row may run at all."""
+        return self in (Admission.RUN, Admission.RUN_AS_SUSPECT, Admission.RUN_ALONE)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ticket:
-    """A row that a worker is about to make.
+class RowClaim:
+    """A worker's request to run a row.
 
     Attributes:
         number: of the row in the manifest.
-        worker: who asks; a worker that was started again is another one.
-        beside: what the worker is ready for: GO, SUSPECT or ALONE.
-        chars: about how much it has to say.
+        worker: unique per process; a restarted worker has a new one.
+        mode: how the worker is ready to run it: RUN, RUN_AS_SUSPECT or RUN_ALONE.
+        chars: approximate length of its text.
     """
 
     number: int
     identity: str
     script_sha256: str
     worker: str
-    beside: Verdict = Verdict.GO
+    mode: Admission = Admission.RUN
     chars: int = 0
 
 
 @dataclasses.dataclass
 class Totals:
-    """What has become of all rows so far.
+    """Counts of all rows so far.
 
-    `working_s` runs from when the first worker had loaded the model to the last result.
+    `working_s` is the time from when the first worker had loaded the model to the latest result.
     """
 
     rows: int = 0
@@ -94,122 +99,123 @@ class Totals:
 
 
 class Ledger:
-    """Made a Ray actor by the job; plain asyncio, so that it is tested without a cluster."""
+    """The job makes it a Ray actor; it is plain asyncio, so that tests need no cluster."""
 
     def __init__(self, output: str, schema: pa.Schema, run_id: str, *, overwrite: bool = False) -> None:
-        self._results = Results(open_folder(output), schema, run_id)
-        self._results.claim()
+        self._results = ResultTable(open_storage(output), schema, run_id)
+        self._results.take_ownership()
         if overwrite:
             self._results.clear()
         else:
             self._results.load()
         self.totals = Totals()
-        self._ended, self._workers = bytearray(), 0
-        self._begun: dict[int, tuple[int, str]] = {}
-        """Of rows that have not ended: how often they were begun, and by whom last."""
-        self._company: dict[str, set[int]] = {}
-        """Of each worker, the rows that it has under way, or had when it was lost."""
+        self._ended, self._num_workers = bytearray(), 0
+        self._claims: dict[int, tuple[int, str]] = {}
+        """For each row that was claimed and has not ended: the number of claims, and the latest worker."""
+        self._rows_of: dict[str, set[int]] = {}
+        """For each worker: the rows that it is running, or was running when it was lost."""
         self._loading: set[str] = set()
         self._lost_loading: set[str] = set()
-        self._draining, self._reason = False, ""
-        self._outdated = Batched(self._take_out, _FASTEST_COMMIT_S)
-        self._waiting = Batched(self._append, _FASTEST_COMMIT_S)
-        self._disk = asyncio.Lock()
+        self._draining, self._failure_reason = False, ""
+        self._outdated = CallBatcher(self._remove, _MIN_COMMIT_INTERVAL_S)
+        self._commits = CallBatcher(self._append, _MIN_COMMIT_INTERVAL_S)
+        self._storage_lock = asyncio.Lock()
         self._started_s, self._ready_s = time.monotonic(), 0.0
         self._engines: dict[str, dict[str, float]] = {}
 
-    def expect(self, rows: int, chars: int, workers: int) -> int:
-        """Say how much there is in all, and for whom; gives how many rows earlier runs have left."""
+    def set_expected(self, rows: int, chars: int, num_workers: int) -> int:
+        """Set the size of the job; return how many rows earlier runs have finished."""
         self.totals.rows, self.totals.chars = rows, chars
-        self._ended, self._workers = bytearray(rows), workers
-        return len(self._results.done)
+        self._ended, self._num_workers = bytearray(rows), num_workers
+        return len(self._results.finished)
 
-    def loading(self, worker: str) -> None:
-        """A worker begins to load the model."""
+    def worker_loading(self, worker: str) -> None:
+        """Record that a worker starts to load the model."""
         self._loading.add(worker)
 
-    def loaded(self, worker: str) -> None:
-        """A worker has loaded the model: that it can be done at all is settled."""
+    def worker_loaded(self, worker: str) -> None:
+        """Record that a worker has loaded the model, which shows that it can be loaded."""
         self._loading.discard(worker)
         self._ready_s = self._ready_s or time.monotonic()
         self._lost_loading.clear()
 
-    async def begin(self, tickets: Sequence[Ticket]) -> list[Verdict]:
-        """Say that rows are about to be made.
+    async def claim(self, claims: Sequence[RowClaim]) -> list[Admission]:
+        """Decide about rows that a worker wants to run.
 
         Returns:
-            For each row what its worker is ready for, and it is begun; or anything else, and it is not.
+            For each row its claim's mode, which means that the worker runs it now; anything else means that it does
+            not.
 
         Raises:
-            RuntimeError: workers end while they load the model, one after the other.
+            RuntimeError: one worker after the other dies while it loads the model.
         """
-        return list(await asyncio.gather(*map(self._begin, tickets)))
+        return list(await asyncio.gather(*map(self._claim, claims)))
 
-    async def _begin(self, ticket: Ticket) -> Verdict:
-        number = ticket.number
+    async def _claim(self, claim: RowClaim) -> Admission:
+        number = claim.number
         if self._ended[number]:
-            return Verdict.SKIP
+            return Admission.SKIP
         if self._draining:
-            return Verdict.LATER
-        done = self._results.done.get(ticket.identity)
-        if done is not None:
-            if done.script_sha256 == ticket.script_sha256:
+            return Admission.DEFER
+        finished = self._results.finished.get(claim.identity)
+        if finished is not None:
+            if finished.script_sha256 == claim.script_sha256:
                 self._ended[number] = 1
                 self.totals.skipped += 1
-                self.totals.chars_skipped += ticket.chars
-                return Verdict.SKIP
-            await self._outdated.add(ticket.identity)
-        times, wanted = self._history(number)
-        if wanted is ticket.beside:
-            self._begun[number] = times + 1, ticket.worker
-            self._company.setdefault(ticket.worker, set()).add(number)
-        return wanted
+                self.totals.chars_skipped += claim.chars
+                return Admission.SKIP
+            await self._outdated.call(claim.identity)
+        lost, admission = self._admit(number)
+        if admission is claim.mode:
+            self._claims[number] = lost + 1, claim.worker
+            self._rows_of.setdefault(claim.worker, set()).add(number)
+        return admission
 
-    def _history(self, number: int) -> tuple[int, Verdict]:
-        """How many workers a row has lost, and what follows."""
-        if number not in self._begun:
-            return 0, Verdict.GO
-        times, worker = self._begun[number]
+    def _admit(self, number: int) -> tuple[int, Admission]:
+        """Return how many workers a row has lost, and how it may run."""
+        if number not in self._claims:
+            return 0, Admission.RUN
+        lost, worker = self._claims[number]
         if worker in self._loading:
             self._lost_loading.add(worker)
-            if len(self._lost_loading) > self._workers + _SPARE_WORKERS:
+            if len(self._lost_loading) > self._num_workers + _EXTRA_LOADING_FAILURES:
                 raise RuntimeError(
-                    f"{len(self._lost_loading)} workers ended while they loaded the model; "
+                    f"{len(self._lost_loading)} workers died while they loaded the model; "
                     "most likely it does not fit into memory"
                 )
-            return times - 1, Verdict.GO if times == 1 else Verdict.SUSPECT
-        if times < LOST_WORKERS:
-            return times, Verdict.SUSPECT
-        return times, Verdict.REFUSED if self._company[worker] == {number} else Verdict.ALONE
+            return lost - 1, Admission.RUN if lost == 1 else Admission.RUN_AS_SUSPECT
+        if lost < MAX_LOST_WORKERS:
+            return lost, Admission.RUN_AS_SUSPECT
+        return lost, Admission.REJECT if self._rows_of[worker] == {number} else Admission.RUN_ALONE
 
     async def commit(self, results: Sequence[tuple[int, int, Mapping[str, Any]]]) -> None:
-        """Write results: each a row's number, its characters, and what became of it. Then they are there for good."""
-        await asyncio.gather(*(self._commit(*one) for one in results))
+        """Store results: row number, characters, and result row of each. They are durable when this returns."""
+        await asyncio.gather(*(self._commit(*result) for result in results))
 
     async def _commit(self, number: int, chars: int, row: Mapping[str, Any]) -> None:
-        # A worker may have been lost after this was written, and before Ray knew.
+        # A worker may have been lost after its result was stored and before Ray noticed.
         if self._ended[number]:
             return
         self._ended[number] = 1
-        _, worker = self._begun.pop(number, (0, ""))
-        self._company.get(worker, set()).discard(number)
-        if row["id"] in self._results.done and row["error_type"] != DUPLICATE:
-            # It was good in an earlier run, and now it cannot even be begun.
-            await self._outdated.add(row["id"])
+        _, worker = self._claims.pop(number, (0, ""))
+        self._rows_of.get(worker, set()).discard(number)
+        if row["id"] in self._results.finished and row["error_type"] != DUPLICATE:
+            # It succeeded in an earlier run and is invalid now.
+            await self._outdated.call(row["id"])
         self._count(chars, row)
-        await self._waiting.add(row)
+        await self._commits.call(row)
 
     async def _append(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[None]:
-        """A long run waits longer for rows to come together, so that its files do not become too many."""
+        """Write a batch. Long runs collect rows for longer, so that the number of files stays bounded."""
         running_s = time.monotonic() - self._started_s
-        self._waiting.pause_s = min(max(running_s / _COMMITS_A_RUN, _FASTEST_COMMIT_S), _SLOWEST_COMMIT_S)
-        async with self._disk:
+        self._commits.delay_s = min(max(running_s / _COMMITS_PER_RUN, _MIN_COMMIT_INTERVAL_S), _MAX_COMMIT_INTERVAL_S)
+        async with self._storage_lock:
             await asyncio.to_thread(self._results.append, rows)
         return [None] * len(rows)
 
-    async def _take_out(self, identities: Sequence[str]) -> Sequence[None]:
-        async with self._disk:
-            await asyncio.to_thread(self._results.take_out, identities)
+    async def _remove(self, identities: Sequence[str]) -> Sequence[None]:
+        async with self._storage_lock:
+            await asyncio.to_thread(self._results.remove, identities)
         return [None] * len(identities)
 
     def _count(self, chars: int, row: Mapping[str, Any]) -> None:
@@ -220,31 +226,31 @@ class Ledger:
         if self._ready_s:
             self.totals.working_s = time.monotonic() - self._ready_s
 
-    def report(self, worker: str, engine: Mapping[str, float]) -> None:
-        """What a worker's engine has done so far; how full it was is kept from when rows still waited to be begun."""
-        told = dict(engine)
-        if "occupancy" in told:
-            before = self._engines.get(worker, {}).get("occupancy_while_rows_waited", told["occupancy"])
-            waiting = self.totals.rows - self.totals.ended - len(self._begun)
-            told["occupancy_while_rows_waited"] = told["occupancy"] if waiting > 0 else before
-        self._engines[worker] = told
+    def report_engine(self, worker: str, metrics: Mapping[str, float]) -> None:
+        """Record a worker's engine metrics, and its occupancy as of when rows were still waiting to be claimed."""
+        recorded = dict(metrics)
+        if "occupancy" in recorded:
+            previous = self._engines.get(worker, {}).get("occupancy_while_rows_waited", recorded["occupancy"])
+            waiting = self.totals.rows - self.totals.ended - len(self._claims)
+            recorded["occupancy_while_rows_waited"] = recorded["occupancy"] if waiting > 0 else previous
+        self._engines[worker] = recorded
 
-    def broke(self, reason: str) -> None:
-        """A worker cannot go on, nor can any other: why."""
-        self._reason = self._reason or reason
+    def report_failure(self, reason: str) -> None:
+        """Record why the job cannot continue; the first reason is kept."""
+        self._failure_reason = self._failure_reason or reason
 
-    def reason(self) -> str:
-        """Why the job broke, in a line; empty if no worker said."""
-        return self._reason
+    def failure_reason(self) -> str:
+        """Return why the job failed, in one line; empty if no worker reported it."""
+        return self._failure_reason
 
     def drain(self) -> None:
-        """From now on no row is begun."""
+        """Admit no more rows."""
         self._draining = True
 
-    async def settled(self) -> None:
-        """Wait until every result is written: the worker that handed one in may be lost, and nobody wait for it."""
-        await self._waiting.settled()
+    async def flush(self) -> None:
+        """Wait until every committed result is stored, even if the worker that committed it was lost since."""
+        await self._commits.drain()
 
     def snapshot(self) -> tuple[Totals, dict[str, dict[str, float]]]:
-        """Totals so far, and each engine's numbers."""
+        """Return the totals so far, and the metrics of each worker's engine."""
         return self.totals, self._engines

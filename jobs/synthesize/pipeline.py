@@ -1,10 +1,10 @@
-"""The job on a cluster: Ray Data reads the manifest, hands units of rows to a pool of workers, and waits for them.
+"""Runs a job on a Ray cluster: Ray Data reads the manifest and schedules units of rows onto a pool of worker actors.
 
-    blocks ─▶ look at every row (id, length) ─▶ units, longest first ─▶ workers ─▶ ledger ─▶ results
+    blocks ─▶ scan every row (id, length) ─▶ units, longest first ─▶ workers ─▶ ledger ─▶ results
 
-Rows travel through the object store only; the driver holds a few numbers a row. A unit is one long row, or several
-short ones: Ray hands out some hundred units a second, and rows may be shorter than that. Results are written when a
-row ends, not when its unit does.
+Rows stay in the object store; the driver holds only a few numbers per row. A unit is one long row or several short
+ones, because Ray schedules only some hundred tasks per second. Results are stored when a row ends, not when its unit
+does.
 """
 
 from __future__ import annotations
@@ -25,64 +25,66 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from higgs_model.errors import BadInput
-from jobs.runtime.ray_cluster import THREADS_A_CPU_WORKER
-from jobs.storage.manifest import LINE, Manifest, estimated_chars, parse_lines
+from jobs.runtime.ray_cluster import THREADS_PER_CPU_WORKER
+from jobs.storage.manifest import LINE, Manifest, estimate_chars, parse_lines
 from jobs.storage.result_table import schema_for
 from jobs.synthesize.ledger import Ledger
 from jobs.synthesize.metrics import JobMetrics
 from jobs.synthesize.progress import Progress
 from jobs.synthesize.settings import JobSettings
 from jobs.synthesize.synthesizer_factory import Capacity
-from jobs.synthesize.worker import ROWS_A_SLOT, Factory, RowPlace, SynthesisWorker
+from jobs.synthesize.worker import ROWS_PER_SLOT, Factory, RowLocation, SynthesisWorker
 
 _UNIT_CHARS = 900
-"""About a minute of speech: what a unit of short rows has to say at most."""
-_UNIT_ROWS = 64
-_UNITS_A_WORKER = 8
-"""Units that there should be for each row under way, before rows are put together."""
-_MOST_UNITS = 20_000
+"""Maximum text of a unit of several rows: about a minute of speech."""
+_MAX_UNIT_ROWS = 64
+_MIN_UNITS_PER_CALL = 8
+"""Rows share a unit only if at least this many units per concurrent row remain."""
+_MAX_UNITS = 20_000
 _CPU_SLOTS, _CUDA_SLOTS = 16, 192
-_LOST_MACHINES = 10
-_POLL_S, _REASON_S = 0.5, 10.0
+_MAX_LOST_NODES = 10
+_POLL_INTERVAL_S, _REASON_TIMEOUT_S = 0.5, 10.0
 
 
-class Pool:
-    """How many workers there are, and what each has.
+class WorkerPool:
+    """The number of workers, and the resources of each.
 
     Args:
-        fixed: whether the cluster will never be larger than it is now.
+        fixed_size: whether the cluster cannot grow.
 
     Raises:
-        BadInput: it cannot hold one.
+        BadInput: the cluster cannot grow, and has too few GPUs.
     """
 
-    def __init__(self, settings: JobSettings, *, fixed: bool) -> None:
+    def __init__(self, settings: JobSettings, *, fixed_size: bool) -> None:
         resources = ray.cluster_resources()
         gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
-        self.gpus_a_worker = (
+        self.gpus_per_worker = (
             settings.gpus_per_worker if settings.gpus_per_worker is not None else (1.0 if gpus else 0.0)
         )
-        by_gpu = int(gpus // self.gpus_a_worker) if self.gpus_a_worker else 0
-        wanted = self.gpus_a_worker * (settings.workers or 1)
-        if fixed and wanted > gpus:
+        by_gpu = int(gpus // self.gpus_per_worker) if self.gpus_per_worker else 0
+        wanted = self.gpus_per_worker * (settings.workers or 1)
+        if fixed_size and wanted > gpus:
             raise BadInput(
-                f"{settings.workers or 1} workers with {self.gpus_a_worker:g} GPUs each need {wanted:g}, and this "
+                f"{settings.workers or 1} workers with {self.gpus_per_worker:g} GPUs each need {wanted:g}, and this "
                 f"machine has {gpus:g}; lower --workers or --gpus-per-worker"
             )
-        self.workers = settings.workers or max(by_gpu if self.gpus_a_worker else int(cpus // THREADS_A_CPU_WORKER), 1)
-        self.slots = settings.max_batch or (_CUDA_SLOTS if self.gpus_a_worker else _CPU_SLOTS)
-        # One core is left for what reads the manifest, even where there are but two.
-        self.cpus_a_worker = 0 if self.gpus_a_worker or cpus <= self.workers else 1
-        self.threads = None if self.gpus_a_worker else THREADS_A_CPU_WORKER
+        self.num_workers = settings.workers or max(
+            by_gpu if self.gpus_per_worker else int(cpus // THREADS_PER_CPU_WORKER), 1
+        )
+        self.slots = settings.max_batch or (_CUDA_SLOTS if self.gpus_per_worker else _CPU_SLOTS)
+        # Leaves a core for the tasks that read the manifest, even if there are only two.
+        self.cpus_per_worker = 0 if self.gpus_per_worker or cpus <= self.num_workers else 1
+        self.threads = None if self.gpus_per_worker else THREADS_PER_CPU_WORKER
 
     @property
-    def rows_at_once(self) -> int:
-        """Rows under way in one worker."""
-        return ROWS_A_SLOT * self.slots
+    def rows_per_worker(self) -> int:
+        """Concurrent rows per worker."""
+        return ROWS_PER_SLOT * self.slots
 
 
 def read_blocks(manifest: Manifest, limit: int | None) -> list[Any]:
-    """The manifest in the object store: references to tables of rows, or of lines, in order."""
+    """Load the manifest into the object store; return references to tables of rows or lines, in order."""
     paths = list(manifest.paths)
     if manifest.kind == "parquet":
         dataset = ray.data.read_parquet(paths, filesystem=manifest.filesystem)
@@ -95,17 +97,17 @@ def read_blocks(manifest: Manifest, limit: int | None) -> list[Any]:
 
 
 @ray.remote(num_cpus=1)
-def look(block: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Of every row of a block: a fingerprint of its id (0 if it has none), and how much it has to say."""
+def scan_block(block: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Return, for every row of a block, a hash of its id (0 if it has none) and the approximate length of its text."""
     if block.column_names == [LINE]:
         rows = [next(parse_lines(line), {}) for line in block[LINE].to_pylist()]
     else:
         rows = block.select([name for name in ("id", "text", "turns") if name in block.column_names]).to_pylist()
-    ids = [_fingerprint(row.get("id")) for row in rows]
-    return np.array(ids, np.uint64), np.array([estimated_chars(row) for row in rows], np.int64)
+    ids = [_hash_id(row.get("id")) for row in rows]
+    return np.array(ids, np.uint64), np.array([estimate_chars(row) for row in rows], np.int64)
 
 
-def _fingerprint(identity: object) -> int:
+def _hash_id(identity: object) -> int:
     if not isinstance(identity, str) or not identity:
         return 0
     raw = identity.encode("utf-8", "surrogatepass")
@@ -113,10 +115,10 @@ def _fingerprint(identity: object) -> int:
 
 
 def plan_units(
-    ids: Sequence[NDArray[np.uint64]], chars: Sequence[NDArray[np.int64]], pool: Pool
-) -> Iterator[list[RowPlace]]:
-    """Rows in the order in which they are handed out, longest first, short ones several together."""
-    sizes = [len(one) for one in ids]
+    ids: Sequence[NDArray[np.uint64]], chars: Sequence[NDArray[np.int64]], pool: WorkerPool
+) -> Iterator[list[RowLocation]]:
+    """Yield units of rows in scheduling order: longest rows first, short ones grouped."""
+    sizes = [len(block) for block in ids]
     block_of = np.repeat(np.arange(len(sizes)), sizes)
     index_of = np.concatenate([np.arange(size) for size in sizes])
     all_ids, lengths = np.concatenate(ids), np.concatenate(chars)
@@ -125,56 +127,56 @@ def plan_units(
     duplicate &= all_ids != 0
     order = np.argsort(-lengths, kind="stable")
     total = len(order)
-    most_rows = min(_UNIT_ROWS, total // (_UNITS_A_WORKER * pool.workers * pool.rows_at_once))
-    most_rows = max(most_rows, 1, math.ceil(total / _MOST_UNITS))
-    unit: list[RowPlace] = []
+    max_rows = min(_MAX_UNIT_ROWS, total // (_MIN_UNITS_PER_CALL * pool.num_workers * pool.rows_per_worker))
+    max_rows = max(max_rows, 1, math.ceil(total / _MAX_UNITS))
+    unit: list[RowLocation] = []
     unit_chars = 0
     for number in order.tolist():
-        full = len(unit) == most_rows or (unit_chars + lengths[number] > _UNIT_CHARS and total < _MOST_UNITS)
+        full = len(unit) == max_rows or (unit_chars + lengths[number] > _UNIT_CHARS and total < _MAX_UNITS)
         if unit and full:
             yield unit
             unit, unit_chars = [], 0
-        unit.append(RowPlace(number, int(block_of[number]), int(index_of[number]), bool(duplicate[number])))
+        unit.append(RowLocation(number, int(block_of[number]), int(index_of[number]), bool(duplicate[number])))
         unit_chars += int(lengths[number])
     if unit:
         yield unit
 
 
-class Run:
-    """One run of a job on a cluster that Ray is connected to."""
+class JobRun:
+    """One run of a job on the cluster that Ray is connected to."""
 
     def __init__(
-        self, settings: JobSettings, manifest: Manifest, factory: Factory, run_id: str, *, fixed: bool = False
+        self, settings: JobSettings, manifest: Manifest, factory: Factory, run_id: str, *, fixed_size: bool = False
     ) -> None:
         self.settings, self.factory = settings, factory
         self._metrics = JobMetrics(run_id)
         context = DataContext.get_current()
-        # A row may take hours, and a unit ends with its last row.
+        # A row may take hours, and a task ends with the last row of its unit.
         context.execution_no_progress_timeout_s = -1
         context.enable_progress_bars = False
-        # A thread for each unit under way that reads the process's memory map again and again.
+        # Otherwise each running task has a thread that polls the process's memory map.
         context.memory_usage_poll_interval_s = None
-        # Workers load nothing when they are made: one that dies then has lost its machine.
-        context.max_consecutive_actor_init_deaths = _LOST_MACHINES
-        self.pool = Pool(settings, fixed=fixed)
+        # Constructors load nothing, so a worker that dies in one has lost its node.
+        context.max_consecutive_actor_init_deaths = _MAX_LOST_NODES
+        self.pool = WorkerPool(settings, fixed_size=fixed_size)
         self._blocks = read_blocks(manifest, settings.limit)
-        looked = ray.get([look.remote(block) for block in self._blocks])
-        self._ids, self._chars = [one for one, _ in looked], [one for _, one in looked]
-        self.num_rows = sum(len(one) for one in self._ids)
-        # Beside the driver: whoever loses the driver loses the job anyway. Ray itself would put it anywhere.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        scanned = ray.get([scan_block.remote(block) for block in self._blocks])
+        self._ids, self._chars = [ids for ids, _ in scanned], [chars for _, chars in scanned]
+        self.num_rows = sum(len(ids) for ids in self._ids)
+        # On the driver's node, whose loss ends the job anyway; Ray would place it on any node.
+        driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.ledger = (
             ray.remote(Ledger)
-            .options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
+            .options(num_cpus=0, max_concurrency=1000, scheduling_strategy=driver_node)
             .remote(settings.output, schema_for(manifest.schema), run_id, overwrite=settings.overwrite)
         )
-        chars = int(sum(one.sum() for one in self._chars))
-        self.found_done: int = ray.get(self.ledger.expect.remote(self.num_rows, chars, self.pool.workers))
+        chars = int(sum(block.sum() for block in self._chars))
+        self.num_finished: int = ray.get(self.ledger.set_expected.remote(self.num_rows, chars, self.pool.num_workers))
 
     def dataset(self) -> Dataset:
-        """The lazy dataset whose execution is the job."""
+        """Return the lazy dataset whose execution is the job."""
         units = [{"unit": pickle.dumps(unit)} for unit in plan_units(self._ids, self._chars, self.pool)]
-        calls = self.pool.rows_at_once
+        calls = self.pool.rows_per_worker
         return ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
             SynthesisWorker,
             fn_constructor_kwargs={
@@ -185,38 +187,38 @@ class Run:
                 "capacity": Capacity(self.pool.slots, self.pool.threads),
             },
             batch_size=1,
-            num_gpus=self.pool.gpus_a_worker or None,
-            num_cpus=self.pool.cpus_a_worker,
+            num_gpus=self.pool.gpus_per_worker or None,
+            num_cpus=self.pool.cpus_per_worker,
             compute=ActorPoolStrategy(
-                size=self.pool.workers, max_concurrent_calls_per_actor=calls, max_tasks_in_flight_per_actor=calls
+                size=self.pool.num_workers, max_concurrent_calls_per_actor=calls, max_tasks_in_flight_per_actor=calls
             ),
         )
 
     def execute(self, progress: Progress) -> None:
-        """Run to the end, showing how far it is."""
-        start_s, ended = time.monotonic(), threading.Event()
+        """Run to the end, reporting progress."""
+        start_s, finished = time.monotonic(), threading.Event()
 
-        def watch() -> None:
-            while not ended.wait(_POLL_S):
+        def report() -> None:
+            while not finished.wait(_POLL_INTERVAL_S):
                 totals, engines = ray.get(self.ledger.snapshot.remote())
                 progress.update(totals, time.monotonic() - start_s)
-                self._metrics.show(totals, engines)
+                self._metrics.update(totals, engines)
 
-        watcher = threading.Thread(target=watch, name="progress", daemon=True)
-        watcher.start()
+        reporter = threading.Thread(target=report, name="progress", daemon=True)
+        reporter.start()
         try:
             for _ in self.dataset().iter_batches(batch_size=None, prefetch_batches=0):
                 pass
-            ray.get(self.ledger.settled.remote())
+            ray.get(self.ledger.flush.remote())
         finally:
-            ended.set()
-            watcher.join()
+            finished.set()
+            reporter.join()
             progress.close()
 
-    def reason(self) -> str:
-        """Why the job broke, if a worker knew; else nothing."""
+    def failure_reason(self) -> str:
+        """Return why the job failed, if a worker reported it; else an empty string."""
         try:
-            said: str = ray.get(self.ledger.reason.remote(), timeout=_REASON_S)
+            reason: str = ray.get(self.ledger.failure_reason.remote(), timeout=_REASON_TIMEOUT_S)
         except (ray.exceptions.RayError, TimeoutError):
             return ""
-        return said
+        return reason

@@ -1,7 +1,7 @@
-"""One row, from its mapping to its result: checked, spoken, written.
+"""Processes one row: validates it, synthesizes it, writes its audio file, and returns its result row.
 
-The result of a made row and of a failed one have the same columns. The audio file comes first and the result row last,
-so that whoever reads a result finds its file. Nothing here knows Ray.
+Successful and failed rows have the same columns. The audio file is written before the result row, so that a reader of a
+result always finds its file. Nothing here depends on Ray.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from higgs_model.script.plan import Plan
 from higgs_model.script.script import Script, faults
 from higgs_model.script.spoken import Lexicon
 from higgs_model.synthesizer.records import Piece, SpokenChunk
-from jobs.storage.audio_writer import Gathered, Recording, open_recording
-from jobs.storage.backends import open_folder
-from jobs.storage.code_archive import KeptSegments, pack_takes
-from jobs.storage.manifest import BROKEN, Row
-from jobs.storage.uris import folder_of, open_voices, read_bytes
+from jobs.storage.audio_writer import BufferedRecording, RecordingWriter, open_recording_writer
+from jobs.storage.backends import open_storage
+from jobs.storage.code_archive import SegmentArchive, pack_takes
+from jobs.storage.manifest import PARSE_ERROR, Row
+from jobs.storage.uris import open_voices, parent_folder, read_bytes
 from jobs.synthesize.settings import JobSettings
 
 if TYPE_CHECKING:
@@ -37,145 +37,152 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-class Speaks(Protocol):
-    """What is asked of a `Synthesizer`, or of something that stands for one."""
+class SynthesizerProtocol(Protocol):
+    """The interface of `Synthesizer` that a job uses."""
 
     @property
     def sample_rate(self) -> int:
-        """Hz."""
+        """In Hz."""
 
-    def speak(self, plan: Plan, *, kept: SegmentStore | None = None) -> AsyncGenerator[Piece]:
-        """The recording, piece by piece."""
+    def stream(self, plan: Plan, *, kept: SegmentStore | None = None) -> AsyncGenerator[Piece]:
+        """Yield the recording piece by piece."""
 
-    def numbers(self) -> dict[str, float]:
-        """What its engine has done."""
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of its engine."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all resources."""
 
 
-class BadRow(Exception):
-    """A row that has no audio: the kind of its fault, and what it is in words."""
+class InvalidRow(Exception):
+    """A row that yields no audio; `error_type` is its category in the results."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, error_type: str, message: str) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.error_type = error_type
 
 
 @dataclasses.dataclass(frozen=True)
-class Checked:
-    """A row that can be spoken, as far as can be seen; the hash covers all that its audio follows from."""
+class ValidatedRow:
+    """A row that passed validation; the hash covers everything that determines its audio."""
 
     script: Script
     plan: Plan
     sha256: str
 
 
-class RowMaker:
-    """Makes rows for one job."""
+class RowProcessor:
+    """Processes the rows of one job."""
 
     def __init__(self, settings: JobSettings) -> None:
         self._settings = settings
-        self._folder = open_folder(settings.output)
+        self._folder = open_storage(settings.output)
         self._writers = ThreadPoolExecutor(self._folder.writers, thread_name_prefix="files")
-        self._voices = open_voices(settings.voices, folder_of(settings.manifest))
+        self._voices = open_voices(settings.voices, parent_folder(settings.manifest))
         self._lexicon = open_lexicon(settings.lexicon)
         self._defaults = {"seed": settings.seed} | settings.row_defaults()
-        self._heard = settings.audio_settings()
+        self._audio_settings = settings.audio_settings()
 
-    def check(self, row: Row) -> Checked:
-        """Validate a row, find its voices and cut its text.
+    def validate(self, row: Row) -> ValidatedRow:
+        """Validate a row, look up its voices and split its text.
 
         Raises:
-            BadRow: it cannot be spoken.
+            InvalidRow: it cannot be synthesized.
         """
-        if BROKEN in row:
-            raise BadRow("invalid_row", str(row[BROKEN]))
+        if PARSE_ERROR in row:
+            raise InvalidRow("invalid_row", str(row[PARSE_ERROR]))
         try:
             script = Script.model_validate(row).with_defaults(self._defaults)
         except ValidationError as error:
-            raise BadRow("invalid_row", "; ".join(faults(error))) from None
+            raise InvalidRow("invalid_row", "; ".join(faults(error))) from None
         try:
             plan = Plan.of(script, self._voices, self._lexicon)
             digest = script.content_hash(self._voices, self._lexicon)
         except HiggsError as error:
-            raise BadRow("bad_input", str(error)) from error
-        return Checked(script, plan, self._digest(digest))
+            raise InvalidRow("bad_input", str(error)) from error
+        return ValidatedRow(script, plan, self._digest(digest))
 
     def _digest(self, content: str) -> str:
-        """A script's hash and all of the job's settings that are heard."""
-        return hashlib.sha256(json.dumps([content, self._heard], sort_keys=True).encode()).hexdigest()
+        """Combine a script's hash with the job's settings that affect audio."""
+        return hashlib.sha256(json.dumps([content, self._audio_settings], sort_keys=True).encode()).hexdigest()
 
-    async def make(self, speaks: Speaks, row: Row, checked: Checked) -> Mapping[str, Any]:
-        """Speak a row and write its file."""
+    async def synthesize(self, synthesizer: SynthesizerProtocol, row: Row, valid: ValidatedRow) -> Mapping[str, Any]:
+        """Synthesize a row, write its file, and return its result.
+
+        Raises:
+            InvalidRow: it yielded no audio.
+            OSError: its file could not be written.
+        """
         start = time.perf_counter()
-        name = audio_name(checked.script.id, self._settings.format)
-        kept = KeptSegments(self._folder, checked.script.id, checked.sha256)
-        stored = kept if self._settings.segment_minutes is not None else None
+        name = audio_name(valid.script.id, self._settings.format)
+        segments = SegmentArchive(self._folder, valid.script.id, valid.sha256)
+        kept = segments if self._settings.segment_minutes is not None else None
         chunks: list[SpokenChunk] = []
-        with Gathered(functools.partial(self._recording, name, speaks.sample_rate)) as recording:
-            async with contextlib.aclosing(speaks.speak(checked.plan, kept=stored)) as pieces:
+        with BufferedRecording(functools.partial(self._open_writer, name, synthesizer.sample_rate)) as recording:
+            async with contextlib.aclosing(synthesizer.stream(valid.plan, kept=kept)) as pieces:
                 async for piece in pieces:
-                    if recording.add(piece.samples_N):
-                        await self._writing(recording.write)
+                    if recording.append(piece.samples_N):
+                        await self._in_writer_thread(recording.flush)
                     if piece.chunk is not None:
                         chunks.append(piece.chunk)
             if not any(chunk.stop_sample > chunk.start_sample for chunk in chunks):
-                raise BadRow("no_audio", f"none of the {len(chunks)} chunks gave any audio, in no attempt")
-            written = await self._writing(self._publish, recording, name, checked, chunks)
-        if stored is not None:
-            await self._writing(kept.forget)
-        return self._result(row, checked, written, chunks, time.perf_counter() - start)
+                raise InvalidRow("no_audio", f"no take of the {len(chunks)} chunks has any audio")
+            written = await self._in_writer_thread(self._publish, recording, name, valid, chunks)
+        if kept is not None:
+            await self._in_writer_thread(segments.delete)
+        return self._result(row, valid, written, chunks, time.perf_counter() - start)
 
-    async def _writing(self, work: Callable[..., Result], *arguments: Any) -> Result:
+    async def _in_writer_thread(self, work: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._writers, work, *arguments)
 
-    def _publish(self, recording: Gathered, name: str, checked: Checked, chunks: list[SpokenChunk]) -> WrittenFile:
+    def _publish(
+        self, recording: BufferedRecording, name: str, valid: ValidatedRow, chunks: list[SpokenChunk]
+    ) -> WrittenFile:
         written = recording.finish()
         if self._settings.keep_codes:
-            self._folder.put(codes_name(checked.script.id), pack_takes(chunks))
+            self._folder.write(codes_name(valid.script.id), pack_takes(chunks))
         self._folder.publish(written.path, name)
         return written
 
-    def failed(self, row: Row, fault: BadRow, checked: Checked | None = None) -> Mapping[str, Any]:
-        """The result of a row that has no audio."""
+    def failed_result(self, row: Row, error: InvalidRow, valid: ValidatedRow | None = None) -> Mapping[str, Any]:
+        """Return the result of a row without audio."""
         identity = row.get("id")
         return row | {
             "id": identity if isinstance(identity, str) else None if identity is None else str(identity),
             "status": "failed",
-            "error_type": fault.kind,
-            "error": str(fault),
+            "error_type": error.error_type,
+            "error": str(error),
             "model": self._settings.model,
-            "script_sha256": checked.sha256 if checked else None,
-            "seed": checked.script.seed if checked else row.get("seed"),
+            "script_sha256": valid.sha256 if valid else None,
+            "seed": valid.script.seed if valid else row.get("seed"),
         }
 
     def _result(
-        self, row: Row, checked: Checked, written: WrittenFile, chunks: list[SpokenChunk], seconds: float
+        self, row: Row, valid: ValidatedRow, written: WrittenFile, chunks: list[SpokenChunk], seconds: float
     ) -> Mapping[str, Any]:
-        name = audio_name(checked.script.id, self._settings.format)
+        name = audio_name(valid.script.id, self._settings.format)
         return row | {
-            "id": checked.script.id,
+            "id": valid.script.id,
             "status": "ok" if all(chunk.take.good for chunk in chunks) else "flagged",
             "audio_path": self._folder.locate(name),
             "duration_s": written.duration_s,
             "sample_rate": written.sample_rate_hz,
             "num_frames": sum(chunk.take.attempt.frames for chunk in chunks),
             "chunks": [_chunk_row(chunk) for chunk in chunks],
-            "warnings": list(checked.plan.warnings),
+            "warnings": list(valid.plan.warnings),
             "audio_sha256": written.sha256,
-            "script_sha256": checked.sha256,
+            "script_sha256": valid.sha256,
             "model": self._settings.model,
-            "seed": checked.script.seed,
+            "seed": valid.script.seed,
             "synthesis_s": seconds,
         }
 
-    def _recording(self, name: str, sample_rate_hz: int) -> Recording:
-        return open_recording(self._folder.draft(name), sample_rate_hz, self._settings)
+    def _open_writer(self, name: str, sample_rate_hz: int) -> RecordingWriter:
+        return open_recording_writer(self._folder.staging_path(name), sample_rate_hz, self._settings)
 
 
 def open_lexicon(uri: str | None) -> Lexicon | None:
-    """A lexicon by path or URI.
+    """Read a lexicon by path or URI.
 
     Raises:
         BadInput: it cannot be read.
@@ -189,12 +196,12 @@ def open_lexicon(uri: str | None) -> Lexicon | None:
 
 
 def audio_name(identity: str, file_format: str) -> str:
-    """Where a row's audio is: in one of 256 folders, so that none holds too many."""
+    """Return the name of a row's audio file, in one of 256 folders so that none gets too large."""
     return f"audio/{_shard(identity)}/{identity}.{file_format}"
 
 
 def codes_name(identity: str) -> str:
-    """Where a row's codes are, if they are kept."""
+    """Return the name of the file with a row's codes (`--keep-codes`)."""
     return f"codes/{_shard(identity)}/{identity}.npz"
 
 

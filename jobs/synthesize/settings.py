@@ -26,9 +26,9 @@ from pydantic_settings import (
 )
 
 from higgs_model import demo
-from higgs_model.audio.writers import check_rate
+from higgs_model.audio.writers import check_sample_rate
 from higgs_model.errors import BadInput
-from jobs.runtime.cli import Arguments, say
+from jobs.runtime.cli import ArgumentParser, print_status
 
 ENV_PREFIX = "HIGGS_"
 """Prefix of the environment variables. The endpoint shares it, and the names that both have mean the same."""
@@ -132,7 +132,7 @@ class JobSettings(BaseModel):
     @model_validator(mode="after")
     def _check_sample_rate(self) -> Self:
         if self.sample_rate is not None:
-            check_rate(self.format, self.sample_rate)
+            check_sample_rate(self.format, self.sample_rate)
         return self
 
     def audio_settings(self) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def describe_sources(settings: JobSettings, sources: Mapping[str, str]) -> str:
 
 
 def _read_flags(arguments: Sequence[str]) -> dict[str, Any]:
-    parser = Arguments(
+    parser = ArgumentParser(
         prog="python -m jobs.synthesize",
         description="Synthesize every script in a manifest.",
         epilog=f"Any option may also be an environment variable such as {ENV_PREFIX}MAX_BATCH. Flags take precedence "
@@ -237,7 +237,7 @@ def _read_environment() -> dict[str, Any]:
             continue
         # The variable may be one of the endpoint's, so only a likely typo is reported.
         if near := difflib.get_close_matches(name, known, 1, _TYPO_CUTOFF):
-            say(f"unknown environment variable {variable}; did you mean {ENV_PREFIX}{near[0].upper()}?")
+            print_status(f"unknown environment variable {variable}; did you mean {ENV_PREFIX}{near[0].upper()}?")
     found = EnvSettingsSource(_SettingsSources, env_prefix=ENV_PREFIX)()
     return {name: value for name, value in found.items() if name in known}
 

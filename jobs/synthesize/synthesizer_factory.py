@@ -1,4 +1,4 @@
-"""What a job's workers hold, from the job's settings. Torch is imported where a model is loaded, and not before."""
+"""Builds a worker's synthesizer from the job's settings. Torch is imported only where a model is loaded."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """What one worker may use.
+    """The resources of one worker.
 
     Attributes:
-        slots: requests that its engine runs at the same time.
-        threads: of the processor; None: as many as torch finds right.
+        slots: concurrent requests of its engine.
+        threads: CPU threads; None: torch's default.
     """
 
     slots: int
@@ -30,7 +30,7 @@ class Capacity:
 
 
 def load_synthesizer(settings: JobSettings, capacity: Capacity) -> Synthesizer:
-    """Load model and codec, with an engine."""
+    """Load model and codec, and start an engine."""
     import torch
 
     from higgs_model.engine.settings import EngineSettings
@@ -47,10 +47,10 @@ def load_synthesizer(settings: JobSettings, capacity: Capacity) -> Synthesizer:
 
 
 def synthesis_settings(settings: JobSettings) -> SynthesisSettings:
-    """What a job's settings say of how scripts are spoken.
+    """Return the part of a job's settings that concerns synthesis.
 
     Raises:
-        BadInput: there is no such check.
+        BadInput: the check does not exist.
     """
     from higgs_model.synthesizer import Pauses, SynthesisSettings
 
@@ -66,28 +66,28 @@ def synthesis_settings(settings: JobSettings) -> SynthesisSettings:
 
 
 def find_check(name: str) -> TranscriptCheck:
-    """A check of takes by the name `module:callable`; see `higgs_model.audio.gate.TranscriptCheck`.
+    """Import the check of takes named `module:callable`; see `higgs_model.audio.gate.TranscriptCheck`.
 
     Raises:
-        BadInput: there is none of that name.
+        BadInput: it does not exist, or cannot be called.
     """
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"--check {name!r} cannot be found: {error}; wanted module:callable") from error
+        raise BadInput(f"--check {name!r} cannot be imported: {error}; wanted module:callable") from error
     if not callable(found):
-        raise BadInput(f"--check {name!r} is not something that can be called")
+        raise BadInput(f"--check {name!r} is not callable")
     return cast("TranscriptCheck", found)
 
 
 def check_local_model(name: str) -> None:
-    """See that a model which must be on this machine is there; what the hub has only loading tells.
+    """Check that a model given as a path exists. Hub repositories are checked when they are loaded.
 
     Raises:
-        BadInput: it is not.
+        BadInput: it does not.
     """
     path = Path(name).expanduser()
-    meant_as_path = path.exists() or name.startswith(("/", "./", "../", "~"))
-    if name != demo.NAME and meant_as_path and not (path / "config.json").is_file():
-        raise BadInput(f"--model {name!r} is no checkpoint: there is no file {path / 'config.json'}")
+    is_path = path.exists() or name.startswith(("/", "./", "../", "~"))
+    if name != demo.NAME and is_path and not (path / "config.json").is_file():
+        raise BadInput(f"--model {name!r} is not a checkpoint: no file {path / 'config.json'}")

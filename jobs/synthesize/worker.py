@@ -1,10 +1,10 @@
-"""The actor of the batch job: rows in, audio files and result rows out.
+"""The actor of the batch job: units of rows in, audio files and result rows out.
 
-One worker holds one `Synthesizer` and keeps its engine full: rows of all units that Ray has handed to it are under way
-at the same time, on an event loop of the worker's own, which Ray never blocks. Whatever happens to a row becomes that
-row's result. What happens to the engine does not: out of memory, it is built anew with half the slots; broken
-otherwise, too often, the worker ends itself, and Ray starts another. The driver only names this class: torch is
-imported where it is used, which is in the worker.
+A worker holds one `Synthesizer` and keeps its engine full: the rows of all units that Ray has assigned to it run
+concurrently, on an event loop of the worker's own, which Ray never blocks. Whatever happens to a row becomes that row's
+result. Engine failures do not: after an out-of-memory error the engine is rebuilt with half the slots; when it fails
+otherwise, too often, the worker exits, and Ray starts another. The driver only refers to this class, so torch is
+imported where it is used, in the worker.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ import pyarrow as pa
 import ray
 
 from higgs_model.errors import HiggsError
-from jobs.storage.manifest import Row, estimated_chars, row_of
-from jobs.synthesize.call_batching import Batched
-from jobs.synthesize.ledger import DUPLICATE, LOST_WORKERS, Ticket, Verdict
-from jobs.synthesize.row_processing import BadRow, Checked, RowMaker, Speaks
+from jobs.storage.manifest import Row, estimate_chars, get_row
+from jobs.synthesize.call_batching import CallBatcher
+from jobs.synthesize.ledger import DUPLICATE, MAX_LOST_WORKERS, Admission, RowClaim
+from jobs.synthesize.row_processing import InvalidRow, RowProcessor, SynthesizerProtocol, ValidatedRow
 from jobs.synthesize.settings import JobSettings
 from jobs.synthesize.synthesizer_factory import Capacity
 
 logger = logging.getLogger(__name__)
 
-ROWS_A_SLOT = 2
-"""Rows under way for each slot: while one's take is decoded and judged, another's is spoken."""
-_CALL_EVERY_S = 0.03
-"""The ledger is asked about several rows at once."""
-_MOST_BROKEN_ENGINES = 3
+ROWS_PER_SLOT = 2
+"""Concurrent rows per slot: while one's take is decoded and checked, another one is generated."""
+_LEDGER_CALL_INTERVAL_S = 0.03
+"""Calls to the ledger are batched."""
+_MAX_ENGINE_FAILURES = 3
 
-Factory = Callable[[JobSettings, Capacity], Speaks]
+Factory = Callable[[JobSettings, Capacity], SynthesizerProtocol]
 """Builds a worker's synthesizer."""
 
 
 @dataclasses.dataclass(frozen=True)
-class RowPlace:
-    """Where a row stands: its number in the manifest, the block that holds it, and its place there."""
+class RowLocation:
+    """A row's number in the manifest, its block, and its index in that block."""
 
     number: int
     block: int
@@ -57,11 +57,11 @@ class RowPlace:
 
 
 class SynthesisWorker:
-    """Ray Data calls one of these, in its own process, with a unit of rows at a time.
+    """Ray Data runs this in a process of its own and calls it with one unit of rows at a time.
 
     Args:
-        blocks: the manifest's blocks in Ray's object store: tables, or lines.
-        ledger: the job's `Ledger` actor.
+        blocks: references to the manifest's blocks in Ray's object store: tables, or lines.
+        ledger: handle of the job's `Ledger` actor.
         factory: builds the synthesizer.
         capacity: of this worker.
     """
@@ -75,122 +75,123 @@ class SynthesisWorker:
         capacity: Capacity,
     ) -> None:
         self._blocks, self._ledger, self._factory, self._capacity = blocks, ledger, factory, capacity
-        self._maker = RowMaker(settings)
+        self._processor = RowProcessor(settings)
         self._settings = settings
-        self._speaks: Speaks | None = None
-        self._broken = 0
+        self._synthesizer: SynthesizerProtocol | None = None
+        self._num_engine_failures = 0
         self._loop = asyncio.new_event_loop()
-        self._building = asyncio.Lock()
-        self._company = Company(ROWS_A_SLOT * capacity.slots)
-        # Ray's name of an actor stays when the actor is started again.
+        self._load_lock = asyncio.Lock()
+        self._concurrency = WorkerConcurrency(ROWS_PER_SLOT * capacity.slots)
+        # Not Ray's actor id, which a restarted actor keeps.
         self._name = uuid.uuid4().hex
-        self._begin = Batched(self._begin_all, _CALL_EVERY_S)
-        self._results = Batched(self._commit_all, _CALL_EVERY_S)
+        self._claims = CallBatcher(self._claim_batch, _LEDGER_CALL_INTERVAL_S)
+        self._commits = CallBatcher(self._commit_batch, _LEDGER_CALL_INTERVAL_S)
         threading.Thread(target=self._loop.run_forever, name="rows", daemon=True).start()
 
     async def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Make the rows of a unit; gives how many there were, for results go their own way."""
-        places = [place for unit in batch["unit"] for place in pickle.loads(unit)]
-        made = asyncio.run_coroutine_threadsafe(self._unit(places), self._loop)
-        await asyncio.wrap_future(made)
-        return {"rows": np.array([len(places)])}
+        """Process the rows of a unit. Returns only their number, because results go through the ledger."""
+        locations = [location for unit in batch["unit"] for location in pickle.loads(unit)]
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._process_unit(locations), self._loop))
+        return {"rows": np.array([len(locations)])}
 
-    async def _unit(self, places: Sequence[RowPlace]) -> None:
+    async def _process_unit(self, locations: Sequence[RowLocation]) -> None:
         try:
-            async with self._company.room():
-                looked = await asyncio.to_thread(self._look, places)
-            await asyncio.gather(*map(self._row, looked))
+            async with self._concurrency.limit():
+                rows = await asyncio.to_thread(self._scan_rows, locations)
+            await asyncio.gather(*map(self._process_row, rows))
         except Exception as error:
-            # Of an error that ends the job Ray keeps nothing but its traceback.
+            # Ray keeps only the traceback of an error that ends the job, so the reason goes to the ledger.
             cause = getattr(error, "cause", None) or error
-            await self._ledger.broke.remote(f"{type(cause).__name__}: {cause}".partition("\n")[0])
+            await self._ledger.report_failure.remote(f"{type(cause).__name__}: {cause}".partition("\n")[0])
             raise
-        if self._speaks is not None:
-            self._ledger.report.remote(self._name, self._speaks.numbers())
+        if self._synthesizer is not None:
+            self._ledger.report_engine.remote(self._name, self._synthesizer.metrics())
 
-    def _look(self, places: Sequence[RowPlace]) -> list[_Looked]:
-        """The rows of a unit, each with what is wrong with it or all that making it needs."""
-        blocks = dict(zip(needed := {place.block for place in places}, map(self._block, needed), strict=True))
-        looked = []
-        for place in places:
-            row = row_of(blocks[place.block], place.index)
+    def _scan_rows(self, locations: Sequence[RowLocation]) -> list[ScannedRow]:
+        """Read and validate the rows of a unit."""
+        needed = {location.block for location in locations}
+        blocks = {number: self._get_block(number) for number in needed}
+        rows = []
+        for location in locations:
+            row = get_row(blocks[location.block], location.index)
             try:
-                if place.duplicate:
-                    raise BadRow(DUPLICATE, f"the id {row.get('id')!r} is already that of an earlier row")
-                found: Checked | BadRow = self._maker.check(row)
-            except BadRow as fault:
-                found = fault
-            looked.append(_Looked(place.number, row, estimated_chars(row), found))
-        return looked
+                if location.duplicate:
+                    raise InvalidRow(DUPLICATE, f"the id {row.get('id')!r} is already used by an earlier row")
+                outcome: ValidatedRow | InvalidRow = self._processor.validate(row)
+            except InvalidRow as error:
+                outcome = error
+            rows.append(ScannedRow(location.number, row, estimate_chars(row), outcome))
+        return rows
 
-    async def _row(self, looked: _Looked) -> None:
-        """See a row to its end, be it with others or, if it may be to blame for lost workers, without."""
-        checked = looked.found
-        if isinstance(checked, BadRow):
-            return await self._commit(looked, self._maker.failed(looked.row, checked))
-        verdict = Verdict.GO
-        while verdict in (Verdict.GO, Verdict.SUSPECT, Verdict.ALONE):
-            verdict = await self._make(looked, checked, verdict)
-        if verdict is Verdict.REFUSED:
-            lost = BadRow("worker_lost", f"{LOST_WORKERS} or more workers ended while they made this row")
-            await self._commit(looked, self._maker.failed(looked.row, lost, checked))
+    async def _process_row(self, scanned: ScannedRow) -> None:
+        """Run a row to its end: beside others or, if it may have caused the loss of workers, without them."""
+        valid = scanned.outcome
+        if isinstance(valid, InvalidRow):
+            return await self._commit(scanned, self._processor.failed_result(scanned.row, valid))
+        admission = Admission.RUN
+        while admission.runs:
+            admission = await self._claim_and_run(scanned, valid, admission)
+        if admission is Admission.REJECT:
+            lost = InvalidRow("worker_lost", f"{MAX_LOST_WORKERS} or more workers died while they ran this row")
+            await self._commit(scanned, self._processor.failed_result(scanned.row, lost, valid))
         return None
 
-    async def _make(self, looked: _Looked, checked: Checked, beside: Verdict) -> Verdict:
-        """Make a row beside those that it may be made beside. Gives SKIP when it is done, else what it waits for."""
-        async with self._company.entered(beside) as leave_room:
-            ticket = Ticket(looked.number, checked.script.id, checked.sha256, self._name, beside, looked.chars)
-            verdict = await self._begin.add(ticket)
-            if verdict is beside:
-                result = await self._made(looked.row, checked)
-                await leave_room()
-                await self._commit(looked, result)
-                verdict = Verdict.SKIP
-            return verdict
+    async def _claim_and_run(self, scanned: ScannedRow, valid: ValidatedRow, mode: Admission) -> Admission:
+        """Run a row if the ledger admits it in this mode. Returns SKIP when it is done, else the ledger's decision."""
+        async with self._concurrency.enter(mode) as leave_early:
+            claim = RowClaim(scanned.number, valid.script.id, valid.sha256, self._name, mode, scanned.chars)
+            admission = await self._claims.call(claim)
+            if admission is mode:
+                result = await self._synthesize(scanned.row, valid)
+                await leave_early()
+                await self._commit(scanned, result)
+                admission = Admission.SKIP
+            return admission
 
-    async def _commit(self, looked: _Looked, result: Mapping[str, Any]) -> None:
-        whole = {"manifest_row": looked.number, "error_type": None, **result}
-        await self._results.add((looked.number, looked.chars, whole))
+    async def _commit(self, scanned: ScannedRow, result: Mapping[str, Any]) -> None:
+        complete = {"manifest_row": scanned.number, "error_type": None, **result}
+        await self._commits.call((scanned.number, scanned.chars, complete))
 
-    async def _begin_all(self, tickets: Sequence[Ticket]) -> list[Verdict]:
-        verdicts: list[Verdict] = await self._ledger.begin.remote(tickets)
-        return verdicts
+    async def _claim_batch(self, claims: Sequence[RowClaim]) -> list[Admission]:
+        admissions: list[Admission] = await self._ledger.claim.remote(claims)
+        return admissions
 
-    async def _commit_all(self, results: Sequence[tuple[int, int, Mapping[str, Any]]]) -> list[None]:
+    async def _commit_batch(self, results: Sequence[tuple[int, int, Mapping[str, Any]]]) -> list[None]:
         await self._ledger.commit.remote(results)
         return [None] * len(results)
 
-    async def _made(self, row: Row, checked: Checked) -> Mapping[str, Any]:
-        """The result of a row, whatever happens."""
+    async def _synthesize(self, row: Row, valid: ValidatedRow) -> Mapping[str, Any]:
+        """Return the result of a row, whatever happens to it."""
         while True:
-            speaks = await self._synthesizer()
+            synthesizer = await self._get_synthesizer()
             try:
-                return await self._maker.make(speaks, row, checked)
+                return await self._processor.synthesize(synthesizer, row, valid)
             except _engine_errors() as error:
-                await self._rebuild(speaks, error)
-            except BadRow as fault:
-                return self._maker.failed(row, fault, checked)
+                await self._replace_synthesizer(synthesizer, error)
+            except InvalidRow as error:
+                return self._processor.failed_result(row, error, valid)
             except HiggsError as error:
-                return self._maker.failed(row, BadRow("bad_input", str(error)), checked)
+                return self._processor.failed_result(row, InvalidRow("bad_input", str(error)), valid)
             except OSError as error:
-                return self._maker.failed(row, BadRow("storage", str(error)), checked)
+                return self._processor.failed_result(row, InvalidRow("storage", str(error)), valid)
             except Exception as error:
                 logger.exception("row %s", row.get("id"))
-                return self._maker.failed(row, BadRow("internal", f"{type(error).__name__}: {error}"), checked)
+                internal = InvalidRow("internal", f"{type(error).__name__}: {error}")
+                return self._processor.failed_result(row, internal, valid)
 
-    async def _synthesizer(self) -> Speaks:
-        """The synthesizer, loaded when the first row needs it: a job that has nothing to do loads nothing."""
-        async with self._building:
-            if self._speaks is None:
-                await self._ledger.loading.remote(self._name)
-                self._speaks = await asyncio.to_thread(self._factory, self._settings, self._capacity)
-                await self._ledger.loaded.remote(self._name)
-            return self._speaks
+    async def _get_synthesizer(self) -> SynthesizerProtocol:
+        """Return the synthesizer, loading it for the first row: a job with nothing to do loads no model."""
+        async with self._load_lock:
+            if self._synthesizer is None:
+                await self._ledger.worker_loading.remote(self._name)
+                self._synthesizer = await asyncio.to_thread(self._factory, self._settings, self._capacity)
+                await self._ledger.worker_loaded.remote(self._name)
+            return self._synthesizer
 
-    async def _rebuild(self, broken: Speaks, error: Exception) -> None:
-        """Replace a synthesizer whose engine has stopped, unless another row has done so already."""
-        async with self._building:
-            if self._speaks is not broken:
+    async def _replace_synthesizer(self, failed: SynthesizerProtocol, error: Exception) -> None:
+        """Close a synthesizer whose engine has failed, unless another row has already done so."""
+        async with self._load_lock:
+            if self._synthesizer is not failed:
                 return
             import torch
 
@@ -199,35 +200,35 @@ class SynthesisWorker:
             )
             if out_of_memory and self._capacity.slots > 1:
                 self._capacity = dataclasses.replace(self._capacity, slots=math.ceil(self._capacity.slots / 2))
-                logger.warning("out of memory: going on with %d requests at a time", self._capacity.slots)
+                logger.warning("out of memory: continuing with %d concurrent requests", self._capacity.slots)
             else:
-                self._broken += 1
-                logger.error("the engine broke: %s", error, exc_info=error)
-            if self._broken >= _MOST_BROKEN_ENGINES:
-                # Raising would be tried again on this very process; its end is what Ray answers with a new one.
+                self._num_engine_failures += 1
+                logger.error("the engine failed: %s", error, exc_info=error)
+            if self._num_engine_failures >= _MAX_ENGINE_FAILURES:
+                # Ray would retry an exception in this process; it replaces a process that exits.
                 os._exit(1)
-            await asyncio.to_thread(broken.close)
-            self._speaks = None
+            await asyncio.to_thread(failed.close)
+            self._synthesizer = None
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _block(self, number: int) -> pa.Table:
+    def _get_block(self, number: int) -> pa.Table:
         block: pa.Table = ray.get(self._blocks[number])
         return block
 
 
 @dataclasses.dataclass(frozen=True)
-class _Looked:
-    """A row that was read: about how much it has to say, and what making it needs or what is wrong with it."""
+class ScannedRow:
+    """A row that was read: the approximate length of its text, and the result of validation."""
 
     number: int
     row: Row
     chars: int
-    found: Checked | BadRow
+    outcome: ValidatedRow | InvalidRow
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:
-    """What an engine raises that cannot go on; what was never imported cannot have been raised."""
+    """Return the exceptions of an engine that cannot continue. Without torch imported, none can have been raised."""
     if "torch" not in sys.modules:
         return ()
     import torch
@@ -237,53 +238,53 @@ def _engine_errors() -> tuple[type[Exception], ...]:
     return EngineStopped, torch.OutOfMemoryError
 
 
-class Company:
-    """Which rows a worker has under way beside which.
+class WorkerConcurrency:
+    """Controls which rows of a worker run at the same time.
 
     Args:
-        rows: that may be under way at the same time.
+        rows: maximum number of concurrent rows.
     """
 
     def __init__(self, rows: int) -> None:
-        self._room, self._suspects = asyncio.Semaphore(rows), asyncio.Lock()
-        self._under_way = 0
-        self._empty, self._open = asyncio.Event(), asyncio.Event()
-        self._empty.set()
+        self._limit, self._suspects = asyncio.Semaphore(rows), asyncio.Lock()
+        self._num_running = 0
+        self._idle, self._open = asyncio.Event(), asyncio.Event()
+        self._idle.set()
         self._open.set()
 
-    def room(self) -> asyncio.Semaphore:
-        """Held while a row is looked at, or made and no suspect."""
-        return self._room
+    def limit(self) -> asyncio.Semaphore:
+        """Return the semaphore that is held while rows are scanned, or run without being suspects."""
+        return self._limit
 
     @contextlib.asynccontextmanager
-    async def entered(self, beside: Verdict) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
-        """Be under way: beside others (GO), beside no other suspect (SUSPECT), or beside nobody (ALONE).
+    async def enter(self, mode: Admission) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
+        """Run beside other rows (RUN), beside no other suspect (RUN_AS_SUSPECT), or beside nothing (RUN_ALONE).
 
-        Gives a function that lets the next row in; until it has ended here, its result included, a row is still under
-        way for those that want to be alone.
+        Yields a function that admits the next row early. The row still counts as running for rows that want to be
+        alone until the context ends, after its result is stored.
         """
-        async with contextlib.AsyncExitStack() as room:
-            await room.enter_async_context(self._room if beside is Verdict.GO else self._suspects)
-            if beside is Verdict.GO:
+        async with contextlib.AsyncExitStack() as held:
+            await held.enter_async_context(self._limit if mode is Admission.RUN else self._suspects)
+            if mode is Admission.RUN:
                 await self._open.wait()
-            while beside is Verdict.ALONE and self._under_way:
-                await self._empty.wait()
-            if beside is Verdict.ALONE:
+            while mode is Admission.RUN_ALONE and self._num_running:
+                await self._idle.wait()
+            if mode is Admission.RUN_ALONE:
                 self._open.clear()
             try:
-                with self._counted():
-                    yield room.aclose if beside is Verdict.GO else contextlib.AsyncExitStack().aclose
+                with self._running():
+                    yield held.aclose if mode is Admission.RUN else contextlib.AsyncExitStack().aclose
             finally:
-                if beside is Verdict.ALONE:
+                if mode is Admission.RUN_ALONE:
                     self._open.set()
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._under_way += 1
-        self._empty.clear()
+    def _running(self) -> Iterator[None]:
+        self._num_running += 1
+        self._idle.clear()
         try:
             yield
         finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._empty.set()
+            self._num_running -= 1
+            if not self._num_running:
+                self._idle.set()

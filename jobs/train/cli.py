@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.runtime.cli import Arguments, say
+from jobs.runtime.cli import ArgumentParser, print_status
 
 BROKEN = 1
 
@@ -22,10 +22,10 @@ def train(arguments: Sequence[str]) -> int:
     """Run what a command line describes; gives the exit status."""
     flags = _parser().parse_args(arguments)
     # Faulty command lines do not wait for torch.
-    from higgs_model.training.loading import Trainee
+    from higgs_model.training.model_source import ModelSource
     from higgs_model.training.settings import load_settings
     from higgs_model.training.trainer import Diverged
-    from higgs_model.training.workers import Workers
+    from higgs_model.training.workers import WorkerGroup
     from jobs.train.prepare import prepare
     from jobs.train.worker import WorkersFailed, told_line, train_here
 
@@ -33,27 +33,29 @@ def train(arguments: Sequence[str]) -> int:
     settings = load_settings(flags.config, overrides)
     if settings.parallel == "fsdp" and not flags.workers:
         flags.workers = 1
-    trainee = Trainee.of(settings.init)
+    model_source = ModelSource.from_settings(settings.init)
     data = settings.data
-    folders = [prepare(settings, uri, trainee, flags.workers) for uri in (data.manifest, data.validation) if uri]
+    folders = [prepare(settings, uri, model_source, flags.workers) for uri in (data.manifest, data.validation) if uri]
     try:
         if flags.workers:
             from jobs.train.cluster import train_on_cluster
 
             done = train_on_cluster(settings, folders, flags.workers)
         else:
-            workers = Workers.here(settings.device)
-            done = train_here(settings, folders, workers, lambda step, values: say(told_line(step, values)))
+            workers = WorkerGroup.current(settings.device)
+            done = train_here(settings, folders, workers, lambda step, values: print_status(told_line(step, values)))
     except (Diverged, WorkersFailed) as error:
-        say(f"error: {error}")
+        print_status(f"error: {error}")
         return BROKEN
     output = Path(settings.output)
-    say(f"done; the model is in {output / 'model'}" if done else "stopped; run the same command again to go on")
+    print_status(
+        f"done; the model is in {output / 'model'}" if done else "stopped; run the same command again to resume"
+    )
     return 0 if done else BROKEN
 
 
-def _parser() -> Arguments:
-    parser = Arguments(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m jobs.train", description="Fine-tune a checkpoint, or train a network from nothing."
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file with the settings")

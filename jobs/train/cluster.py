@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from higgs_model.errors import BadInput, HiggsError
-from higgs_model.training.journal import Value
+from higgs_model.training.metrics_log import MetricValue
 from higgs_model.training.settings import TrainingSettings
 from higgs_model.training.trainer import Diverged
-from higgs_model.training.workers import Workers
-from jobs.runtime.cli import say
+from higgs_model.training.workers import WorkerGroup
+from jobs.runtime.cli import print_status
 from jobs.runtime.ray_cluster import connect
 from jobs.train.worker import WorkersFailed, told_line, train_here
 
@@ -92,7 +92,7 @@ def _followed(log: Path) -> Iterator[None]:
                 place += sum(len(line) + 1 for line in lines)
                 for line in lines:
                     told = json.loads(line)
-                    say(told_line(told.pop("step"), told))
+                    print_status(told_line(told.pop("step"), told))
 
     watcher = threading.Thread(target=follow, name="log", daemon=True)
     watcher.start()
@@ -117,11 +117,11 @@ def _loop(told: Mapping[str, Any]) -> None:
         # Workers that each took all cores would wait for each other.
         torch.set_num_threads(max((os.cpu_count() or 1) // ray.train.get_context().get_local_world_size(), 1))
 
-    def report(step: int, values: Mapping[str, Value]) -> None:
+    def report(step: int, values: Mapping[str, MetricValue]) -> None:
         ray.train.report({"step": step, **values})
 
     try:
-        train_here(settings, [Path(one) for one in told["folders"]], Workers.here(device), report)
+        train_here(settings, [Path(one) for one in told["folders"]], WorkerGroup.current(device), report)
     except HiggsError as error:
         # It would come again after every restart; the driver reads why.
         reason = {"diverged": isinstance(error, Diverged), "message": str(error)}

@@ -21,17 +21,17 @@ import pyarrow as pa
 import torch
 
 from higgs_model.errors import BadInput
-from higgs_model.synthesizer.loading import codec_of, content_id, load_codec
-from higgs_model.training.batches import Samples
-from higgs_model.training.collator import Sizes
-from higgs_model.training.loading import Trainee
-from higgs_model.training.prepare import Needs, Preparer, needs_work, shard_path, stretches
+from higgs_model.synthesizer.loading import hash_weights, load_codec, resolve_codec
+from higgs_model.training.batch_sampler import PreparedDataset
+from higgs_model.training.collator import PositionCounter
+from higgs_model.training.model_source import ModelSource
+from higgs_model.training.prepare import AudioRequirements, Preparer, needs_preparation, shard_path, split_into_shards
 from higgs_model.training.samples import Row, SampleReader
 from higgs_model.training.settings import TrainingSettings
-from jobs.runtime.cli import say
-from jobs.runtime.ray_cluster import THREADS_A_CPU_WORKER, connect
-from jobs.storage.manifest import BROKEN, open_manifest
-from jobs.storage.uris import beside, folder_of, open_voices, read_bytes
+from jobs.runtime.cli import print_status
+from jobs.runtime.ray_cluster import THREADS_PER_CPU_WORKER, connect
+from jobs.storage.manifest import PARSE_ERROR, open_manifest
+from jobs.storage.uris import open_voices, parent_folder, read_bytes, resolve_relative
 
 if TYPE_CHECKING:
     from higgs_model.codec.codec import HiggsAudioCodec
@@ -50,12 +50,17 @@ class Source:
     uri: str
     settings: TrainingSettings
 
-    def preparer(self, trainee: Trainee) -> Preparer:
+    def preparer(self, model_source: ModelSource) -> Preparer:
         """Makes its shards."""
-        place = folder_of(self.uri)
-        reader = SampleReader(trainee.tokenizer, open_voices(self.settings.data.voices, place))
+        place = parent_folder(self.uri)
+        reader = SampleReader(model_source.tokenizer, open_voices(self.settings.data.voices, place))
         codec = functools.cache(self._codec)
-        return Preparer(reader, Needs.of(trainee.config), codec, lambda name: read_bytes(beside(place, name)))
+        return Preparer(
+            reader,
+            AudioRequirements.from_config(model_source.config),
+            codec,
+            lambda name: read_bytes(resolve_relative(place, name)),
+        )
 
     def _codec(self) -> HiggsAudioCodec:
         settings = self.settings
@@ -67,9 +72,9 @@ class Source:
     def rows(self) -> Iterator[Row | str]:
         """All rows; what is no row is its own fault."""
         for row in open_manifest(self.uri, _COLUMNS).rows():
-            yield str(row[BROKEN]) if BROKEN in row else row
+            yield str(row[PARSE_ERROR]) if PARSE_ERROR in row else row
 
-    def folder(self, trainee: Trainee) -> Path:
+    def folder(self, model_source: ModelSource) -> Path:
         """Where its shards are, named by all that they follow from."""
         manifest = open_manifest(self.uri, _COLUMNS)
         digest = hashlib.sha256()
@@ -78,21 +83,21 @@ class Source:
                 while block := file.read(1 << 20):
                     digest.update(block)
         named = (self.settings.init.checkpoint, self.settings.codec)
-        codec = codec_of(named[0] or "", named[1]) if any(named) else ""
-        vocabulary: Any = trainee.tokenizer
+        codec = resolve_codec(named[0] or "", named[1]) if any(named) else ""
+        vocabulary: Any = model_source.tokenizer
         told = {
             "version": _VERSION,
             "manifest": [self.uri, digest.hexdigest()],
             "voices": self.settings.data.voices,
-            "codec": content_id(Path(codec)) if Path(codec).is_dir() else codec,
+            "codec": hash_weights(Path(codec)) if Path(codec).is_dir() else codec,
             "tokens": hashlib.sha256(json.dumps(vocabulary.get_vocab(), sort_keys=True).encode()).hexdigest(),
-            "needs": dataclasses.asdict(Needs.of(trainee.config)),
+            "needs": dataclasses.asdict(AudioRequirements.from_config(model_source.config)),
         }
         name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
         return Path(self.settings.output) / "prepared" / name
 
 
-def prepare(settings: TrainingSettings, uri: str, trainee: Trainee, workers: int | None) -> Path:
+def prepare(settings: TrainingSettings, uri: str, model_source: ModelSource, workers: int | None) -> Path:
     """Prepare a manifest, and see that its faulty rows are not too many; gives the folder of its shards.
 
     Args:
@@ -102,46 +107,58 @@ def prepare(settings: TrainingSettings, uri: str, trainee: Trainee, workers: int
         BadInput: it is no manifest, or has more faulty rows than the settings allow; the first are told.
     """
     source = Source(uri, settings)
-    folder = source.folder(trainee)
-    todo = [(first, rows) for first, rows in stretches(source.rows()) if needs_work(shard_path(folder, first))]
+    folder = source.folder(model_source)
+    todo = [
+        (first, rows)
+        for first, rows in split_into_shards(source.rows())
+        if needs_preparation(shard_path(folder, first))
+    ]
     if todo:
-        say(f"preparing {sum(len(rows) for _, rows in todo)} rows of {uri}")
-        (_with_ray if workers else _here)(source, trainee, folder, todo, workers or 1)
-    samples = open_samples(settings, folder, trainee)
-    if len(samples.faults) > settings.data.bad_rows:
-        more = len(samples.faults) - _SHOWN_FAULTS
+        print_status(f"preparing {sum(len(rows) for _, rows in todo)} rows of {uri}")
+        (_with_ray if workers else _here)(source, model_source, folder, todo, workers or 1)
+    samples = open_samples(settings, folder, model_source)
+    if len(samples.row_errors) > settings.data.bad_rows:
+        more = len(samples.row_errors) - _SHOWN_FAULTS
         raise BadInput(
-            f"the manifest {uri!r} has {len(samples.faults)} faulty rows, data.bad_rows is {settings.data.bad_rows}: "
-            + "; ".join(samples.faults[:_SHOWN_FAULTS])
+            f"the manifest {uri!r} has {len(samples.row_errors)} faulty rows, "
+            f"data.bad_rows is {settings.data.bad_rows}: "
+            + "; ".join(samples.row_errors[:_SHOWN_FAULTS])
             + (f"; and {more} more" if more > 0 else "")
         )
-    for fault in samples.faults:
-        say(f"left out: {fault}")
+    for fault in samples.row_errors:
+        print_status(f"left out: {fault}")
     return folder
 
 
-def open_samples(settings: TrainingSettings, folder: Path, trainee: Trainee) -> Samples:
+def open_samples(settings: TrainingSettings, folder: Path, model_source: ModelSource) -> PreparedDataset:
     """What was prepared."""
-    return Samples(folder, Needs.of(trainee.config), Sizes.of(trainee.config), settings.batch.longest)
+    return PreparedDataset(
+        folder,
+        AudioRequirements.from_config(model_source.config),
+        PositionCounter.from_config(model_source.config),
+        settings.batch.longest,
+    )
 
 
-def _here(source: Source, trainee: Trainee, folder: Path, todo: Sequence[tuple[int, list[Row | str]]], _: int) -> None:
-    preparer = source.preparer(trainee)
+def _here(
+    source: Source, model_source: ModelSource, folder: Path, todo: Sequence[tuple[int, list[Row | str]]], _: int
+) -> None:
+    preparer = source.preparer(model_source)
     told_s = time.monotonic()
     for number, (first, rows) in enumerate(todo):
         preparer.write(shard_path(folder, first), rows, first)
         if time.monotonic() - told_s > _TELL_EVERY_S:
             told_s = time.monotonic()
-            say(f"prepared {number + 1} of {len(todo)} shards")
+            print_status(f"prepared {number + 1} of {len(todo)} shards")
 
 
 class _PrepareBatch:
     """What Ray Data calls, in processes of its own."""
 
     def __init__(self, source: Source) -> None:
-        torch.set_num_threads(THREADS_A_CPU_WORKER)
-        self._trainee = Trainee.of(source.settings.init)
-        self._preparer = source.preparer(self._trainee)
+        torch.set_num_threads(THREADS_PER_CPU_WORKER)
+        self._model_source = ModelSource.from_settings(source.settings.init)
+        self._preparer = source.preparer(self._model_source)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         for one in table.to_pylist():
@@ -150,7 +167,7 @@ class _PrepareBatch:
 
 
 def _with_ray(
-    source: Source, trainee: Trainee, folder: Path, todo: Sequence[tuple[int, list[Row | str]]], workers: int
+    source: Source, model_source: ModelSource, folder: Path, todo: Sequence[tuple[int, list[Row | str]]], workers: int
 ) -> None:
     import ray
 

@@ -1,6 +1,6 @@
-"""The deployment that speaks: one synthesizer, in whose engine the requests of all HTTP workers meet.
+"""The synthesizer deployment: each replica holds one engine, which batches the requests of all HTTP workers.
 
-Nothing heavy is imported before a replica is built, so that only its process loads the network.
+Nothing heavy is imported before a replica is constructed, so that only its process loads the network.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from serve.deployments.config import EndpointConfig
 from serve.http.request_log import EngineMetrics
-from serve.speech.events import Event, SpeakJob
+from serve.speech.events import Event, SynthesisRequest
 from serve.voices.voice_library import VoiceLibrary
-from serve.voices.voice_store import open_store
+from serve.voices.voice_store import open_voice_store
 
 if TYPE_CHECKING:
-    from serve.speech.synthesis import Speaks
+    from serve.speech.synthesis import SynthesizerProtocol
 
 NAME = "Synthesizer"
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5, 30
@@ -29,15 +29,15 @@ TRANSPORT = {
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
     }
 }
-"""Our coroutines do not block, so they may share Serve's event loop: a portion of sound then changes threads less often
-on its way, which an engine that keeps the interpreter busy makes dear. A message may hold a whole recording."""
+"""Our coroutines do not block, so they may share Serve's event loop: audio then crosses fewer threads, which is costly while
+the engine keeps the interpreter busy. A gRPC message may contain a whole recording."""
 
-Factory = Callable[[EndpointConfig], "Speaks"]
+Factory = Callable[[EndpointConfig], "SynthesizerProtocol"]
 """Builds the synthesizer of a replica."""
 
 
-def load_synthesizer(config: EndpointConfig) -> Speaks:
-    """The model, its codec, and an engine with a slot for each request that Serve lets in."""
+def load_synthesizer(config: EndpointConfig) -> SynthesizerProtocol:
+    """Load the model and codec, with an engine that has a slot for each concurrent request."""
     from higgs_model.engine.settings import EngineSettings
     from higgs_model.synthesizer import SynthesisSettings, Synthesizer
 
@@ -50,42 +50,42 @@ def load_synthesizer(config: EndpointConfig) -> Speaks:
 
 
 class Replica:
-    """A synthesizer behind a handle."""
+    """A synthesizer replica."""
 
     def __init__(self, config: EndpointConfig, factory: Factory, threads: int | None) -> None:
         import torch
 
-        from serve.speech.synthesis import Speaker
+        from serve.speech.synthesis import RequestSynthesizer
 
         if threads:
             torch.set_num_threads(threads)
-        library = None if config.voices is None else VoiceLibrary(open_store(config.voices))
-        self._speaker = Speaker(factory(config), library, config.seed)
-        self._speaker.warm_up()
+        library = None if config.voices is None else VoiceLibrary(open_voice_store(config.voices))
+        self._synthesizer = RequestSynthesizer(factory(config), library, config.seed)
+        self._synthesizer.warm_up()
         self._metrics = EngineMetrics()
 
-    async def speak(self, job: SpeakJob) -> AsyncGenerator[Event]:
-        """The events of a job."""
-        async with contextlib.aclosing(self._speaker.answer(job)) as events:
+    async def synthesize(self, request: SynthesisRequest) -> AsyncGenerator[Event]:
+        """Yield the events of a request."""
+        async with contextlib.aclosing(self._synthesizer.stream(request)) as events:
             async for event in events:
                 yield event
 
-    def numbers(self) -> dict[str, float]:
-        """What the engine says of itself."""
-        return self._speaker.speaks.numbers()
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of the engine."""
+        return self._synthesizer.synthesizer.metrics()
 
     def check_health(self) -> None:
-        """Asked by Serve every few seconds; when it raises, Serve starts another replica in place of this one."""
-        self._metrics.show(self._speaker.speaks.numbers())
-        if self._speaker.broken is not None:
-            raise RuntimeError("the engine is broken") from self._speaker.broken
+        """Called by Serve every few seconds; if it raises, Serve replaces this replica."""
+        self._metrics.update(self._synthesizer.synthesizer.metrics())
+        if self._synthesizer.engine_error is not None:
+            raise RuntimeError("the engine has failed") from self._synthesizer.engine_error
 
 
 def options(config: EndpointConfig, gpus: float) -> dict[str, Any]:
-    """What Serve is told of the replicas."""
+    """Return the Serve options of the deployment."""
     scaling: dict[str, Any] = {"num_replicas": config.min_replicas}
     if config.max_replicas > config.min_replicas:
-        # A synthesizer three quarters full still takes the next request at once.
+        # At three quarters, a replica still starts the next request at once.
         scaling = {
             "autoscaling_config": {
                 "min_replicas": config.min_replicas,
@@ -98,12 +98,12 @@ def options(config: EndpointConfig, gpus: float) -> dict[str, Any]:
     return scaling | {
         "name": NAME,
         "max_ongoing_requests": config.max_batch,
-        # HTTP workers bound the queue: Serve would also count those that are just being handed to a free slot.
+        # The HTTP workers bound the queue: Serve would also count requests on their way to a free slot.
         "max_queued_requests": -1,
         "graceful_shutdown_timeout_s": config.request_timeout_s + _DRAIN_S,
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
-        # Its line a request would only say less than ours.
+        # Our request log has more detail.
         "logging_config": {"enable_access_log": False},
         "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": gpus, "runtime_env": TRANSPORT},
     }

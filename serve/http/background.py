@@ -1,4 +1,4 @@
-"""Work that would hold the event loop up, in a thread; work that is soon done, at once."""
+"""Runs blocking work in a thread, and short work directly."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ _SHORT_CHARS = 2000
 
 
 def is_short(row: Mapping[str, Any]) -> bool:
-    """Whether a manifest's row is read and planned in a millisecond or so. To change threads for it costs half of that,
-    and far more while the engine keeps the interpreter busy."""
-    plain = "turns" not in row and not row.get("spoken_forms") and row.get("chunk_method") != "word"
-    return plain and len(str(row.get("text", ""))) <= _SHORT_CHARS
+    """Return whether validating and planning a row takes only about a millisecond.
+
+    Switching threads costs half of that, and far more while the engine keeps the interpreter busy.
+    """
+    simple = "turns" not in row and not row.get("spoken_forms") and row.get("chunk_method") != "word"
+    return simple and len(str(row.get("text", ""))) <= _SHORT_CHARS
 
 
-async def aside(act: Callable[..., Result], *arguments: object, at_once: bool) -> Result:
-    """`act(*arguments)`: in a thread, unless it is known to be short."""
-    return act(*arguments) if at_once else await asyncio.to_thread(act, *arguments)
+async def run_in_thread(function: Callable[..., Result], *arguments: object, inline: bool) -> Result:
+    """Return `function(*arguments)`, run in a thread unless `inline`, which is for short work."""
+    return function(*arguments) if inline else await asyncio.to_thread(function, *arguments)

@@ -1,18 +1,18 @@
-"""What an endpoint may answer instead of audio, each in the shape of OpenAI's errors.
+"""The endpoint's errors, in the form of OpenAI's.
 
     ApiError
-    ├── BadRequest        400  what was sent cannot be spoken; names the field
-    ├── Unauthorized      401  a key is needed, or this one is none
-    ├── NotFound          404  no such voice, no such path
-    ├── NotAllowed        405  no such method
-    ├── Conflict          409  the voice is there already
-    ├── TooLarge          413  more bytes than are taken
-    ├── Busy              429  all slots speak and the queue is full; says when to come again
-    ├── Internal          500  ours to mend; the log has the trace under the request's id
-    ├── NotReady          503  the model is loading, or its replica is lost; says when to come again
-    └── TooSlow           504  it took longer than a request may
+    ├── BadRequest        400  invalid request; names the field
+    ├── Unauthorized      401  missing or unknown API key
+    ├── NotFound          404  no such voice or path
+    ├── NotAllowed        405  method not allowed
+    ├── Conflict          409  the voice already exists
+    ├── TooLarge          413  body or recording too large
+    ├── Busy              429  all slots in use and the queue full; with retry-after
+    ├── Internal          500  internal error; the log has the traceback under the request's id
+    ├── NotReady          503  the model is loading, or its replica was lost; with retry-after
+    └── TooSlow           504  the request took too long
 
-No message holds a path of the server, a trace, or anything of another request.
+Messages never contain server paths, tracebacks, or anything from other requests.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any, ClassVar
 
 
 class ApiError(Exception):
-    """An answer that is no audio.
+    """An error response.
 
     Args:
-        param: the field that is wrong, if it is one.
-        retry_after_s: when to come again.
+        param: the invalid field, if any.
+        retry_after_s: when to retry.
     """
 
     status: ClassVar[int] = 500
@@ -37,11 +37,11 @@ class ApiError(Exception):
         self.message, self.param, self.retry_after_s = message, param, retry_after_s
 
     def body(self) -> dict[str, Any]:
-        """As OpenAI's clients read it."""
+        """Return the body in OpenAI's form."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """What goes with the body."""
+        """Return the headers of the response."""
         headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
         if isinstance(self, Unauthorized):
             headers["www-authenticate"] = "Bearer"
@@ -91,7 +91,7 @@ class TooSlow(ApiError):
 LEAVES = tuple(ApiError.__subclasses__())
 
 
-def of_status(status: int, message: str) -> ApiError:
-    """The error that a web framework raised with a number."""
+def from_status(status: int, message: str) -> ApiError:
+    """Return the error for a status that a web framework raised."""
     leaf = next((leaf for leaf in LEAVES if leaf.status == status), BadRequest if status < 500 else Internal)
     return leaf(message)

@@ -1,6 +1,6 @@
-"""Around every request, before any framework sees it: its id, its facts, the bound on its body, and its end in the log.
+"""ASGI middleware around every request: its id and context, the limit on its body, and its entry in the request log.
 
-The id is that of the header `x-request-id`, which Serve adds where a client sends none, and repeats in its answer.
+The id is that of the header `x-request-id`, which Serve adds if the client sends none, and repeats in its response.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from serve.http.errors import TooLarge
-from serve.http.request_log import RequestFacts, RequestMetrics, access
+from serve.http.request_log import RequestContext, RequestMetrics, access
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,14 +21,14 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _ID = re.compile(rb"[A-Za-z0-9_-]{8,100}")
-_PATIENCE = 4
-"""Times the bound of a body that are read, and forgotten, before a client is cut off."""
-QUIET = ("/healthz",)
-"""Asked for every few seconds: told to the log only when something is wrong."""
+_MAX_EXCESS_FACTOR = 4
+"""An oversized body is read and discarded up to this multiple of the limit before the connection is closed."""
+UNLOGGED_PATHS = ("/healthz",)
+"""Polled every few seconds: logged only when they fail."""
 
 
-class Outer:
-    """ASGI middleware."""
+class RequestMiddleware:
+    """Gives every request a context, and limits its body."""
 
     def __init__(self, app: App, max_body_bytes: int, metrics: RequestMetrics) -> None:
         self._app, self._max_body_bytes, self._metrics = app, max_body_bytes, metrics
@@ -37,51 +37,51 @@ class Outer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        facts = RequestFacts(_request_id(scope), scope["method"], scope["path"][:200])
-        scope.setdefault("state", {})["facts"] = facts
+        context = RequestContext(_request_id(scope), scope["method"], scope["path"][:200])
+        scope.setdefault("state", {})["context"] = context
         try:
-            await self._app(scope, self._bounded(receive), _told(facts, send))
+            await self._app(scope, self._limit_body(receive), _record_response(context, send))
         except asyncio.CancelledError:
-            facts.outcome = "gone"
+            context.outcome = "gone"
             raise
         except BaseException as error:
-            if facts.outcome == "ok":
-                facts.outcome, facts.error = "broken_off", type(error).__name__
+            if context.outcome == "ok":
+                context.outcome, context.error = "broken_off", type(error).__name__
             raise
         finally:
-            self._metrics.ended(facts)
-            if facts.path not in QUIET or facts.outcome != "ok":
-                access.info(facts.line())
+            self._metrics.record(context)
+            if context.path not in UNLOGGED_PATHS or context.outcome != "ok":
+                access.info(context.to_json())
 
-    def _bounded(self, receive: Receive) -> Receive:
-        most = self._max_body_bytes
+    def _limit_body(self, receive: Receive) -> Receive:
+        limit = self._max_body_bytes
         total = 0
 
         async def counted() -> Message:
             nonlocal total
             message = await receive()
             total += len(message.get("body", b""))
-            if total <= most:
+            if total <= limit:
                 return message
-            # Most clients read no answer before they have sent everything.
-            while message.get("more_body") and total <= _PATIENCE * most:
+            # Most clients read no response before they have sent everything.
+            while message.get("more_body") and total <= _MAX_EXCESS_FACTOR * limit:
                 message = await receive()
                 total += len(message.get("body", b""))
-            raise TooLarge(f"the request has more than the {most} bytes that are taken")
+            raise TooLarge(f"the request body exceeds {limit} bytes")
 
         return counted
 
 
-def _told(facts: RequestFacts, send: Send) -> Send:
-    async def told(message: Message) -> None:
+def _record_response(context: RequestContext, send: Send) -> Send:
+    async def recorded(message: Message) -> None:
         if message["type"] == "http.response.start":
-            facts.status = message["status"]
+            context.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
         else:
-            facts.bytes_out += len(message.get("body", b""))
+            context.bytes_out += len(message.get("body", b""))
         await send(message)
 
-    return told
+    return recorded
 
 
 def _request_id(scope: Scope) -> str:

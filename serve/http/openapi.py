@@ -1,4 +1,4 @@
-"""What `/openapi.json` says of each path. Bodies are read by our own hands, so it is said by hand what they hold."""
+"""The OpenAPI description of each path, written out because request bodies are parsed without FastAPI."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _ERROR = {
         }
     },
 }
-_MEANINGS = {
-    400: "what was sent cannot be used; `param` names the field",
-    401: "a key is needed",
-    404: "there is no such thing",
-    409: "it is there already",
-    413: "too many bytes",
+_DESCRIPTIONS = {
+    400: "invalid request; `param` names the field",
+    401: "missing or unknown API key",
+    404: "not found",
+    409: "already exists",
+    413: "body or recording too large",
     429: "the queue is full; see retry-after",
-    500: "a fault of ours",
+    500: "internal error",
     503: "not ready; see retry-after",
-    504: "it took longer than a request may",
+    504: "the request took too long",
 }
 
 
-def _answers(*errors: int, **ok: Any) -> dict[int | str, Any]:
-    described = {"content": {"application/json": {"schema": _ERROR}}}
-    answers: dict[int | str, Any] = {int(name[1:]): value for name, value in ok.items()}
-    return answers | {status: {"description": _MEANINGS[status]} | described for status in errors}
+def _responses(*errors: int, **ok: Any) -> dict[int | str, Any]:
+    error_body = {"content": {"application/json": {"schema": _ERROR}}}
+    responses: dict[int | str, Any] = {int(name[1:]): value for name, value in ok.items()}
+    return responses | {status: {"description": _DESCRIPTIONS[status]} | error_body for status in errors}
 
 
 def _json(description: str, **properties: Any) -> dict[str, Any]:
@@ -47,17 +47,17 @@ def _json(description: str, **properties: Any) -> dict[str, Any]:
 
 
 _AUDIO_TYPES = ("audio/mpeg", "audio/wav", "audio/flac", "audio/ogg", "audio/pcm", "text/event-stream")
-_SOUND = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
-_SPOKEN: dict[str, Any] = {
-    "description": "the sound, as it is made",
-    "content": {kind: _SOUND for kind in _AUDIO_TYPES},
+_BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+_AUDIO_RESPONSE: dict[str, Any] = {
+    "description": "the audio, streamed",
+    "content": {kind: _BINARY for kind in _AUDIO_TYPES},
 }
-_FAULTS = (400, 401, 413, 429, 500, 503, 504)
+_ERRORS = (400, 401, 413, 429, 500, 503, 504)
 
 _SPEECH_SCHEMA = SpeechRequest.model_json_schema()
 _SCRIPT_SCHEMA: dict[str, Any] = {
     "type": "object",
-    "description": "a row of the batch job's manifest, and how its sound comes back",
+    "description": "a row of a batch job's manifest, and delivery options",
     "properties": {
         "id": {"type": "string"},
         "text": {"type": "string"},
@@ -92,29 +92,30 @@ def _body(schema: dict[str, Any], file: dict[str, Any] | None = None) -> dict[st
 
 
 SPEECH = _operation(
-    "Speak a text",
-    responses=_answers(*_FAULTS, _200=_SPOKEN),
+    "Synthesize a text",
+    responses=_responses(*_ERRORS, _200=_AUDIO_RESPONSE),
     openapi_extra=_body(_SPEECH_SCHEMA),
 )
 SCRIPTS = _operation(
-    "Speak a script of any length, with one or several speakers",
-    responses=_answers(
-        *_FAULTS,
-        _200=_SPOKEN
+    "Synthesize a script of any length, with one or more speakers",
+    responses=_responses(
+        *_ERRORS,
+        _200=_AUDIO_RESPONSE
         | {
-            "content": _SPOKEN["content"] | {"application/json": {"schema": {"type": "object", "required": ["chunks"]}}}
+            "content": _AUDIO_RESPONSE["content"]
+            | {"application/json": {"schema": {"type": "object", "required": ["chunks"]}}}
         },
     ),
     openapi_extra=_body(_SCRIPT_SCHEMA),
 )
 VOICES = _operation(
-    "All voices that may be named",
-    responses=_answers(500, 503, _200=_json("the voices", voices={"type": "array"}, data={"type": "array"})),
+    "List voices",
+    responses=_responses(500, 503, _200=_json("the voices", voices={"type": "array"}, data={"type": "array"})),
 )
 ADD_VOICE = _operation(
-    "Keep a recording as a voice",
+    "Add a voice from a recording",
     status_code=201,
-    responses=_answers(
+    responses=_responses(
         *(400, 401, 409, 413, 500, 503),
         _201=_json("the voice", id={"type": "string"}, name={"type": "string"}, warnings={"type": "array"}),
     ),
@@ -133,18 +134,18 @@ ADD_VOICE = _operation(
     ),
 )
 REMOVE_VOICE = _operation(
-    "Forget a recorded voice",
-    responses=_answers(
+    "Delete a voice",
+    responses=_responses(
         *(400, 401, 404, 500, 503),
-        _200=_json("it is gone", id={"type": "string"}, deleted={"type": "boolean"}),
+        _200=_json("deleted", id={"type": "string"}, deleted={"type": "boolean"}),
     ),
 )
 MODELS = _operation(
-    "The model, as OpenAI's clients ask for it",
-    responses=_answers(401, 500, _200=_json("the models", data={"type": "array"})),
+    "List models",
+    responses=_responses(401, 500, _200=_json("the models", data={"type": "array"})),
 )
 HEALTH = _operation(
-    "Whether anybody can speak: loading, ready or broken",
+    "Health: ready, loading or broken",
     responses={
         200: _json("ready", status={"const": "ready"}),
         503: _json("not ready", status={"enum": ["loading", "broken"]}),

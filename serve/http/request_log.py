@@ -1,4 +1,4 @@
-"""What is remembered of a request: written by whoever knows it, told once at the end as a JSON line and as metrics."""
+"""The context of a request, logged as a JSON line and exported as metrics when the request ends."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ access = logging.getLogger("higgs.access")
 
 
 @dataclasses.dataclass
-class RequestFacts:
-    """One request.
+class RequestContext:
+    """What is known about a request; every layer adds to it.
 
     Attributes:
-        outcome: `ok`, `gone` (the client went away), or the code of the error.
-        first_audio_s: until the first samples were here, from the request's arrival.
-        queued_s: until a synthesizer began with it.
+        outcome: `ok`, `gone` (the client disconnected), or the code of the error.
+        first_audio_s: from the request's arrival to its first samples.
+        queued_s: from the request's arrival to the start of its synthesis.
     """
 
     request_id: str
@@ -44,11 +44,11 @@ class RequestFacts:
     error: str | None = None
 
     def elapsed_s(self) -> float:
-        """Since it arrived."""
+        """Return the seconds since the request arrived."""
         return time.monotonic() - self.arrived_s
 
-    def line(self) -> str:
-        """As JSON, without what is not known."""
+    def to_json(self) -> str:
+        """Return the JSON log line, without unknown fields."""
         kept = {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, 0, 0.0)}
         kept.pop("arrived_s", None)
         rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in kept.items()}
@@ -63,42 +63,46 @@ class RequestMetrics:
             "higgs_requests", description="requests by route and outcome", tag_keys=("route", "outcome")
         )
         self._audio = Counter("higgs_audio_seconds", description="seconds of audio sent", tag_keys=("format",))
-        self._characters = Counter("higgs_characters", description="characters of text that were spoken")
+        self._characters = Counter("higgs_characters", description="characters of text synthesized")
         self._first_audio = Histogram(
-            "higgs_first_audio_seconds", description="from a request to its first samples", boundaries=list(_SECONDS)
+            "higgs_first_audio_seconds",
+            description="from a request's arrival to its first samples",
+            boundaries=list(_SECONDS),
         )
         self._queued = Histogram(
-            "higgs_queued_seconds", description="until a synthesizer begins", boundaries=list(_SECONDS)
+            "higgs_queued_seconds",
+            description="from a request's arrival to the start of its synthesis",
+            boundaries=list(_SECONDS),
         )
         self._seconds = Histogram(
             "higgs_request_seconds",
-            description="from a request to its end",
+            description="from a request's arrival to its end",
             boundaries=list(_SECONDS),
             tag_keys=("route",),
         )
-        self._waiting = Gauge("higgs_requests_waiting", description="requests whose first samples are not here yet")
-        self._speaking = Gauge("higgs_requests_speaking", description="requests that are being spoken")
+        self._waiting = Gauge("higgs_requests_waiting", description="requests waiting for their first samples")
+        self._running = Gauge("higgs_requests_speaking", description="requests being synthesized")
 
-    def ended(self, facts: RequestFacts) -> None:
-        """Count a request."""
-        self._requests.inc(1, {"route": facts.route, "outcome": facts.outcome})
-        self._seconds.observe(facts.elapsed_s(), {"route": facts.route})
-        if facts.audio_s:
-            self._audio.inc(facts.audio_s, {"format": facts.format or "none"})
-            self._characters.inc(facts.characters)
-        if facts.first_audio_s is not None:
-            self._first_audio.observe(facts.first_audio_s)
-        if facts.queued_s is not None:
-            self._queued.observe(facts.queued_s)
+    def record(self, context: RequestContext) -> None:
+        """Record a finished request."""
+        self._requests.inc(1, {"route": context.route, "outcome": context.outcome})
+        self._seconds.observe(context.elapsed_s(), {"route": context.route})
+        if context.audio_s:
+            self._audio.inc(context.audio_s, {"format": context.format or "none"})
+            self._characters.inc(context.characters)
+        if context.first_audio_s is not None:
+            self._first_audio.observe(context.first_audio_s)
+        if context.queued_s is not None:
+            self._queued.observe(context.queued_s)
 
-    def under_way(self, waiting: int, speaking: int) -> None:
-        """How many requests there are now."""
+    def set_in_flight(self, waiting: int, running: int) -> None:
+        """Export the current number of requests."""
         self._waiting.set(waiting)
-        self._speaking.set(speaking)
+        self._running.set(running)
 
 
 class EngineMetrics:
-    """What a synthesizer's engine says of itself, as `ray_higgs_engine_…`."""
+    """The metrics of a replica's engine, exported by Ray as `ray_higgs_engine_…`."""
 
     _NAMES = (
         "running",
@@ -117,15 +121,15 @@ class EngineMetrics:
             name: Gauge(f"higgs_engine_{name}", description=f"{name} of a synthesizer's engine") for name in self._NAMES
         }
 
-    def show(self, numbers: dict[str, float]) -> None:
-        """Export those that there are."""
+    def update(self, numbers: dict[str, float]) -> None:
+        """Export the known metrics."""
         for name, gauge in self._gauges.items():
             if name in numbers:
                 gauge.set(numbers[name])
 
 
 def log_to_stderr() -> None:
-    """A line a request, and nothing around it."""
+    """Log one bare line per request to stderr."""
     if not access.handlers:
         handler: Any = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))

@@ -1,6 +1,6 @@
-"""The bodies of requests: OpenAI's fields of speech and ours, and what every request may say of how it is delivered.
+"""Request bodies: OpenAI's speech fields with our extensions, and delivery options.
 
-Unknown fields are ignored, as OpenAI's clients expect; known ones are honoured or refused, never swapped.
+Unknown fields are ignored, as OpenAI's clients expect; known ones are honoured or refused, never silently changed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from higgs_model.audio.speed import FASTEST, SLOWEST
+from higgs_model.audio.speed import MAX_SPEED, MIN_SPEED
 from higgs_model.audio.streams import StreamFormat
 from higgs_model.script.script import Script, faults
 from serve.http.errors import BadRequest
@@ -25,21 +25,21 @@ _SCRIPT_FIELDS = (
 
 
 def _voice_name(value: object) -> object:
-    """A voice may also be `{"id": NAME}`."""
+    """Accept `{"id": NAME}` as well as a name."""
     return value["id"] if isinstance(value, dict) and "id" in value else value
 
 
 class Delivery(BaseModel):
-    """How the sound comes back.
+    """How audio is delivered.
 
     Attributes:
-        live: samples go out while they are made. Else each chunk goes out when it has passed its checks.
+        live: stream samples while they are generated; otherwise stream each chunk once it has passed its checks.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     response_format: StreamFormat = "mp3"
-    speed: float = Field(default=1.0, ge=SLOWEST, le=FASTEST, allow_inf_nan=False)
+    speed: float = Field(default=1.0, ge=MIN_SPEED, le=MAX_SPEED, allow_inf_nan=False)
     stream_format: Literal["audio", "sse"] = "audio"
     live: bool = True
 
@@ -47,16 +47,14 @@ class Delivery(BaseModel):
 class SpeechRequest(Delivery):
     """`POST /v1/audio/speech`."""
 
-    input: str = Field(min_length=1, description="the text to be spoken")
-    model: str | None = Field(default=None, description="any name; there is one model here")
+    input: str = Field(min_length=1, description="the text to synthesize")
+    model: str | None = Field(default=None, description="ignored; the endpoint has one model")
     voice: Annotated[str | None, BeforeValidator(_voice_name)] = Field(
-        default=None, description="a voice's name, profile:NAME, a description with spaces in it, or {id}"
+        default=None, description="a voice's name, profile:NAME, a description (anything with spaces), or {id}"
     )
-    instructions: str | None = Field(
-        default=None, description="taken, and not used: describe a voice or a scene instead"
-    )
-    ref_audio: str | None = Field(default=None, description="a recording to speak like: base64, or a data URI")
-    ref_text: str | None = Field(default=None, description="what that recording says")
+    instructions: str | None = Field(default=None, description="ignored; describe a voice or a scene instead")
+    ref_audio: str | None = Field(default=None, description="reference recording: base64, or a data URI")
+    ref_text: str | None = Field(default=None, description="transcript of the reference recording")
     scene: str | None = None
     language: str | None = None
     spoken_forms: bool | None = None
@@ -73,38 +71,40 @@ class SpeechRequest(Delivery):
     context_chunks: int | None = None
 
     def row(self, request_id: str) -> dict[str, Any]:
-        """The same as a manifest's row, but for its recording."""
-        given = {name: getattr(self, name) for name in (*_SCRIPT_FIELDS, "voice")}
-        return {"id": request_id, "text": self.input} | {name: one for name, one in given.items() if one is not None}
+        """Return the request as a manifest row, without its reference recording."""
+        fields = {name: getattr(self, name) for name in (*_SCRIPT_FIELDS, "voice")}
+        return {"id": request_id, "text": self.input} | {
+            name: value for name, value in fields.items() if value is not None
+        }
 
 
 def read_speech(body: Mapping[str, Any]) -> SpeechRequest:
-    """A body of `/v1/audio/speech`, checked.
+    """Validate a body of `/v1/audio/speech`.
 
     Raises:
-        BadRequest: with the first field that is wrong.
+        BadRequest: names the first invalid field.
     """
     try:
-        # Null is what clients send for "not chosen".
+        # Clients send null for fields that are not set.
         return SpeechRequest.model_validate({name: value for name, value in body.items() if value is not None})
     except ValidationError as error:
-        raise _first_fault(error) from None
+        raise _first_error(error) from None
 
 
 def read_delivery(body: Mapping[str, Any]) -> Delivery:
-    """How a script's sound comes back; as checked takes unless it says `live`."""
+    """Return the delivery options of a script; `live` defaults to false."""
     try:
-        given = {name: body[name] for name in Delivery.model_fields if body.get(name) is not None}
-        return Delivery.model_validate({"live": False} | given)
+        options = {name: body[name] for name in Delivery.model_fields if body.get(name) is not None}
+        return Delivery.model_validate({"live": False} | options)
     except ValidationError as error:
-        raise _first_fault(error) from None
+        raise _first_error(error) from None
 
 
 def read_script(row: Mapping[str, Any]) -> Script:
-    """A manifest's row, checked.
+    """Validate a manifest row.
 
     Raises:
-        BadRequest: with all its faults.
+        BadRequest: lists all errors.
     """
     try:
         return Script.model_validate(row)
@@ -113,7 +113,7 @@ def read_script(row: Mapping[str, Any]) -> Script:
         raise BadRequest("; ".join(found)[:2000], param=found[0].partition(":")[0].partition(".")[0]) from None
 
 
-def _first_fault(error: ValidationError) -> BadRequest:
-    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    param = str(fault["loc"][0]) if fault["loc"] else None
-    return BadRequest(f"{param or 'body'}: {fault['msg']}", param=param)
+def _first_error(error: ValidationError) -> BadRequest:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    param = str(first["loc"][0]) if first["loc"] else None
+    return BadRequest(f"{param or 'body'}: {first['msg']}", param=param)

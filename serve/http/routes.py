@@ -1,6 +1,6 @@
-"""The HTTP face of an `Endpoint`: paths, bodies, headers, and every error in OpenAI's shape.
+"""HTTP routes of an `Endpoint`: paths, request bodies, headers, and all errors in OpenAI's form.
 
-`create_app` makes an ASGI application that needs no Ray; Serve's ingress holds one.
+`create_app` builds an ASGI application that does not need Ray; the ingress deployment serves it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from starlette.exceptions import HTTPException
 
 from higgs_model.audio.streams import MEDIA_TYPES
 from serve.http import openapi
-from serve.http.errors import ApiError, BadRequest, Internal, NotAllowed, of_status
-from serve.http.middleware import App, Outer, Receive, Scope, Send
-from serve.http.request_log import RequestFacts
+from serve.http.errors import ApiError, BadRequest, Internal, NotAllowed, from_status
+from serve.http.middleware import App, Receive, RequestMiddleware, Scope, Send
+from serve.http.request_log import RequestContext
 from serve.http.request_models import read_delivery, read_speech
-from serve.http.security import KeyRing
+from serve.http.security import ApiKeys
 from serve.speech.endpoint import Endpoint
-from serve.speech.streaming import Answer
+from serve.speech.streaming import SpeechStream
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ _PAGE_POLICY = (
 _STARTED = int(time.time())
 
 
-class Json(Response):
-    """JSON in ASCII, so that there is no string that it cannot hold."""
+class AsciiJsonResponse(Response):
+    """JSON in ASCII, so that any string can be encoded."""
 
     media_type = "application/json"
 
@@ -47,8 +47,8 @@ class Json(Response):
         return json.dumps(content, ensure_ascii=True, allow_nan=False).encode()
 
 
-def create_app(endpoint: Endpoint, keys: KeyRing) -> App:
-    """The whole application."""
+def create_app(endpoint: Endpoint, keys: ApiKeys) -> App:
+    """Build the application."""
     app = FastAPI(
         title="Higgs Audio endpoint",
         version="1",
@@ -60,136 +60,138 @@ def create_app(endpoint: Endpoint, keys: KeyRing) -> App:
     _add_errors(app)
     _add_speech(app, endpoint, keys)
     _add_voices(app, endpoint, keys)
-    _add_rest(app, endpoint, keys)
-    return Outer(app, endpoint.config.max_body_bytes, endpoint.metrics)
+    _add_other_routes(app, endpoint, keys)
+    return RequestMiddleware(app, endpoint.config.max_body_bytes, endpoint.metrics)
 
 
-def _facts(request: Request) -> RequestFacts:
-    facts: RequestFacts = request.state.facts
-    facts.route = request.scope["route"].path
-    return facts
+def _context(request: Request) -> RequestContext:
+    context: RequestContext = request.state.context
+    context.route = request.scope["route"].path
+    return context
 
 
-Facts = Annotated[RequestFacts, Depends(_facts)]
+Context = Annotated[RequestContext, Depends(_context)]
 
 
 def _add_errors(app: FastAPI) -> None:
-    def answer(request: Request, error: ApiError) -> Response:
-        facts: RequestFacts = request.state.facts
-        facts.outcome, facts.error = error.code or "error", error.message
-        return Json(error.body(), error.status, headers=error.headers())
+    def respond(request: Request, error: ApiError) -> Response:
+        context: RequestContext = request.state.context
+        context.outcome, context.error = error.code or "error", error.message
+        return AsciiJsonResponse(error.body(), error.status, headers=error.headers())
 
-    async def ours(request: Request, error: Exception) -> Response:
-        return answer(request, error if isinstance(error, ApiError) else Internal("unknown"))
+    async def api_error(request: Request, error: Exception) -> Response:
+        return respond(request, error if isinstance(error, ApiError) else Internal("unknown"))
 
-    async def frameworks(request: Request, error: Exception) -> Response:
+    async def http_error(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        known = {404: f"there is no {request.method} {request.url.path[:200]}"}
-        response = answer(request, of_status(status, known.get(status, str(getattr(error, "detail", "")))))
+        known = {404: f"no route {request.method} {request.url.path[:200]}"}
+        response = respond(request, from_status(status, known.get(status, str(getattr(error, "detail", "")))))
         if status == NotAllowed.status and isinstance(error, HTTPException):
             response.headers.update(error.headers or {})
         return response
 
-    async def invalid(request: Request, error: Exception) -> Response:
+    async def validation_error(request: Request, error: Exception) -> Response:
         first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": "invalid"}
         param = str(first["loc"][-1]) if first["loc"] else None
-        return answer(request, BadRequest(f"{param}: {first['msg']}", param=param))
+        return respond(request, BadRequest(f"{param}: {first['msg']}", param=param))
 
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        facts: RequestFacts = request.state.facts
-        logger.error("request %s", facts.request_id, exc_info=error)
-        return answer(request, Internal("something went wrong here; it is in the log under this request's id"))
+    async def unexpected_error(request: Request, error: Exception) -> Response:
+        context: RequestContext = request.state.context
+        logger.error("request %s", context.request_id, exc_info=error)
+        return respond(request, Internal("internal error; the log has the details under this request's id"))
 
-    app.add_exception_handler(ApiError, ours)
-    app.add_exception_handler(HTTPException, frameworks)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, unforeseen)
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(Exception, unexpected_error)
 
 
 # ---------------------------------------------------------------------- speech
 
 
-def _add_speech(app: FastAPI, endpoint: Endpoint, keys: KeyRing) -> None:
+def _add_speech(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
     @app.post("/v1/audio/speech", **openapi.SPEECH)
-    async def speech(request: Request, facts: Facts) -> Response:
+    async def speech(request: Request, context: Context) -> Response:
         keys.check(request.headers)
         async with _body(request) as (fields, recording):
-            wanted = read_speech(fields)
-            answer = await endpoint.speech(wanted, recording, facts)
-        if wanted.stream_format == "sse":
-            return _SpokenResponse(endpoint, answer, answer.server_sent(with_chunks=False), "text/event-stream")
-        return _SpokenResponse(endpoint, answer, answer.plain(), MEDIA_TYPES[wanted.response_format])
+            speech_request = read_speech(fields)
+            stream = await endpoint.speech(speech_request, recording, context)
+        if speech_request.stream_format == "sse":
+            return _SpeechResponse(endpoint, stream, stream.server_sent_events(with_chunks=False), "text/event-stream")
+        return _SpeechResponse(endpoint, stream, stream.audio_bytes(), MEDIA_TYPES[speech_request.response_format])
 
     @app.post("/v1/audio/scripts", **openapi.SCRIPTS)
-    async def scripts(request: Request, facts: Facts) -> Response:
+    async def scripts(request: Request, context: Context) -> Response:
         keys.check(request.headers)
-        async with _body(request, whole="script") as (fields, recording):
+        async with _body(request, json_field="script") as (fields, recording):
             delivery = read_delivery(fields)
-            answer = await endpoint.script(fields, recording, delivery, facts)
+            stream = await endpoint.script(fields, recording, delivery, context)
         if _prefers_json(request.headers.get("accept", "")):
             try:
-                with endpoint.speaking(facts):
-                    return Json(await answer.described(), headers=_headers(answer))
+                with endpoint.running(context):
+                    return AsciiJsonResponse(await stream.to_json(), headers=_headers(stream))
             finally:
-                await answer.close()
+                await stream.close()
         if delivery.stream_format == "sse":
-            return _SpokenResponse(endpoint, answer, answer.server_sent(with_chunks=True), "text/event-stream")
-        return _SpokenResponse(endpoint, answer, answer.plain(), MEDIA_TYPES[delivery.response_format])
+            return _SpeechResponse(endpoint, stream, stream.server_sent_events(with_chunks=True), "text/event-stream")
+        return _SpeechResponse(endpoint, stream, stream.audio_bytes(), MEDIA_TYPES[delivery.response_format])
 
 
-class _SpokenResponse(StreamingResponse):
-    """A stream whose slot is free again when it ends, however it ends."""
+class _SpeechResponse(StreamingResponse):
+    """A streaming response that frees its slot when it ends, however it ends."""
 
-    def __init__(self, endpoint: Endpoint, answer: Answer, content: AsyncIterator[bytes], media_type: str) -> None:
-        super().__init__(content, media_type=media_type, headers=_headers(answer))
-        self._endpoint, self._answer = endpoint, answer
+    def __init__(
+        self, endpoint: Endpoint, stream: SpeechStream, content: AsyncIterator[bytes], media_type: str
+    ) -> None:
+        super().__init__(content, media_type=media_type, headers=_headers(stream))
+        self._endpoint, self._start = endpoint, stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with self._endpoint.speaking(self._answer.facts):
+            with self._endpoint.running(self._start.context):
                 await super().__call__(scope, receive, send)
         finally:
-            await self._answer.close()
+            await self._start.close()
 
 
-def _headers(answer: Answer) -> dict[str, str]:
+def _headers(stream: SpeechStream) -> dict[str, str]:
     headers = {
-        "x-sample-rate": str(answer.started.sample_rate_hz),
+        "x-sample-rate": str(stream.started.sample_rate_hz),
         "x-audio-channels": "1",
-        "x-audio-format": answer.delivery.response_format,
-        "x-audio-chunks": str(answer.started.num_chunks),
+        "x-audio-format": stream.delivery.response_format,
+        "x-audio-chunks": str(stream.started.num_chunks),
         "cache-control": "no-store",
         "x-accel-buffering": "no",
     }
-    if answer.started.warnings:
-        headers["x-warnings"] = json.dumps(list(answer.started.warnings), ensure_ascii=True)[:4000]
+    if stream.started.warnings:
+        headers["x-warnings"] = json.dumps(list(stream.started.warnings), ensure_ascii=True)[:4000]
     return headers
 
 
 def _prefers_json(accept: str) -> bool:
-    """Whether JSON is asked for by name, and no sound before it."""
-    wanted = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
-    return "application/json" in wanted and not any(part.startswith("audio/") for part in wanted)
+    """Return whether the Accept header names JSON and no audio type."""
+    accepted = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    return "application/json" in accepted and not any(part.startswith("audio/") for part in accepted)
 
 
 # ---------------------------------------------------------------------- bodies
 
 
 @contextlib.asynccontextmanager
-async def _body(request: Request, whole: str | None = None) -> AsyncIterator[tuple[dict[str, Any], bytes | None]]:
-    """The fields of a JSON or multipart body, and the recording that came as a file.
+async def _body(request: Request, json_field: str | None = None) -> AsyncIterator[tuple[dict[str, Any], bytes | None]]:
+    """Yield the fields of a JSON or multipart body, and its uploaded recording.
 
     Args:
-        whole: the form field that may hold all other fields as JSON.
+        json_field: a form field that may contain all other fields as JSON.
     """
-    # curl -d says that JSON is a form; nobody sends texts that way, so only multipart is one.
+    # curl -d labels JSON as a URL-encoded form, which nobody uses for text, so only multipart is treated as a form.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        yield _object(await request.body()), None
+        yield _parse_object(await request.body()), None
         return
     async with _form(request) as form:
         fields: dict[str, Any] = {name: value for name, value in form.items() if isinstance(value, str)}
-        if whole is not None and whole in fields:
-            fields |= _object(fields.pop(whole).encode())
+        if json_field is not None and json_field in fields:
+            fields |= _parse_object(fields.pop(json_field).encode())
         file = form.get("ref_audio")
         yield fields, await file.read() if isinstance(file, UploadFile) else None
 
@@ -206,39 +208,39 @@ async def _form(request: Request) -> AsyncIterator[FormData]:
         await form.close()
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    """A JSON object; numbers that are none are refused."""
+def _parse_object(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object; NaN and Infinity are refused."""
     try:
-        found = json.loads(body, parse_constant=_refuse)
+        value = json.loads(body, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         raise BadRequest("the body is not JSON; send an object with content-type application/json") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise BadRequest("the body is JSON, but not an object")
-    return found
+    return value
 
 
-def _refuse(constant: str) -> None:
+def _reject_constant(constant: str) -> None:
     raise ValueError(constant)
 
 
 # ---------------------------------------------------------------------- voices
 
 
-def _add_voices(app: FastAPI, endpoint: Endpoint, keys: KeyRing) -> None:
+def _add_voices(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
     @app.get("/v1/audio/voices", **openapi.VOICES)
-    async def voices(facts: Facts) -> Response:
+    async def voices(context: Context) -> Response:
         listed = await endpoint.list_voices()
-        rows = [{"id": one.id, "name": one.name, "description": one.description} for one in listed]
-        return Json({"object": "list", "voices": rows, "data": rows})
+        rows = [{"id": voice.id, "name": voice.name, "description": voice.description} for voice in listed]
+        return AsciiJsonResponse({"object": "list", "voices": rows, "data": rows})
 
     @app.post("/v1/audio/voices", **openapi.ADD_VOICE)
-    async def add_voice(request: Request, facts: Facts) -> Response:
+    async def add_voice(request: Request, context: Context) -> Response:
         keys.check(request.headers)
         async with _form(request) as form:
             file = form.get("audio_sample")
             if not isinstance(file, UploadFile):
                 raise BadRequest("audio_sample: send the recording as a file of a multipart form", param="audio_sample")
-            fields = _texts(form, ("name", "consent", "transcript"))
+            fields = _text_fields(form, ("name", "consent", "transcript"))
             warnings = await endpoint.add_voice(
                 fields["name"], await file.read(), fields["transcript"] or None, fields["consent"]
             )
@@ -250,48 +252,48 @@ def _add_voices(app: FastAPI, endpoint: Endpoint, keys: KeyRing) -> None:
             "type": "audio_sample",
             "created_at": int(time.time()),
         }
-        return Json(row | {"warnings": warnings}, 201)
+        return AsciiJsonResponse(row | {"warnings": warnings}, 201)
 
     @app.delete("/v1/audio/voices/{voice_id}", **openapi.REMOVE_VOICE)
-    async def remove_voice(voice_id: str, request: Request, facts: Facts) -> Response:
+    async def remove_voice(voice_id: str, request: Request, context: Context) -> Response:
         keys.check(request.headers)
         await endpoint.remove_voice(voice_id)
-        return Json({"id": voice_id, "object": "audio.voice.deleted", "deleted": True})
+        return AsciiJsonResponse({"id": voice_id, "object": "audio.voice.deleted", "deleted": True})
 
 
-def _texts(form: FormData, names: tuple[str, ...]) -> Mapping[str, str]:
-    found = {}
+def _text_fields(form: FormData, names: tuple[str, ...]) -> Mapping[str, str]:
+    fields = {}
     for name in names:
         value = form.get(name, "")
         if not isinstance(value, str):
             raise BadRequest(f"{name}: wanted text, not a file", param=name)
-        found[name] = value
-    return found
+        fields[name] = value
+    return fields
 
 
-# ---------------------------------------------------------------------- the rest
+# ---------------------------------------------------------------------- models, health, page
 
 
-def _add_rest(app: FastAPI, endpoint: Endpoint, keys: KeyRing) -> None:
+def _add_other_routes(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
     model = {"id": endpoint.config.model, "object": "model", "created": _STARTED, "owned_by": "higgs-audio"}
     page = importlib.resources.files("serve.http").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.get("/v1/models", **openapi.MODELS)
-    async def models(request: Request, facts: Facts) -> Response:
+    async def models(request: Request, context: Context) -> Response:
         keys.check(request.headers)
-        return Json({"object": "list", "data": [model]})
+        return AsciiJsonResponse({"object": "list", "data": [model]})
 
     @app.get("/v1/models/{model_id:path}", include_in_schema=False)
-    async def one_model(request: Request, facts: Facts) -> Response:
-        # Every name means the same model, as it does in a request for speech.
+    async def get_model(request: Request, context: Context) -> Response:
+        # Any name refers to the only model, as in speech requests.
         keys.check(request.headers)
-        return Json(model)
+        return AsciiJsonResponse(model)
 
     @app.get("/healthz", **openapi.HEALTH)
-    async def healthz(facts: Facts) -> Response:
-        condition = await endpoint.condition()
-        return Json({"status": condition}, 200 if condition == "ready" else 503)
+    async def healthz(context: Context) -> Response:
+        status = await endpoint.health()
+        return AsciiJsonResponse({"status": status}, 200 if status == "ready" else 503)
 
     @app.get("/", include_in_schema=False)
-    async def show_page(facts: Facts) -> Response:
+    async def show_page(context: Context) -> Response:
         return HTMLResponse(page, headers={"content-security-policy": _PAGE_POLICY, "referrer-policy": "no-referrer"})

@@ -1,4 +1,4 @@
-"""Who may ask: API keys, compared in constant time. Only digests of keys are held."""
+"""API keys, compared in constant time. Only digests of keys are kept in memory."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from collections.abc import Mapping
 from serve.http.errors import Unauthorized
 
 
-class KeyRing:
-    """The keys of an endpoint; without any, everybody may ask everything."""
+class ApiKeys:
+    """The API keys of an endpoint; without any, all requests are allowed."""
 
     def __init__(self, digests: frozenset[bytes] = frozenset()) -> None:
         self._digests = sorted(digests)
 
     @property
-    def wanted(self) -> bool:
-        """Whether a key is needed."""
+    def required(self) -> bool:
+        """Whether requests need a key."""
         return bool(self._digests)
 
     def check(self, headers: Mapping[str, str]) -> None:
-        """Let a request pass that brings a key, as `Authorization: Bearer KEY`.
+        """Check that a request has a valid key, as `Authorization: Bearer KEY`.
 
         Raises:
-            Unauthorized: it brings none, or one that is not known.
+            Unauthorized: it has none, or an unknown one.
         """
         if not self._digests:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise Unauthorized("this endpoint wants an API key: send it as 'Authorization: Bearer KEY'")
+            raise Unauthorized("this endpoint requires an API key: send it as 'Authorization: Bearer KEY'")
         digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
-        # All of them are compared, so that the time says nothing of which one was close.
-        if not sum(hmac.compare_digest(digest, own) for own in self._digests):
-            raise Unauthorized("this API key is not known here")
+        # All keys are compared, so that timing reveals nothing.
+        if not sum(hmac.compare_digest(digest, known) for known in self._digests):
+            raise Unauthorized("unknown API key")

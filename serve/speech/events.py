@@ -1,7 +1,7 @@
-"""What passes between the endpoint's HTTP workers and its synthesizers: a job, and the events that answer it.
+"""Messages between the endpoint's HTTP workers and its synthesizer replicas: a request, and the events of its response.
 
-An answer is `Started`, then any number of `Sound`, then nothing; or `Failed` at any point, and nothing after it. Faults
-of a script travel as records, so that an exception between the two always means that a synthesizer was lost.
+A response is `Started` followed by any number of `AudioChunk`s, or ends with `Failed` at any point. Errors in a script
+are sent as events, so an exception between the two always means that a replica was lost.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import dataclasses
 from collections.abc import AsyncGenerator
 from typing import Any, Literal, Protocol
 
-Condition = Literal["loading", "ready", "broken"]
+HealthStatus = Literal["loading", "ready", "broken"]
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeakJob:
-    """A script to be spoken.
+class SynthesisRequest:
+    """A script to synthesize.
 
     Attributes:
         row: as in a manifest; if it has `ref_audio`, that is a placeholder for `reference`.
-        reference: bytes of a recording that came with the request, checked.
-        live: samples go out while they are made, in one take; else a chunk goes out when it has passed its checks.
+        reference: the content of the request's reference recording, checked.
+        live: stream samples while they are generated, with one take per chunk; otherwise stream chunks that passed
+            their checks.
     """
 
     request_id: str
@@ -31,7 +32,7 @@ class SpeakJob:
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-    """A synthesizer has begun, and the script can be spoken as far as can be seen."""
+    """The script is valid and its synthesis has started."""
 
     sample_rate_hz: int
     num_chunks: int
@@ -40,8 +41,8 @@ class Started:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChunkFacts:
-    """A chunk that has been spoken, and where: samples [start, stop) of the recording."""
+class ChunkMetadata:
+    """A finished chunk, and its range [start, stop) of the recording's samples."""
 
     index: int
     text: str
@@ -56,40 +57,40 @@ class ChunkFacts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sound:
-    """The next samples, 16 bit, and the chunk that ended with them, if one did."""
+class AudioChunk:
+    """The next samples as 16-bit PCM, and the metadata of the chunk that they complete, if any."""
 
     pcm: bytes
-    chunk: ChunkFacts | None = None
+    chunk: ChunkMetadata | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """It cannot be spoken.
+    """The request failed.
 
     Attributes:
-        kind: what was asked for is wrong, something is not there now, or the fault is ours.
+        kind: invalid input, something temporarily unavailable, or an internal error.
     """
 
-    kind: Literal["input", "away", "internal"]
+    kind: Literal["input", "unavailable", "internal"]
     message: str
 
 
-Event = Started | Sound | Failed
+Event = Started | AudioChunk | Failed
 
 
-class Backend(Protocol):
-    """The synthesizers, as HTTP workers see them."""
+class SynthesizerBackend(Protocol):
+    """The synthesizer replicas, as HTTP workers see them."""
 
-    def speak(self, job: SpeakJob) -> AsyncGenerator[Event]:
-        """The events of a job; closing the generator frees its slot.
+    def synthesize(self, request: SynthesisRequest) -> AsyncGenerator[Event]:
+        """Yield the events of a request; closing the generator frees its slot.
 
         Raises:
-            NotReady: the synthesizer was lost.
+            NotReady: the replica was lost.
         """
 
     def slots(self) -> int:
-        """How many jobs can be spoken at the same time, as far as is known."""
+        """Return how many requests can run at the same time, as far as is known."""
 
-    async def condition(self) -> Condition:
-        """Whether anybody can speak."""
+    async def health(self) -> HealthStatus:
+        """Return whether a replica can serve requests."""

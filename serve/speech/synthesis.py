@@ -1,7 +1,7 @@
-"""A synthesizer answering jobs: everything that the replica does, without Ray.
+"""Runs requests on a synthesizer: everything that a replica does, without Ray.
 
-In: a `SpeakJob`. Out: its events. Whatever goes wrong with the script becomes `Failed`; closing the generator lets the
-engine go on with others at once.
+In: a `SynthesisRequest`. Out: its events. Failures become `Failed` events; closing the generator frees the engine's
+slot at once.
 """
 
 from __future__ import annotations
@@ -22,96 +22,98 @@ from higgs_model.script.plan import Plan
 from higgs_model.script.script import Script, faults
 from higgs_model.script.voices import Voice, Voices
 from higgs_model.synthesizer.records import Piece, SpokenChunk
-from serve.http.background import aside, is_short
-from serve.speech.events import ChunkFacts, Event, Failed, Sound, SpeakJob, Started
+from serve.http.background import is_short, run_in_thread
+from serve.speech.events import AudioChunk, ChunkMetadata, Event, Failed, Started, SynthesisRequest
 from serve.voices.voice_library import VoiceLibrary
 
 logger = logging.getLogger(__name__)
 
 PRIORITY = -1
-"""Somebody waits for it: before the rows of batch jobs that share the engine."""
+"""Lower runs first: before the rows of batch jobs that share the engine."""
 
 
-class Speaks(Protocol):
-    """What is asked of a `Synthesizer`, or of something that stands for one."""
+class SynthesizerProtocol(Protocol):
+    """The interface of `Synthesizer` that the endpoint uses."""
 
     @property
     def sample_rate(self) -> int:
-        """Hz."""
+        """In Hz."""
 
-    def speak(self, plan: Plan, *, live: bool = False, priority: int = 0) -> AsyncGenerator[Piece]:
-        """The recording, piece by piece."""
+    def stream(self, plan: Plan, *, live: bool = False, priority: int = 0) -> AsyncGenerator[Piece]:
+        """Yield the recording piece by piece."""
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of a text."""
+        """Return the number of tokens of a text."""
 
-    def numbers(self) -> dict[str, float]:
-        """What its engine has done."""
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of its engine."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all resources."""
 
 
-class Speaker:
-    """One synthesizer and the voices that it reads.
+class RequestSynthesizer:
+    """Runs requests on one synthesizer with the voices of a library.
 
     Args:
-        seed: of rows that give none.
+        seed: default for requests without one.
     """
 
-    def __init__(self, speaks: Speaks, library: VoiceLibrary | None, seed: int) -> None:
-        self.speaks, self._library, self._seed = speaks, library, seed
-        self.broken: BaseException | None = None
+    def __init__(self, synthesizer: SynthesizerProtocol, library: VoiceLibrary | None, seed: int) -> None:
+        self.synthesizer, self._library, self._seed = synthesizer, library, seed
+        self.engine_error: BaseException | None = None
 
     def warm_up(self) -> None:
-        """Load what the first text would wait for, such as the classifier of languages."""
+        """Load what the first request would otherwise wait for, such as the language classifier."""
         Plan.of(Script.model_validate({"id": "warm-up", "text": "Good morning."}), Voices())
 
-    async def answer(self, job: SpeakJob) -> AsyncGenerator[Event]:
-        """The events of a job."""
+    async def stream(self, request: SynthesisRequest) -> AsyncGenerator[Event]:
+        """Yield the events of a request."""
         try:
-            # Voices are read from where they are kept; a text alone is soon planned.
-            alone = job.reference is None and not {"voice", "voices"} & job.row.keys()
-            plan = await aside(self._plan, job, at_once=alone and is_short(job.row))
+            # Reading voices may block; planning a short text without any is fast.
+            needs_voices = request.reference is not None or bool({"voice", "voices"} & request.row.keys())
+            plan = await run_in_thread(self._plan, request, inline=not needs_voices and is_short(request.row))
             text = plan.script.tagged_text()
-            yield Started(self.speaks.sample_rate, len(plan.chunks), self.speaks.count_tokens(text), plan.warnings)
-            async with contextlib.aclosing(self.speaks.speak(plan, live=job.live, priority=PRIORITY)) as pieces:
+            tokens = self.synthesizer.count_tokens(text)
+            yield Started(self.synthesizer.sample_rate, len(plan.chunks), tokens, plan.warnings)
+            stream = self.synthesizer.stream(plan, live=request.live, priority=PRIORITY)
+            async with contextlib.aclosing(stream) as pieces:
                 async for piece in pieces:
                     if len(piece.samples_N) or piece.chunk is not None:
                         pcm: Pcm = to_pcm16(piece.samples_N)
-                        yield Sound(pcm.tobytes(), None if piece.chunk is None else _facts(piece.chunk))
+                        yield AudioChunk(pcm.tobytes(), None if piece.chunk is None else _chunk_metadata(piece.chunk))
         except HiggsError as error:
             yield Failed("input", str(error))
         except (EngineStopped, WorkerStopped) as error:
-            self.broken = error
-            logger.error("request %s: the engine broke", job.request_id, exc_info=error)
-            yield Failed("away", "the synthesizer broke while it spoke; it is being replaced")
+            self.engine_error = error
+            logger.error("request %s: the engine failed", request.request_id, exc_info=error)
+            yield Failed("unavailable", "the synthesizer failed and is being replaced")
         except OSError as error:
-            logger.error("request %s: %s", job.request_id, error)
-            yield Failed("away", "the voices cannot be read now")
+            logger.error("request %s: %s", request.request_id, error)
+            yield Failed("unavailable", "the voice library cannot be read at the moment")
         except Exception as error:
-            logger.error("request %s", job.request_id, exc_info=error)
-            yield Failed("internal", "something went wrong here; it is in the log under this request's id")
+            logger.error("request %s", request.request_id, exc_info=error)
+            yield Failed("internal", "internal error; the log has the details under this request's id")
 
-    def _plan(self, job: SpeakJob) -> Plan:
+    def _plan(self, request: SynthesisRequest) -> Plan:
         try:
-            script = Script.model_validate(job.row).with_defaults({"seed": self._seed})
+            script = Script.model_validate(request.row).with_defaults({"seed": self._seed})
         except ValidationError as error:
             raise BadInput("; ".join(faults(error))) from None
-        return Plan.of(script, self._voices(script, job))
+        return Plan.of(script, self._voices(script, request))
 
-    def _voices(self, script: Script, job: SpeakJob) -> Voices:
+    def _voices(self, script: Script, request: SynthesisRequest) -> Voices:
         named = {choice.name for choice in script.voice_choices() if choice.profile is choice.description is None}
         library = Voices() if self._library is None else self._library.voices(named)
-        return library if job.reference is None else _WithRecording(library, job.reference)
+        return library if request.reference is None else _VoicesWithReference(library, request.reference)
 
 
-class _WithRecording(Voices):
-    """A library, and one recording that came with a request."""
+class _VoicesWithReference(Voices):
+    """A library, and the reference recording of one request."""
 
     def __init__(self, library: Voices, recording: bytes) -> None:
         super().__init__()
-        self._library, self._brought = library, recording
+        self._library, self._reference = library, recording
 
     def recording(self, name: str) -> Voice:
         return self._library.recording(name)
@@ -120,12 +122,12 @@ class _WithRecording(Voices):
         return self._library.profile(name)
 
     def one_off(self, source: str, transcript: str | None) -> Voice:
-        return Voice(self._brought, (transcript or "").strip() or None)
+        return Voice(self._reference, (transcript or "").strip() or None)
 
 
-def _facts(chunk: SpokenChunk) -> ChunkFacts:
+def _chunk_metadata(chunk: SpokenChunk) -> ChunkMetadata:
     attempt = chunk.take.attempt
-    return ChunkFacts(
+    return ChunkMetadata(
         chunk.index,
         chunk.text,
         chunk.speakers,

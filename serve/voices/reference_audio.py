@@ -1,8 +1,8 @@
-"""Reference recordings that come with requests: how they may come, and what is checked before anything else hears them.
+"""Validates reference recordings of requests before anything else reads them.
 
-In: base64, a data URI, the bytes of a multipart file, or a URL of an allowed place. Out: bytes that decode to a known
-number of samples, or `BadRequest`. No string of a request is ever opened as a path. Decoding is bounded in channels,
-rate and samples, whatever the file says of itself.
+In: base64, a data URI, or the content of a file. Out: bytes that decode to a known number of samples, or `BadRequest`.
+No string of a request is ever opened as a path. Decoding is bounded in channels, sample rate and samples, whatever the
+file's header claims.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from serve.http.errors import BadRequest, TooLarge
 _DATA_URI = re.compile(
     r"data:[A-Za-z0-9.+-]{1,50}/[A-Za-z0-9.+-]{1,50}(?:;[A-Za-z0-9.=+\"-]{1,100})*;base64,", re.ASCII
 )
-_SHORTEST_S = 0.2
-_LOWEST_HZ, _HIGHEST_HZ = 4_000, 192_000
+_MIN_DURATION_S = 0.2
+_MIN_HZ, _MAX_HZ = 4_000, 192_000
 _BLOCK = 1 << 16
-_BEGINNINGS = (
+_MAGIC_BYTES = (
     re.compile(rb"RIFF....WAVE", re.DOTALL),
     re.compile(rb"fLaC"),
     re.compile(rb"OggS"),
@@ -36,12 +36,12 @@ _BEGINNINGS = (
     re.compile(rb"ID3"),
     re.compile(rb"\xff[\xe2-\xff]"),
 )
-"""Of WAV, FLAC, Ogg, AIFF and MP3: the rarer parsers of libsndfile are not shown what strangers send."""
+"""WAV, FLAC, Ogg, AIFF and MP3: untrusted data never reaches libsndfile's less common parsers."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
-    """Of one recording."""
+class ReferenceLimits:
+    """Limits of one recording."""
 
     max_bytes: int
     max_s: float
@@ -49,7 +49,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class CheckedRecording:
-    """A recording that was decoded to its end: mono samples (N,)."""
+    """A completely decoded recording: mono samples (N,)."""
 
     content: bytes
     samples_N: NDArray[np.float32]
@@ -62,25 +62,28 @@ class CheckedRecording:
         return len(self.samples_N) / self.sample_rate_hz
 
     def warnings(self, transcript: str | None) -> list[str]:
-        """What would make a better clone, in words."""
-        found = check_recording(self.samples_N, self.sample_rate_hz, transcript)
+        """Return advice on how to get a better clone."""
+        warnings = check_recording(self.samples_N, self.sample_rate_hz, transcript)
         if self.num_channels > 1:
-            found.append(f"it has {self.num_channels} channels, which were mixed; give a mono recording of one speaker")
-        return found
+            warnings.append(
+                f"it has {self.num_channels} channels, which were mixed; use a mono recording of one speaker"
+            )
+        return warnings
 
     def flac(self) -> bytes:
-        """The same sound and nothing else: what was hidden in the file stays behind."""
+        """Re-encode the audio as FLAC, which drops everything else that the file contained."""
         file = io.BytesIO()
         subtype = "PCM_16" if self.subtype in ("PCM_16", "PCM_S8", "PCM_U8", "MPEG_LAYER_III") else "PCM_24"
         soundfile.write(file, np.clip(self.samples_N, -1, 1), self.sample_rate_hz, format="FLAC", subtype=subtype)
         return file.getvalue()
 
 
-def decode_text(value: str, limits: Limits) -> bytes:
-    """The bytes of base64 or of a data URI.
+def decode_reference(value: str, limits: ReferenceLimits) -> bytes:
+    """Decode base64 or a data URI.
 
     Raises:
-        BadRequest: it is neither. TooLarge: it would be too long.
+        BadRequest: it is neither.
+        TooLarge: the recording is too large.
     """
     if value.startswith("data:"):
         head = _DATA_URI.match(value[:1000])
@@ -88,37 +91,38 @@ def decode_text(value: str, limits: Limits) -> bytes:
             raise BadRequest("ref_audio: a data URI must look like data:audio/wav;base64,…", param="ref_audio")
         value = value[head.end() :]
     if len(value) * 3 // 4 > limits.max_bytes + 3:
-        raise TooLarge(f"ref_audio: a recording may have {limits.max_bytes} bytes", param="ref_audio")
+        raise TooLarge(f"ref_audio: a recording may have at most {limits.max_bytes} bytes", param="ref_audio")
     try:
         return base64.b64decode("".join(value.split()), validate=True)
     except (binascii.Error, ValueError):
         raise BadRequest(
-            "ref_audio: send the recording itself, as base64, a data URI or a multipart file; no file of the server is "
-            "ever opened",
+            "ref_audio: send the recording itself, as base64, a data URI or a multipart file; the server never "
+            "opens a path",
             param="ref_audio",
         ) from None
 
 
-def check(content: bytes, limits: Limits, param: str = "ref_audio") -> CheckedRecording:
-    """Decode a recording, but no more of it than may be.
+def check_reference(content: bytes, limits: ReferenceLimits, param: str = "ref_audio") -> CheckedRecording:
+    """Decode a recording within the limits.
 
     Raises:
-        BadRequest: it is no recording, or one that nothing can be learnt from. TooLarge: too many bytes.
+        BadRequest: it is not a recording, or unusable as a reference.
+        TooLarge: it has too many bytes.
     """
     if len(content) > limits.max_bytes:
         raise TooLarge(f"{param}: {len(content)} bytes; a recording may have {limits.max_bytes}", param=param)
-    if not any(beginning.match(content) for beginning in _BEGINNINGS):
+    if not any(magic.match(content) for magic in _MAGIC_BYTES):
         raise BadRequest(f"{param}: not a WAV, FLAC, MP3, Ogg or AIFF recording", param=param)
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             _check_header(file, param)
-            samples_N = _decoded(file, limits, param)
+            samples_N = _decode(file, limits, param)
             rate_hz, channels, subtype = file.samplerate, file.channels, file.subtype
     except (soundfile.LibsndfileError, ValueError, MemoryError):
-        raise BadRequest(f"{param}: the recording cannot be read; is it whole?", param=param) from None
-    if len(samples_N) < _SHORTEST_S * rate_hz:
+        raise BadRequest(f"{param}: the recording cannot be decoded; is the file complete?", param=param) from None
+    if len(samples_N) < _MIN_DURATION_S * rate_hz:
         raise BadRequest(
-            f"{param}: {len(samples_N) / rate_hz:.2f} s are too short; give 5 to 20 s of speech", param=param
+            f"{param}: {len(samples_N) / rate_hz:.2f} s is too short; wanted 5 to 20 s of speech", param=param
         )
     try:
         return CheckedRecording(content, to_mono(samples_N), rate_hz, channels, subtype)
@@ -129,17 +133,17 @@ def check(content: bytes, limits: Limits, param: str = "ref_audio") -> CheckedRe
 def _check_header(file: soundfile.SoundFile, param: str) -> None:
     if not 1 <= file.channels <= MAX_CHANNELS:
         raise BadRequest(f"{param}: {file.channels} channels; wanted 1 to {MAX_CHANNELS}", param=param)
-    if not _LOWEST_HZ <= file.samplerate <= _HIGHEST_HZ:
-        raise BadRequest(f"{param}: {file.samplerate} Hz; wanted {_LOWEST_HZ} to {_HIGHEST_HZ}", param=param)
+    if not _MIN_HZ <= file.samplerate <= _MAX_HZ:
+        raise BadRequest(f"{param}: {file.samplerate} Hz; wanted {_MIN_HZ} to {_MAX_HZ}", param=param)
 
 
-def _decoded(file: soundfile.SoundFile, limits: Limits, param: str) -> NDArray[np.float32]:
-    """Mono samples (N,), read until the end or the limit, whichever comes first."""
-    most = int(limits.max_s * file.samplerate)
+def _decode(file: soundfile.SoundFile, limits: ReferenceLimits, param: str) -> NDArray[np.float32]:
+    """Return mono samples (N,), reading no further than the limit."""
+    max_samples = int(limits.max_s * file.samplerate)
     blocks, total = [np.empty(0, np.float32)], 0
     while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
         total += len(block)
-        if total > most:
-            raise BadRequest(f"{param}: longer than {limits.max_s:g} s; cut it to 5 to 20 s of speech", param=param)
+        if total > max_samples:
+            raise BadRequest(f"{param}: longer than {limits.max_s:g} s; trim it to 5 to 20 s of speech", param=param)
         blocks.append(block.mean(axis=1, dtype=np.float32))
     return np.concatenate(blocks)

@@ -1,9 +1,8 @@
-"""Recordings from the network, from allowed places only.
+"""Downloads reference recordings from allowed URLs only (protection against server-side request forgery).
 
-A URL is fetched if it begins with an allowed prefix (same scheme, host, port, and path below the prefix's), and if all
-addresses of its host are public. The connection goes to an address that was checked, so that a name which changes its
-address between the look and the call reaches nothing else. No redirect is followed, no proxy is used, and bytes and
-time are bounded. Blocks; meant for a thread.
+A URL is downloaded if it has an allowed prefix (same scheme, host, port, and path below the prefix's) and all addresses
+of its host are public. The connection goes to the address that was checked, so that DNS rebinding has no effect.
+Redirects are not followed, no proxy is used, and size and time are bounded. Blocking; meant to run in a thread.
 """
 
 from __future__ import annotations
@@ -29,26 +28,26 @@ Connect = Callable[[str, int, float], socket.socket]
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """All addresses of a name."""
+    """Return all addresses of a host."""
     return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 def connect(address: str, port: int, timeout_s: float) -> socket.socket:
-    """A connection to an address, which is not looked up again."""
+    """Connect to an address, without another lookup."""
     return socket.create_connection((address, port), timeout_s)
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the open internet."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
-    if inner is not None:
-        found = inner
-    return found.is_global and not found.is_multicast and not found.is_reserved
+    """Return whether an address is on the public internet."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    embedded = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
+    if embedded is not None:
+        parsed = embedded
+    return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
 
 
-class Fetcher:
-    """Fetches recordings from places under prefixes such as `https://voices.example.org/public/`."""
+class ReferenceDownloader:
+    """Downloads recordings under URL prefixes such as `https://voices.example.org/public/`."""
 
     def __init__(
         self,
@@ -62,64 +61,67 @@ class Fetcher:
         self._prefixes, self._max_bytes = [urlsplit(prefix) for prefix in prefixes], max_bytes
         self._resolve, self._connect, self._tls = resolve, connect, tls
 
-    def fetch(self, url: str) -> bytes:
-        """The bytes under a URL.
+    def download(self, url: str) -> bytes:
+        """Download a URL.
 
         Raises:
-            BadRequest: it is not allowed, or does not answer with a recording. TooLarge: it answers with too much.
+            BadRequest: it is not allowed, or cannot be downloaded.
+            TooLarge: the response is too large.
         """
-        place = self._allowed(url)
-        host, port = place.hostname or "", place.port or 443
+        parts = self._check_allowed(url)
+        host, port = parts.hostname or "", parts.port or 443
         try:
             addresses = self._resolve(host, port)
             if not addresses or not all(is_public(address) for address in addresses):
-                raise BadRequest("ref_audio: this URL leads to no public address", param="ref_audio")
-            return self._get(place, host, port, addresses[0])
+                raise BadRequest("ref_audio: this URL does not resolve to a public address", param="ref_audio")
+            return self._get(parts, host, port, addresses[0])
         except (OSError, http.client.HTTPException, ValueError) as error:
-            logger.warning("a reference could not be fetched from %s: %s", host, error)
-            raise BadRequest("ref_audio: the URL does not answer", param="ref_audio") from None
+            logger.warning("a reference could not be downloaded from %s: %s", host, error)
+            raise BadRequest("ref_audio: the URL cannot be downloaded", param="ref_audio") from None
 
-    def _allowed(self, url: str) -> SplitResult:
+    def _check_allowed(self, url: str) -> SplitResult:
         refused = BadRequest(
-            "ref_audio: this endpoint fetches no such URL; send the recording itself, as base64 or a multipart file",
+            "ref_audio: this URL is not allowed; send the recording itself, as base64 or a multipart file",
             param="ref_audio",
         )
         try:
-            place = urlsplit(url)
-            port = place.port
+            parts = urlsplit(url)
+            port = parts.port
         except ValueError:
             raise refused from None
-        if any(ord(letter) <= 32 or ord(letter) >= 127 for letter in url) or "@" in place.netloc or "\\" in url:
+        if any(ord(letter) <= 32 or ord(letter) >= 127 for letter in url) or "@" in parts.netloc or "\\" in url:
             raise refused
-        if ".." in unquote(unquote(place.path)) or "//" in place.path:
+        if ".." in unquote(unquote(parts.path)) or "//" in parts.path:
             raise refused
         for prefix in self._prefixes:
-            same = (place.scheme, place.hostname, port or 443) == (prefix.scheme, prefix.hostname, prefix.port or 443)
-            if same and place.path.startswith(prefix.path.rstrip("/") + "/"):
-                return place
+            same = (parts.scheme, parts.hostname, port or 443) == (prefix.scheme, prefix.hostname, prefix.port or 443)
+            if same and parts.path.startswith(prefix.path.rstrip("/") + "/"):
+                return parts
         raise refused
 
-    def _get(self, place: SplitResult, host: str, port: int, address: str) -> bytes:
-        until = time.monotonic() + _TIMEOUT_S
+    def _get(self, parts: SplitResult, host: str, port: int, address: str) -> bytes:
+        deadline_s = time.monotonic() + _TIMEOUT_S
         tls = self._tls or ssl.create_default_context()
         connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=tls)
         with contextlib.closing(connection):
-            # The certificate must be the name's, the address is the one that was checked.
+            # The certificate is checked against the host name, and the address is the one that was checked before.
             connection.sock = tls.wrap_socket(self._connect(address, port, _TIMEOUT_S), server_hostname=host)
-            path = place.path + (f"?{place.query}" if place.query else "")
+            path = parts.path + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", path, headers={"Accept-Encoding": "identity"})
-            answer = connection.getresponse()
-            if answer.status != 200:
+            response = connection.getresponse()
+            if response.status != 200:
                 raise BadRequest(
-                    f"ref_audio: the URL answers with status {answer.status}; redirects are not followed",
+                    f"ref_audio: the URL responded with status {response.status}; redirects are not followed",
                     param="ref_audio",
                 )
-            parts, total = [], 0
-            while part := answer.read1(_BLOCK_BYTES):
-                total += len(part)
+            blocks, total = [], 0
+            while block := response.read1(_BLOCK_BYTES):
+                total += len(block)
                 if total > self._max_bytes:
-                    raise TooLarge(f"ref_audio: a recording may have {self._max_bytes} bytes", param="ref_audio")
-                if time.monotonic() > until:
-                    raise TimeoutError("it takes too long")
-                parts.append(part)
-        return b"".join(parts)
+                    raise TooLarge(
+                        f"ref_audio: a recording may have at most {self._max_bytes} bytes", param="ref_audio"
+                    )
+                if time.monotonic() > deadline_s:
+                    raise TimeoutError("timed out")
+                blocks.append(block)
+        return b"".join(blocks)

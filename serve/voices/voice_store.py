@@ -1,7 +1,7 @@
-"""Where a voice library lies: a folder that all machines see, or a prefix of an S3 bucket.
+"""Storage of a voice library: a folder that all nodes share, or an S3 prefix.
 
-Both list files with a version that changes when their content does, create a file only if there is none of that name,
-and show it whole or not at all. What fails is an `OSError` whose message names no path; the log has the rest.
+Both list files with a version that changes with their content, and create a file atomically and only if it does not
+exist. Failures are `OSError`s whose messages contain no paths; the log has the details.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ from higgs_model.errors import BadConfig
 logger = logging.getLogger(__name__)
 
 
-class LibraryStore(Protocol):
-    """Files side by side."""
+class VoiceStore(Protocol):
+    """A flat collection of files."""
 
     def versions(self) -> dict[str, str]:
-        """All files by name, with what changes when their content does."""
+        """Return the version of every file by name."""
 
     def read(self, name: str) -> bytes:
-        """One file's bytes."""
+        """Return the content of a file."""
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file; False, and nothing done, if there is one of that name."""
+        """Create a file; return False, without effect, if it already exists."""
 
     def delete(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Delete a file if it exists."""
 
 
-def open_store(uri: str) -> LibraryStore:
-    """The store under a path, a `file://` or an `s3://` URI.
+def open_voice_store(uri: str) -> VoiceStore:
+    """Return the store for a path, a `file://` or an `s3://` URI.
 
     Raises:
-        BadConfig: there is no such place.
+        BadConfig: it does not exist.
     """
     if uri.startswith("s3://"):
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not bucket:
-            raise BadConfig(f"voices: {uri!r} names no bucket; wanted s3://BUCKET/PREFIX")
-        return BucketStore(bucket, prefix.strip("/"))
+            raise BadConfig(f"voices: {uri!r} has no bucket; wanted s3://BUCKET/PREFIX")
+        return S3VoiceStore(bucket, prefix.strip("/"))
     folder = Path(uri.removeprefix("file://")).expanduser().absolute()
     if "://" in uri.removeprefix("file://") or not folder.is_dir():
-        raise BadConfig(f"voices: {uri!r} is not a folder; give one, or s3://BUCKET/PREFIX")
-    return FolderStore(folder)
+        raise BadConfig(f"voices: {uri!r} is not a folder; wanted a folder or s3://BUCKET/PREFIX")
+    return LocalVoiceStore(folder)
 
 
-class FolderStore:
+class LocalVoiceStore:
     """A local folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def versions(self) -> dict[str, str]:
-        with _told():
+        with _translate_errors():
             found = {}
             for entry in sorted(os.scandir(self._folder), key=lambda entry: entry.name):
-                # What goes away between the listing and the look is not there.
+                # A file may be deleted between listing and stat.
                 with contextlib.suppress(FileNotFoundError):
                     if entry.is_file() and not entry.name.startswith("."):
                         status = entry.stat()
@@ -71,32 +71,32 @@ class FolderStore:
             return found
 
     def read(self, name: str) -> bytes:
-        with _told():
+        with _translate_errors():
             return (self._folder / name).read_bytes()
 
     def create(self, name: str, content: bytes) -> bool:
-        with _told():
-            handle, draft = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".part")
+        with _translate_errors():
+            handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".part")
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(content)
                     os.fsync(file.fileno())
-                Path(draft).chmod(0o644)
-                # A link, unlike a rename, does not replace what is there.
-                os.link(draft, self._folder / name)
+                Path(temporary).chmod(0o644)
+                # A link, unlike a rename, never replaces an existing file.
+                os.link(temporary, self._folder / name)
             except FileExistsError:
                 return False
             finally:
-                os.unlink(draft)
+                os.unlink(temporary)
             return True
 
     def delete(self, name: str) -> None:
-        with _told():
+        with _translate_errors():
             (self._folder / name).unlink(missing_ok=True)
 
 
-class BucketStore:
-    """A prefix of an S3 bucket; endpoint, region and credentials come from the usual AWS variables."""
+class S3VoiceStore:
+    """An S3 prefix; endpoint, region and credentials come from the usual AWS variables."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
@@ -109,7 +109,7 @@ class BucketStore:
         return boto3.client("s3", config=Config(retries={"max_attempts": 5, "mode": "standard"}, read_timeout=20))
 
     def versions(self) -> dict[str, str]:
-        with _told():
+        with _translate_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"
             )
@@ -118,14 +118,14 @@ class BucketStore:
         return {name: version for name, version in names if name}
 
     def read(self, name: str) -> bytes:
-        with _told():
+        with _translate_errors():
             content: bytes = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read()
         return content
 
     def create(self, name: str, content: bytes) -> bool:
         from botocore.exceptions import ClientError
 
-        with _told():
+        with _translate_errors():
             try:
                 self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=content, IfNoneMatch="*")
             except ClientError as error:
@@ -135,13 +135,13 @@ class BucketStore:
         return True
 
     def delete(self, name: str) -> None:
-        with _told():
+        with _translate_errors():
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Errors of the disk and of the cloud's library, without what only the log should know."""
+def _translate_errors() -> Iterator[None]:
+    """Raise storage errors as `OSError` without details, which go to the log."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:

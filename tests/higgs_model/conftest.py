@@ -1,4 +1,4 @@
-"""Codecs that many tests share: the tiny checkpoints, loaded once a worker."""
+"""Shared fixtures: tiny codec checkpoints, loaded once per worker."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.higgs_model.codec import golden
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory):
-    """`load(name)`: a tiny checkpoint of the original layout, loaded."""
+    """Return `load(name)`, which loads a tiny codec checkpoint in the original layout."""
     loaded = {}
 
     def _load(name):

@@ -1,4 +1,4 @@
-"""Configurations: defaults, both layouts, contradictions."""
+"""Configurations: defaults, both layouts, validation."""
 
 import json
 
@@ -11,7 +11,7 @@ from higgs_model.errors import BadConfig
 from tests import builders
 
 
-def test_defaults_are_those_of_the_understanding_variant():
+def test_config_defaults_match_the_understanding_variant():
     config = HiggsAudioConfig()
     assert (config.audio_num_codebooks, config.audio_codebook_size, config.audio_adapter_type) == (12, 1024, "stack")
     assert (config.audio_stream_bos_id, config.audio_stream_eos_id, config.num_codebook_rows) == (1024, 1025, 1026)
@@ -24,24 +24,24 @@ def test_defaults_are_those_of_the_understanding_variant():
     assert isinstance(encoder, HiggsAudioEncoderConfig)
 
 
-def test_a_partial_backbone_is_completed_with_llamas_defaults():
+def test_partial_text_config_is_completed_with_llama_defaults():
     text = builders.config().text_config
     assert text.hidden_act == "silu"
     assert text.tie_word_embeddings is False
 
 
-def test_the_original_layout_survives_a_round_trip(tmp_path):
+def test_original_layout_survives_a_round_trip(tmp_path):
     config = builders.config(audio_adapter_type="dual_ffn_fast_forward", audio_dual_ffn_layers=[1, 3])
     values = to_original_layout(config)
     assert values["text_config"]["rope_theta"] == 500000.0
     assert "rope_parameters" not in values["text_config"]
     (tmp_path / "config.json").write_text(json.dumps(values, default=str))
-    again = HiggsAudioConfig.from_pretrained(tmp_path)
-    assert again.text_config.rope_parameters == config.text_config.rope_parameters
-    assert to_original_layout(again) == values
+    reloaded = HiggsAudioConfig.from_pretrained(tmp_path)
+    assert reloaded.text_config.rope_parameters == config.text_config.rope_parameters
+    assert to_original_layout(reloaded) == values
 
 
-def test_llama_3_2_rope_settings_under_their_old_names_are_read():
+def test_config_reads_rope_settings_under_their_old_names():
     rope = {
         "rope_type": "llama3",
         "factor": 32.0,
@@ -54,19 +54,19 @@ def test_llama_3_2_rope_settings_under_their_old_names_are_read():
     assert {**rope, "rope_theta": 500000.0} == {**found}
 
 
-def test_the_transformers_layout_is_read_and_written(tmp_path):
-    theirs = HiggsAudioV2Config(codebook_size=1026)
-    theirs.save_pretrained(tmp_path)
-    ours = HiggsAudioConfig.from_pretrained(tmp_path)
-    assert (ours.audio_num_codebooks, ours.audio_codebook_size) == (8, 1024)
-    assert (ours.audio_adapter_type, ours.skip_audio_tower) == ("dual_ffn", True)
-    assert ours.use_delay_pattern
-    assert ours.audio_dual_ffn_layers == list(range(28))
-    assert ours.eos_token_id == 128009
-    back = to_transformers_layout(ours).to_dict()
-    assert (back.pop("audio_in_token_idx"), back.pop("audio_eos_token_id")) == (128015, 128012)
-    assert back == theirs.to_dict()
-    assert from_transformers_layout(back)["audio_out_bos_token_id"] == 128013
+def test_transformers_layout_survives_a_round_trip(tmp_path):
+    original = HiggsAudioV2Config(codebook_size=1026)
+    original.save_pretrained(tmp_path)
+    config = HiggsAudioConfig.from_pretrained(tmp_path)
+    assert (config.audio_num_codebooks, config.audio_codebook_size) == (8, 1024)
+    assert (config.audio_adapter_type, config.skip_audio_tower) == ("dual_ffn", True)
+    assert config.use_delay_pattern
+    assert config.audio_dual_ffn_layers == list(range(28))
+    assert config.eos_token_id == 128009
+    restored = to_transformers_layout(config).to_dict()
+    assert (restored.pop("audio_in_token_idx"), restored.pop("audio_eos_token_id")) == (128015, 128012)
+    assert restored == original.to_dict()
+    assert from_transformers_layout(restored)["audio_out_bos_token_id"] == 128013
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_the_transformers_layout_is_read_and_written(tmp_path):
     [
         ({"audio_adapter_type": "triple"}, "audio_adapter_type='triple' is unknown, wanted one of stack, dual_ffn"),
         ({"audio_dual_ffn_layers": None}, "audio_adapter_type='dual_ffn' needs audio_dual_ffn_layers"),
-        ({"audio_dual_ffn_layers": [0, 4]}, "names layer 4, but text_config.num_hidden_layers=4"),
-        ({"audio_dual_ffn_layers": [-1]}, "names layer -1, but text_config.num_hidden_layers=4"),
-        ({"audio_dual_ffn_layers": [1, 1]}, r"audio_dual_ffn_layers=\[1, 1\] names a layer twice"),
+        ({"audio_dual_ffn_layers": [0, 4]}, "contains layer 4, but text_config.num_hidden_layers=4"),
+        ({"audio_dual_ffn_layers": [-1]}, "contains layer -1, but text_config.num_hidden_layers=4"),
+        ({"audio_dual_ffn_layers": [1, 1]}, r"audio_dual_ffn_layers=\[1, 1\] contains a layer twice"),
         ({"use_rq_transformer": True}, "use_rq_transformer=True with use_delay_pattern=True"),
         ({"audio_decoder_proj_num_layers": 2}, "audio_decoder_proj_num_layers=2 is not supported, wanted 0"),
         (
@@ -84,12 +84,12 @@ def test_the_transformers_layout_is_read_and_written(tmp_path):
             "audio_stream_bos_id=1024 .*audio_codebook_size=512",
         ),
         ({"audio_stream_bos_id": 25}, "audio_stream_bos_id=25 and audio_stream_eos_id=25 are the same"),
-        ({"audio_num_codebooks": "8"}, "audio_num_codebooks='8' is not a whole number"),
+        ({"audio_num_codebooks": "8"}, "audio_num_codebooks='8' is not an integer"),
         ({"use_delay_pattern": "yes"}, "use_delay_pattern='yes' is not true or false"),
-        ({"audio_dual_ffn_layers": "all"}, "audio_dual_ffn_layers='all' is not a list of whole numbers"),
+        ({"audio_dual_ffn_layers": "all"}, "audio_dual_ffn_layers='all' is not a list of integers"),
         ({"text_config": {"model_type": "mistral"}}, "text_config.model_type='mistral' is not supported"),
-        ({"text_config": "llama"}, "text_config is a str, wanted an object"),
-        ({"audio_encoder_config": {"d_model": "x"}}, "d_model='x' is not a whole number"),
+        ({"text_config": "llama"}, "text_config is a str, wanted a mapping"),
+        ({"audio_encoder_config": {"d_model": "x"}}, "d_model='x' is not an integer"),
         ({"audio_num_codebooks": 0}, "audio_num_codebooks=0 is not positive"),
         ({"pad_token_id": 160}, "pad_token_id=160 is outside the vocabulary of text_config.vocab_size=160"),
         ({"audio_out_token_idx": 999}, "audio_out_token_idx=999 is outside the vocabulary"),
@@ -109,13 +109,13 @@ def test_the_transformers_layout_is_read_and_written(tmp_path):
         ),
     ],
 )
-def test_contradictions_are_refused_with_both_values(overrides, message):
+def test_contradictory_config_raises_with_both_values(overrides, message):
     with pytest.raises(BadConfig, match=message):
         builders.config(**overrides)
 
 
-def test_the_published_configuration_is_read_and_fits_both_layouts():
-    """It says fast-forward, but with every layer chosen nothing is skipped; and it has 0 for false."""
+def test_published_config_fits_both_layouts():
+    """It declares fast-forward, but skips no layer because all have a dual FFN, and it has 0 for False."""
     config = builders.config(
         audio_adapter_type="dual_ffn_fast_forward", audio_dual_ffn_layers=[0, 1, 2, 3], use_audio_out_self_attention=0
     )
@@ -123,7 +123,7 @@ def test_the_published_configuration_is_read_and_fits_both_layouts():
     assert to_transformers_layout(config).num_hidden_layers == 4
 
 
-def test_a_small_vocabulary_may_lack_tokens_that_it_never_needs():
+def test_small_vocabulary_may_lack_unused_tokens():
     config = builders.config(audio_in_token_idx=128015, audio_eos_token_id=128012)
     assert not config.has_token(config.audio_in_token_idx)
     assert config.has_token(config.audio_out_token_idx)
@@ -139,6 +139,6 @@ def test_a_small_vocabulary_may_lack_tokens_that_it_never_needs():
         ({"audio_dual_ffn_layers": [0, 1]}, r"needs all 4 layers .* has \[0, 1\]"),
     ],
 )
-def test_what_the_transformers_layout_cannot_say_is_refused(overrides, message):
+def test_config_that_the_transformers_layout_cannot_express_raises(overrides, message):
     with pytest.raises(BadConfig, match=message):
         to_transformers_layout(builders.config(**overrides))

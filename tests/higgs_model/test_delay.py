@@ -1,4 +1,4 @@
-"""The delay pattern: inverse, grammar, and the same pattern a frame at a time."""
+"""The delay pattern: applied and undone, structure of the stream, and the incremental `DelayState`."""
 
 import torch
 from hypothesis import given
@@ -26,7 +26,7 @@ def clips(draw, min_frames=0):
 
 
 @given(clips())
-def test_undo_is_the_inverse_of_apply(codes):
+def test_undo_delay_pattern_inverts_apply(codes):
     delayed = apply_delay_pattern(codes, BOS, EOS)
     assert delayed.shape == (codes.shape[0], codes.shape[1] + codes.shape[0] - 1)
     assert delayed.dtype == codes.dtype
@@ -34,7 +34,7 @@ def test_undo_is_the_inverse_of_apply(codes):
 
 
 @given(clips())
-def test_each_codebook_is_its_codes_between_its_fill(codes):
+def test_delayed_codebooks_are_padded_with_bos_and_eos(codes):
     delayed = apply_delay_pattern(codes, BOS, EOS)
     for k, row in enumerate(delayed):
         expected = [BOS] * k + codes[k].tolist() + [EOS] * (codes.shape[0] - 1 - k)
@@ -42,82 +42,82 @@ def test_each_codebook_is_its_codes_between_its_fill(codes):
 
 
 @given(clips(), st.booleans())
-def test_a_whole_clip_comes_back_from_its_stream(codes, delay):
+def test_from_stream_recovers_a_complete_clip(codes, delay):
     stream = to_stream(codes, BOS, EOS, delay)
     assert stream.shape[1] == codes.shape[1] + 2 + (codes.shape[0] - 1 if delay else 0)
     assert torch.equal(from_stream(stream, SIZE, delay), codes)
 
 
 @given(clips(min_frames=1), st.integers(1, 60))
-def test_a_clip_cut_off_keeps_its_complete_frames(codes, columns):
+def test_from_stream_keeps_the_complete_frames_of_a_truncated_clip(codes, columns):
     stream = to_stream(codes, BOS, EOS)[:, :columns]
     complete = min(max(stream.shape[1] - codes.shape[0], 0), codes.shape[1])
     assert torch.equal(from_stream(stream, SIZE), codes[:, :complete])
 
 
-def test_the_picture_in_the_docstring():
+def test_to_stream_matches_the_example_in_the_docstring():
     codes = torch.tensor([[1, 2], [3, 4], [5, 6]])
     b, e = BOS, EOS
     assert to_stream(codes, b, e).tolist() == [[b, 1, 2, e, e, e], [b, b, 3, 4, e, e], [b, b, b, 5, 6, e]]
 
 
 @given(clips(min_frames=1))
-def test_state_follows_the_stream_of_a_clip(codes):
-    """Drawing at each step what the stream holds gives the stream back, and the clip ends with its last frame."""
+def test_delay_state_reproduces_the_stream_of_a_clip(codes):
+    """Sampling the codes of a stream step by step returns that stream, and the clip ends with its last frame."""
     stream = to_stream(codes, BOS, EOS)
-    state = DelayState.new(1)
+    state = DelayState.initial(1)
     active = torch.ones(1, dtype=torch.bool)
     for column in range(1, stream.shape[1]):
-        wanted = stream[:, column].unsqueeze(0)
-        # What is forced does not depend on what was drawn there.
-        drawn = wanted.masked_fill(wanted == BOS, 0)
-        frame, ended = state.step(drawn, active, BOS, EOS)
-        assert torch.equal(frame, wanted)
+        expected = stream[:, column].unsqueeze(0)
+        # Forced positions do not depend on the sampled codes.
+        sampled = expected.masked_fill(expected == BOS, 0)
+        frame, ended = state.step(sampled, active, BOS, EOS)
+        assert torch.equal(frame, expected)
         assert bool(ended) == (column == stream.shape[1] - 1)
     assert state.started.tolist() == [0]
     assert state.remaining.tolist() == [NOT_ENDING]
 
 
 @given(st.integers(1, 12), st.data())
-def test_a_clip_ends_after_its_first_eos(num_codebooks, data):
-    """When codebook i gives the first EOS, those before it follow at once, and the end comes K − i − 1 frames later."""
+def test_delay_state_ends_a_clip_after_its_first_eos(num_codebooks, data):
+    """If codebook i samples the first EOS, codebooks before it follow at once; the clip ends K − i − 1 frames later."""
     first = data.draw(st.integers(0, num_codebooks - 1))
-    state = DelayState.new(1)
+    state = DelayState.initial(1)
     active = torch.ones(1, dtype=torch.bool)
     sound = torch.zeros(1, num_codebooks, dtype=torch.int64)
     for _ in range(num_codebooks):
         frame, ended = state.step(sound, active, BOS, EOS)
         assert not ended
-    drawn = sound.clone()
-    drawn[0, first] = EOS
-    frame, ended = state.step(drawn, active, BOS, EOS)
+    sampled = sound.clone()
+    sampled[0, first] = EOS
+    frame, ended = state.step(sampled, active, BOS, EOS)
     assert frame[0].tolist() == [EOS] * (first + 1) + [0] * (num_codebooks - first - 1)
     steps = 0
     while not ended:
         frame, ended = state.step(sound, active, BOS, EOS)
-        forced = first + 1 + steps
-        assert frame[0].tolist() == [EOS] * forced + [0] * (num_codebooks - forced)
+        num_forced = first + 1 + steps
+        assert frame[0].tolist() == [EOS] * num_forced + [0] * (num_codebooks - num_forced)
         steps += 1
     assert steps == num_codebooks - first - 1
 
 
 @given(clips(min_frames=3), st.integers(1, 30))
-def test_resuming_goes_on_where_the_clip_stood(codes, at):
-    """Up to its first EOS a clip may be cut anywhere and taken up again from its last frame alone."""
+def test_delay_state_resumes_from_the_last_frame(codes, cut):
+    """Before its first EOS, a clip can be cut anywhere and resumed from its last frame alone."""
     stream = to_stream(codes, BOS, EOS)
-    at = min(at, codes.shape[1])
-    state = DelayState.resume(stream[:, at].unsqueeze(0), BOS, EOS)
-    fresh = DelayState.new(1)
-    for column in range(1, at + 1):
-        fresh.step(stream[:, column].unsqueeze(0), torch.ones(1, dtype=torch.bool), BOS, EOS)
-    assert torch.equal(state.started, fresh.started)
-    assert torch.equal(state.remaining, fresh.remaining)
+    cut = min(cut, codes.shape[1])
+    resumed = DelayState.resume(stream[:, cut].unsqueeze(0), BOS, EOS)
+    stepped = DelayState.initial(1)
+    for column in range(1, cut + 1):
+        stepped.step(stream[:, column].unsqueeze(0), torch.ones(1, dtype=torch.bool), BOS, EOS)
+    assert torch.equal(resumed.started, stepped.started)
+    assert torch.equal(resumed.remaining, stepped.remaining)
 
 
-def test_a_clip_that_is_not_active_is_left_alone():
-    state = DelayState.new(2)
-    drawn = torch.tensor([[1, 2, 3], [EOS, 2, 3]])
-    _, ended = state.step(drawn, torch.tensor([True, False]), BOS, EOS)
+def test_delay_state_of_an_inactive_clip_is_unchanged():
+    state = DelayState.initial(2)
+    sampled = torch.tensor([[1, 2, 3], [EOS, 2, 3]])
+    _, ended = state.step(sampled, torch.tensor([True, False]), BOS, EOS)
     assert ended.tolist() == [False, False]
     assert state.started.tolist() == [1, 0]
     assert state.remaining.tolist() == [NOT_ENDING, NOT_ENDING]

@@ -55,13 +55,13 @@ def main(folder):
     environment["PATH"] = f"{work.parent / 'venv/bin'}:{environment['PATH']}"
     user = "1000"
     for step in steps():
-        say(f"{step.start_line:3} {step.original.splitlines()[0]}")
+        print_status(f"{step.start_line:3} {step.original.splitlines()[0]}")
         if step.cmd == "USER":
             (user,) = step.value
         elif step.cmd == "COPY":
-            say(f"    {copy(step, work)} files")
+            print_status(f"    {copy(step, work)} files")
         elif step.cmd == "RUN" and user == "0":
-            say("    as root, in the image only")
+            print_status("    as root, in the image only")
         elif step.cmd == "RUN":
             subprocess.run(["bash", "-c", step.value[0]], cwd=work, env=environment, check=True)
         elif step.cmd == "ENV":
@@ -80,11 +80,11 @@ def main(folder):
         check=True,
     )
     made = list((work.parent / "out/audio").rglob("*.wav"))
-    say(f"the demo made {len(made)} files")
+    print_status(f"the demo made {len(made)} files")
     assert len(made) == 2
 
 
-def say(message):
+def print_status(message):
     sys.stdout.write(f"{message}\n")
     sys.stdout.flush()
 

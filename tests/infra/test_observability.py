@@ -103,7 +103,7 @@ def test_engines_say_all_that_is_exported_of_them():
     from serve.http.request_log import EngineMetrics
 
     speaks = Synthesizer.from_pretrained("demo")
-    said = set(speaks.numbers())
+    said = set(speaks.metrics())
     speaks.close()
     assert set(ENGINE) <= said
     assert set(EngineMetrics._NAMES) <= said

@@ -1,4 +1,4 @@
-"""A Ray cluster that the jobs of all tests join, as they would join one that is there."""
+"""A Ray cluster that the jobs of all tests join."""
 
 import os
 

@@ -19,17 +19,17 @@ class Misbehaving(FakeSynthesizer):
         super().__init__(pace=pace)
         self.slots = slots
 
-    async def speak(self, plan, *, kept=None):
+    async def stream(self, plan, *, kept=None):
         text = plan.script.tagged_text()
         if "crash" in text:
             os._exit(9)
         if "boom" in text:
-            raise RuntimeError("something nobody thought of")
+            raise RuntimeError("an unexpected error")
         if "memory" in text and self.slots > 4:
             import torch
 
             raise torch.OutOfMemoryError("CUDA out of memory")
-        async for piece in super().speak(plan, kept=kept):
+        async for piece in super().stream(plan, kept=kept):
             yield piece
 
 

@@ -1,32 +1,32 @@
-"""Finished jobs for the tools that come after them: real rows, results and files, without Ray and without a model."""
+"""Finished jobs for export and rendering: real rows, results and files, without Ray or a model."""
 
 import asyncio
 
 import pyarrow as pa
 
 from higgs_model.synthesizer.fake import FakeSynthesizer
-from jobs.storage.backends import open_folder
-from jobs.storage.result_table import Results, schema_for
-from jobs.synthesize.row_processing import BadRow, RowMaker
+from jobs.storage.backends import open_storage
+from jobs.storage.result_table import ResultTable, schema_for
+from jobs.synthesize.row_processing import InvalidRow, RowProcessor
 from jobs.synthesize.settings import JobSettings
 
 _TEXT = (("text", pa.string()),)
 
 
-def finished_job(output, rows, speaks=None, schema=_TEXT, parts=2, **settings):
-    """Make rows, and write their results in so many parts; gives them by id.
+def finished_job(output, rows, synthesizer=None, schema=_TEXT, parts=2, **settings):
+    """Process rows and write their results in `parts` files; return them by id.
 
     `schema` holds the manifest's columns as `(name, type)`.
     """
     chosen = JobSettings(manifest="-", output=str(output), **settings)
-    maker, made = RowMaker(chosen), []
-    speaks = speaks or FakeSynthesizer()
+    processor, made = RowProcessor(chosen), []
+    synthesizer = synthesizer or FakeSynthesizer()
 
     async def make(number, row):
         try:
-            result = await maker.make(speaks, row, maker.check(row))
-        except BadRow as fault:
-            result = maker.failed(row, fault)
+            result = await processor.synthesize(synthesizer, row, processor.validate(row))
+        except InvalidRow as error:
+            result = processor.failed_result(row, error)
         made.append({"manifest_row": number, **result})
 
     async def make_all():
@@ -34,9 +34,9 @@ def finished_job(output, rows, speaks=None, schema=_TEXT, parts=2, **settings):
             await make(number, row)
 
     asyncio.run(make_all())
-    results = Results(open_folder(str(output)), schema_for(pa.schema(schema)), "test")
-    results.claim()
-    # As they end, which is in no order.
+    results = ResultTable(open_storage(str(output)), schema_for(pa.schema(schema)), "test")
+    results.take_ownership()
+    # In the arbitrary order in which rows end.
     for part in range(parts):
         if made[part::parts]:
             results.append(made[part::parts][::-1])

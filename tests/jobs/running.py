@@ -1,4 +1,4 @@
-"""Running the batch job as its users do: a process, a manifest, an output folder."""
+"""Runs the batch job as users do: a process, a manifest, an output folder."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import soundfile
 
-from jobs.storage.backends import open_folder
+from jobs.storage.backends import open_storage
 from jobs.storage.result_table import read_results
 from tests.jobs import fake_job
 
@@ -24,7 +24,7 @@ ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP
 
 
 def start_ray(*options, **output):
-    """`ray start`, which stays there as long as the node does, in a process group of its own."""
+    """Run `ray start --block` in a process group of its own."""
     return subprocess.Popen(
         [str(Path(sys.executable).with_name("ray")), "start", "--block", *map(str, options)],
         cwd=ROOT,
@@ -35,7 +35,7 @@ def start_ray(*options, **output):
 
 
 class Cluster:
-    """A Ray head of its own, in a process group that ends with it."""
+    """A Ray head node in a process group of its own."""
 
     def __init__(self, num_cpus, *options):
         self.process = start_ray(
@@ -73,7 +73,7 @@ def write_manifest(path, rows):
 
 
 def start(module, *arguments, **environment):
-    """The job's process; its own process group, so that all of it can be killed."""
+    """Start a job in a process group of its own, so that all of it can be killed."""
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)],
         cwd=ROOT,
@@ -95,21 +95,21 @@ def run(module, *arguments, **environment):
 
 
 def run_here(arguments, **options):
-    """A job with the fake synthesizer, in this process, on the cluster that is there."""
+    """Run a job with the fake synthesizer in this process, on the running cluster."""
     with contextlib.redirect_stderr(io.StringIO()) as said:
         status = fake_job.run(list(map(str, arguments)), **options)
     return status, said.getvalue()
 
 
 def kill_group(process):
-    """End everything that a job has started, as a machine that loses its power would."""
+    """Kill everything that a job has started, like a power failure."""
     for pid in [process.pid, *children(process.pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def children(pid):
-    """All processes under one, deepest first."""
+    """Return all descendants of a process, deepest first."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -123,7 +123,7 @@ def children(pid):
 
 
 def workers(cluster):
-    """Actors of the jobs on a cluster, by what Ray calls their processes."""
+    """Return the processes of worker actors on a cluster, by their titles."""
     found = []
     for pid in children(cluster.process.pid):
         try:
@@ -145,8 +145,8 @@ def wait_for(condition, seconds=90):
 
 
 def results(folder):
-    """Result rows by manifest row, each there once, every file of them whole."""
-    rows = read_results(open_folder(str(folder))).to_pylist()
+    """Return result rows by manifest row, after checking that each is there once and its file is complete."""
+    rows = read_results(open_storage(str(folder))).to_pylist()
     by_number = {row["manifest_row"]: row for row in rows}
     assert len(by_number) == len(rows)
     for row in rows:

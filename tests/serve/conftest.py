@@ -1,4 +1,4 @@
-"""The endpoint's application over real HTTP on the loopback, without Ray, with a synthesizer that needs no model."""
+"""The endpoint over HTTP on the loopback interface, without Ray, with a synthesizer that needs no model."""
 
 import asyncio
 import contextlib
@@ -15,15 +15,15 @@ import uvicorn
 from higgs_model.synthesizer.fake import FakeSynthesizer
 from serve.deployments.config import EndpointConfig
 from serve.http.routes import create_app
-from serve.http.security import KeyRing
+from serve.http.security import ApiKeys
 from serve.speech.endpoint import Endpoint
-from serve.speech.synthesis import Speaker
+from serve.speech.synthesis import RequestSynthesizer
 from serve.voices.voice_library import VoiceLibrary
-from serve.voices.voice_store import open_store
+from serve.voices.voice_store import open_voice_store
 
 
 def recording(seconds=4.0, rate=24_000, channels=1, file_format="WAV", subtype="PCM_16"):
-    """A tone that comes and goes, as a file."""
+    """Return a file with an amplitude-modulated tone."""
     at = np.arange(round(seconds * rate)) / rate
     tone = 0.3 * np.sin(2 * np.pi * 220 * at) * (0.5 + 0.5 * np.sin(9 * at))
     file = io.BytesIO()
@@ -32,48 +32,48 @@ def recording(seconds=4.0, rate=24_000, channels=1, file_format="WAV", subtype="
 
 
 class LocalBackend:
-    """One synthesizer in this process; as many jobs as it has slots are spoken at the same time, the others wait."""
+    """One synthesizer in this process with a limited number of slots."""
 
-    def __init__(self, speaker, slots):
-        self.speaker, self._slots = speaker, slots
-        self.waiting = self.speaking = 0
+    def __init__(self, synthesizer, slots):
+        self.synthesizer, self._slots = synthesizer, slots
+        self.waiting = self.running = 0
         self.state = "ready"
-        self.jobs = []
+        self.requests = []
         self._free = None
 
     def slots(self):
         return self._slots
 
-    async def speak(self, job):
+    async def synthesize(self, request):
         self._free = self._free or asyncio.Semaphore(self._slots)
-        self.jobs.append(job)
+        self.requests.append(request)
         self.waiting += 1
         try:
             await self._free.acquire()
         finally:
             self.waiting -= 1
-        self.speaking += 1
+        self.running += 1
         try:
-            async with contextlib.aclosing(self.speaker.answer(job)) as events:
+            async with contextlib.aclosing(self.synthesizer.stream(request)) as events:
                 async for event in events:
                     yield event
         finally:
-            self.speaking -= 1
+            self.running -= 1
             self._free.release()
 
-    async def condition(self):
+    async def health(self):
         return self.state
 
 
 class Server:
-    """An application on a port of its own."""
+    """Serves an application on a port of its own."""
 
     def __init__(self, backend, endpoint, keys=()):
         import hashlib
 
         self.backend, self.endpoint = backend, endpoint
         digests = frozenset(hashlib.sha256(key.encode()).digest() for key in keys)
-        app = create_app(endpoint, KeyRing(digests))
+        app = create_app(endpoint, ApiKeys(digests))
         self._socket = socket.create_server(("127.0.0.1", 0))
         config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
@@ -98,14 +98,14 @@ def library_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def serve_local():
-    """`serve_local(speaks=…, keys=…, **settings)`: a server; all are closed at the end."""
+    """`serve_local(synthesizer=…, keys=…, **settings)` starts a server; all are closed at the end."""
     servers = []
 
-    def start(speaks=None, keys=(), fetcher=None, slots=4, **settings):
+    def start(synthesizer=None, keys=(), downloader=None, slots=4, **settings):
         config = EndpointConfig(**settings)
-        library = None if config.voices is None else VoiceLibrary(open_store(config.voices))
-        backend = LocalBackend(Speaker(speaks or FakeSynthesizer(), library, config.seed), slots)
-        server = Server(backend, Endpoint(config, backend, library, fetcher=fetcher), keys)
+        library = None if config.voices is None else VoiceLibrary(open_voice_store(config.voices))
+        backend = LocalBackend(RequestSynthesizer(synthesizer or FakeSynthesizer(), library, config.seed), slots)
+        server = Server(backend, Endpoint(config, backend, library, downloader=downloader), keys)
         servers.append(server)
         return server
 
@@ -116,7 +116,7 @@ def serve_local():
 
 @pytest.fixture(scope="session")
 def server(serve_local, library_folder):
-    """The one that most tests ask."""
+    """The server that most tests use."""
     return serve_local(voices=str(library_folder), voice_aliases={"nova": "ann"})
 
 

@@ -1,15 +1,15 @@
-"""What Serve is told, without a cluster."""
+"""The Serve application and its deployment options, without a cluster."""
 
 import pytest
 
 from higgs_model.errors import BadConfig
 from serve.deployments.config import EndpointConfig
 
-# Ray Serve's own, when it is first imported: an old pydantic style.
+# Ray Serve's own deprecation warnings, on its first import.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def test_arguments_become_an_application(monkeypatch):
+def test_arguments_configure_the_application(monkeypatch):
     from serve.app import app
 
     monkeypatch.setenv("HIGGS_API_KEYS", "secret")
@@ -22,7 +22,7 @@ def test_arguments_become_an_application(monkeypatch):
         app({"modle": "x"})
 
 
-def test_streams_are_given_the_time_to_end():
+def test_shutdown_timeout_exceeds_the_request_timeout():
     from serve.deployments import ingress, replica
 
     config = EndpointConfig(request_timeout_s=100)
@@ -35,7 +35,7 @@ def test_streams_are_given_the_time_to_end():
     )
 
 
-def test_replicas_are_added_before_all_slots_speak():
+def test_autoscaling_starts_before_all_slots_are_in_use():
     from serve.deployments import replica
 
     options = replica.options(EndpointConfig(max_batch=16, min_replicas=1, max_replicas=4), 0.5)

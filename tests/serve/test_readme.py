@@ -1,4 +1,4 @@
-"""The README's requests, executed; the config file, read; the page's package data, there."""
+"""Runs the examples of serve/README.md and validates the Serve config file."""
 
 import json
 import re
@@ -19,14 +19,14 @@ README = (ROOT / "serve" / "README.md").read_text()
 
 @pytest.fixture(scope="module")
 def place(serve_local, tmp_path_factory):
-    """A server with the README's voice, and a folder with its recording."""
+    """A server with the voice of the README, and a folder with its recording."""
     folder, voices = tmp_path_factory.mktemp("readme"), tmp_path_factory.mktemp("belindas")
     (folder / "carl.wav").write_bytes(recording())
     (voices / "belinda.wav").write_bytes(recording())
     return serve_local(voices=str(voices), default_voice="belinda"), folder
 
 
-def test_the_readmes_curl_commands_work(place):
+def test_curl_commands_work(place):
     server, folder = place
     commands = [line for line in README.splitlines() if line.startswith("curl ")]
     assert len(commands) == 5
@@ -38,16 +38,16 @@ def test_the_readmes_curl_commands_work(place):
     assert soundfile.info(folder / "like-carl.mp3").format == "MP3"
 
 
-def test_the_readmes_python_works(place):
+def test_python_example_works(place):
     server, _ = place
     heard = {}
     (code,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
     exec(compile(code.replace("http://127.0.0.1:8000", server.url), "README", "exec"), heard)
-    assert server.backend.jobs[-1].row["text"] == "It arrives while it is generated."
+    assert server.backend.requests[-1].row["text"] == "It arrives while it is generated."
     assert any(heard["part"])
 
 
-def test_the_readme_names_settings_that_there_are():
+def test_documented_settings_exist():
     (command,) = re.findall(r"^serve run serve\.app:app (.*)$", README, re.MULTILINE)
     resolve_config(dict(word.split("=", 1) for word in command.split()))
     table = README[README.index("| setting | |") :]
@@ -59,7 +59,7 @@ def test_the_readme_names_settings_that_there_are():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_config_file_is_one_that_serve_and_the_endpoint_read():
+def test_serve_config_file_is_valid():
     from ray.serve.schema import ServeDeploySchema
 
     config = yaml.safe_load((ROOT / "infra/serve_config.yaml").read_text())

@@ -1,4 +1,4 @@
-"""Files of every kind: each is read, or gives one clear sentence with its name."""
+"""Files of every kind are read, or raise one clear sentence with their name."""
 
 import io
 
@@ -18,7 +18,7 @@ def tone(rate_hz, duration_s=0.5):
 
 @pytest.mark.parametrize("subtype", SUBTYPES)
 @pytest.mark.parametrize("rate_hz", [8000, 24000, 192000])
-def test_wav_of_every_depth_and_rate(tmp_path, subtype, rate_hz):
+def test_read_recording_supports_every_wav_depth_and_rate(tmp_path, subtype, rate_hz):
     soundfile.write(tmp_path / "a.wav", tone(rate_hz), rate_hz, subtype=subtype)
     recording = read_recording(tmp_path / "a.wav")
     assert recording.sample_rate_hz == rate_hz
@@ -26,14 +26,14 @@ def test_wav_of_every_depth_and_rate(tmp_path, subtype, rate_hz):
     np.testing.assert_allclose(recording.samples, tone(rate_hz), atol=SUBTYPES[subtype])
 
 
-def test_stereo_over_several_blocks_is_mixed_down(tmp_path, monkeypatch):
+def test_read_recording_mixes_stereo_down_block_by_block(tmp_path, monkeypatch):
     monkeypatch.setattr("higgs_model.audio.files._BLOCK_FRAMES", 1000)
-    both = np.stack([tone(8000), np.zeros(4000, np.float32)], axis=1)
-    soundfile.write(tmp_path / "a.flac", both, 8000)
+    stereo = np.stack([tone(8000), np.zeros(4000, np.float32)], axis=1)
+    soundfile.write(tmp_path / "a.flac", stereo, 8000)
     np.testing.assert_allclose(read_recording(tmp_path / "a.flac").samples, tone(8000) / 2, atol=4e-5)
 
 
-def test_an_open_file_is_read():
+def test_read_recording_accepts_an_open_file():
     file = io.BytesIO()
     soundfile.write(file, tone(8000), 8000, format="OGG", subtype="VORBIS")
     file.seek(0)
@@ -41,10 +41,10 @@ def test_an_open_file_is_read():
 
 
 def write_text(path):
-    path.write_text("This is not sound, whatever its name says.")
+    path.write_text("This is not audio, despite the file name.")
 
 
-def write_header_alone(path):
+def write_header_only(path):
     soundfile.write(path, np.zeros(0), 8000)
 
 
@@ -53,22 +53,22 @@ def write_nan(path):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("create", "message"),
     [
         (lambda path: path.touch(), r"a\.wav: the file is empty \(0 bytes\)"),
-        (write_text, r"a\.wav: not a recording that can be read \(Format not recognised\)"),
-        (write_header_alone, r"a\.wav: a recording without a single sample"),
-        (write_nan, r"a\.wav: recording: 1 of its 2 samples are not numbers"),
-        (lambda path: path.mkdir(), r"a\.wav: a folder"),
-        (lambda path: None, r"a\.wav: there is no such file"),
+        (write_text, r"a\.wav: not a readable recording \(Format not recognised\)"),
+        (write_header_only, r"a\.wav: the recording has no samples"),
+        (write_nan, r"a\.wav: recording: 1 of 2 samples are NaN or infinite"),
+        (lambda path: path.mkdir(), r"a\.wav: is a folder"),
+        (lambda path: None, r"a\.wav: no such file"),
     ],
 )
-def test_what_is_no_recording_is_refused_in_a_sentence(tmp_path, make, message):
-    make(tmp_path / "a.wav")
+def test_read_recording_names_the_file_and_the_problem(tmp_path, create, message):
+    create(tmp_path / "a.wav")
     with pytest.raises(BadInput, match=message):
         read_recording(tmp_path / "a.wav")
 
 
-def test_an_open_file_is_called_what_it_is_said_to_be():
-    with pytest.raises(BadInput, match="voices/anna: not a recording"):
+def test_read_recording_uses_the_given_name_in_errors():
+    with pytest.raises(BadInput, match="voices/anna: not a readable recording"):
         read_recording(io.BytesIO(b"nothing"), name="voices/anna")

@@ -1,34 +1,34 @@
-"""The gate: each fault is found where it is, and nowhere else."""
+"""The quality gate: each fault is detected, and only that fault."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from higgs_model.audio.gate import SEVERITY, TakeLimits, Wanted, faults, measure, severity
+from higgs_model.audio.gate import SEVERITY, ExpectedTake, TakeLimits, find_faults, measure_take, severity
 
 RATE = 24_000
-WANTED = Wanted(letters=45, least_s=1.0, most_s=12.0)
+EXPECTED = ExpectedTake(num_chars=45, min_s=1.0, max_s=12.0)
 
 
 def speech(seconds, level=0.2):
-    """Noise in syllables: loud and soft a few times a second."""
+    """Noise with the rhythm of syllables: amplitude-modulated a few times per second."""
     time = np.arange(round(seconds * RATE)) / RATE
     noise = np.random.RandomState(0).uniform(-1, 1, len(time))
     return (level * noise * (0.55 + 0.45 * np.sin(2 * np.pi * 4 * time))).astype(np.float32)
 
 
-def found(samples, wanted=WANTED, head=0.1, tail=0.1, limits=TakeLimits()):  # noqa: B008
-    measures = measure(samples, RATE, limits.silent_below_dbfs)
-    return faults(measures, wanted, head_silence_s=head, tail_silence_s=tail, limits=limits)
+def check(samples, expected=EXPECTED, head=0.1, tail=0.1, limits=TakeLimits()):  # noqa: B008
+    measured = measure_take(samples, RATE, limits.silence_threshold_dbfs)
+    return find_faults(measured, expected, head_silence_s=head, tail_silence_s=tail, limits=limits)
 
 
-def test_a_good_take_has_no_fault():
-    assert found(speech(3.0)) == []
+def test_good_take_has_no_faults():
+    assert check(speech(3.0)) == []
 
 
 @pytest.mark.parametrize(
-    ("take", "names"),
+    ("take", "faults"),
     [
         (np.empty(0, np.float32), ["no_audio"]),
         (np.zeros(3 * RATE, np.float32), ["silent"]),
@@ -39,34 +39,34 @@ def test_a_good_take_has_no_fault():
         (speech(3.0, 0.012), ["too_quiet"]),
     ],
 )
-def test_each_fault_is_found_alone(take, names):
-    assert found(take) == names
+def test_each_fault_is_detected_alone(take, faults):
+    assert check(take) == faults
 
 
-def test_cut_off_silence_counts_too():
-    assert found(speech(3.0), tail=1.8) == ["edge_silence"]
-    assert found(speech(3.0), head=1.8) == ["edge_silence"]
+def test_trimmed_silence_is_a_fault():
+    assert check(speech(3.0), tail=1.8) == ["edge_silence"]
+    assert check(speech(3.0), head=1.8) == ["edge_silence"]
 
 
-def test_without_a_rate_only_the_bounds_count():
-    unrated = dataclasses.replace(WANTED, letters=None)
-    assert found(speech(7.0), unrated) == []
-    assert found(speech(13.0), unrated) == ["too_slow"]
-    assert found(speech(0.5), unrated) == ["too_fast"]
-    assert found(speech(4.0), dataclasses.replace(WANTED, letters=10)) == []
+def test_take_without_speaking_rate_is_checked_by_duration_only():
+    unrated = dataclasses.replace(EXPECTED, num_chars=None)
+    assert check(speech(7.0), unrated) == []
+    assert check(speech(13.0), unrated) == ["too_slow"]
+    assert check(speech(0.5), unrated) == ["too_fast"]
+    assert check(speech(4.0), dataclasses.replace(EXPECTED, num_chars=10)) == []
 
 
-def test_measures_are_in_their_units():
+def test_measurements_have_the_documented_units():
     sine = np.sin(np.arange(2 * RATE) * 0.2).astype(np.float32) * np.float32(0.5)
-    measures = measure(sine, RATE)
-    assert measures.duration_s == 2.0
-    assert measures.peak_db == pytest.approx(-6.02, abs=0.01)
-    assert measures.loudest_s_db == pytest.approx(-9.03, abs=0.05)
-    assert measures.inner_silence_s == 0
+    measured = measure_take(sine, RATE)
+    assert measured.duration_s == 2.0
+    assert measured.peak_dbfs == pytest.approx(-6.02, abs=0.01)
+    assert measured.loudest_second_dbfs == pytest.approx(-9.03, abs=0.05)
+    assert measured.inner_silence_s == 0
 
 
-def test_worse_faults_weigh_more():
+def test_severity_ranks_faults():
     assert severity([]) == 0
     assert severity(["clipped"]) < severity(["too_slow"]) < severity(["loop"]) < severity(["no_audio"])
-    every = found(np.zeros(RATE, np.float32)) + found(speech(0.2)) + found(speech(9.0))
-    assert set(every) <= set(SEVERITY)
+    all_faults = check(np.zeros(RATE, np.float32)) + check(speech(0.2)) + check(speech(9.0))
+    assert set(all_faults) <= set(SEVERITY)

@@ -1,4 +1,4 @@
-"""Loudness and peaks of recordings that come in portions; the codec's tests compare loudness with pyloudnorm's."""
+"""Streaming measurement of loudness and true peak. The codec's tests compare the loudness with pyloudnorm."""
 
 import math
 
@@ -19,33 +19,33 @@ def speech(seconds, seed=0):
     return (0.3 * noise * np.clip(np.sin(2 * np.pi * 0.4 * time + seed), 0, 1)).astype(np.float32)
 
 
-# A portion may be a single sample, but not all of hundreds of thousands.
+# A block may be a single sample, but hundreds of thousands of such blocks would be slow.
 SIZES = st.lists(st.integers(1, 60_000), min_size=1, max_size=4).filter(lambda sizes: sum(sizes) > 500 * len(sizes))
 
 
 @settings(max_examples=20)
 @given(seconds=st.floats(0.1, 12), sizes=SIZES)
-def test_portions_do_not_matter(seconds, sizes):
+def test_meters_are_independent_of_block_sizes(seconds, sizes):
     samples = speech(seconds)
-    loudness, peak, whole_peak = LoudnessMeter(RATE), TruePeakMeter(), TruePeakMeter()
-    start, turn = 0, 0
+    loudness, peak, expected_peak = LoudnessMeter(RATE), TruePeakMeter(), TruePeakMeter()
+    start, block = 0, 0
     while start < len(samples):
-        size = sizes[turn % len(sizes)]
+        size = sizes[block % len(sizes)]
         loudness.add(samples[start : start + size])
         peak.add(samples[start : start + size])
-        start, turn = start + size, turn + 1
-    whole_peak.add(samples)
+        start, block = start + size, block + 1
+    expected_peak.add(samples)
     assert loudness.integrated_lufs == pytest.approx(integrated_loudness_lufs(samples, RATE), abs=1e-6)
-    assert peak.dbtp == pytest.approx(whole_peak.dbtp, abs=1e-6)
+    assert peak.dbtp == pytest.approx(expected_peak.dbtp, abs=1e-6)
 
 
-def test_a_full_scale_sine_is_minus_three():
+def test_full_scale_sine_has_minus_three_lufs():
     sine = np.sin(2 * np.pi * 1000 * np.arange(5 * 48_000) / 48_000).astype(np.float32)
     assert integrated_loudness_lufs(sine, 48_000) == pytest.approx(-3.01, abs=0.05)
 
 
-def test_a_peak_between_samples_is_found():
-    """A sine at a quarter of the rate whose samples all lie 3 dB under its crest."""
+def test_true_peak_meter_finds_peaks_between_samples():
+    """All samples of a sine at a quarter of the rate are 3 dB below its crest."""
     sine = np.sin(np.pi / 2 * np.arange(RATE) + np.pi / 4).astype(np.float32)
     fade = np.minimum(1, np.arange(RATE) / 2000) * np.minimum(1, np.arange(RATE)[::-1] / 2000)
     meter = TruePeakMeter()
@@ -55,15 +55,15 @@ def test_a_peak_between_samples_is_found():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_peaks_are_those_of_a_better_resampler(seed):
+def test_true_peak_matches_high_quality_oversampling(seed):
     noise = soxr.resample(speech(2.0, seed), RATE, 8000)
-    finer = soxr.resample(noise, 8000, 64_000, quality="VHQ")
+    oversampled = soxr.resample(noise, 8000, 64_000, quality="VHQ")
     meter = TruePeakMeter()
     meter.add(noise.astype(np.float32))
-    assert meter.dbtp == pytest.approx(20 * math.log10(np.abs(finer).max()), abs=0.4)
+    assert meter.dbtp == pytest.approx(20 * math.log10(np.abs(oversampled).max()), abs=0.4)
 
 
-def test_silence_and_short_clips_have_no_loudness():
+def test_silence_and_short_recordings_have_no_loudness():
     meter = LoudnessMeter(RATE)
     meter.add(np.zeros(RATE, np.float32))
     assert meter.integrated_lufs == -math.inf
@@ -83,5 +83,5 @@ def test_silence_and_short_clips_have_no_loudness():
         (-math.inf, -math.inf, -16.0, -1.0, 0.0),
     ],
 )
-def test_one_gain_keeps_both(loudness, peak, target, limit, gain):
+def test_constant_gain_respects_target_and_peak_limit(loudness, peak, target, limit, gain):
     assert constant_gain_db(loudness, peak, target_lufs=target, limit_dbtp=limit) == pytest.approx(gain)

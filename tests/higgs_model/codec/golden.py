@@ -1,8 +1,8 @@
-"""Tiny checkpoints of the original layout, and what the reference implementation makes of them.
+"""Tiny checkpoints in the original layout, and the outputs of the reference implementation for them.
 
-`checkpoints.json` names the tensors of each checkpoint; their values follow from their names, so that none
-need be stored. `reference.npz` holds the reference's codes, samples and losses for `recording`s, which are
-integers made from NumPy's frozen random stream.
+`checkpoints.json` lists the tensors of each checkpoint; their values are derived from their names and need not be
+stored. `reference.npz` has the reference's codes, samples and losses for `recording`s, which are integers from NumPy's
+frozen random stream.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import torch
 FOLDER = Path(__file__).parents[2] / "golden" / "codec"
 LENGTHS = (700, 959, 960, 961, 2879, 4801, 9600, 14399, 23456, 30719)
 NAMES = ("rvq_24khz", "rvq_16khz", "rfsq_24khz", "wavlm_avg_24khz")
-"""Eight codebooks of 25 frames a second; twelve of 50; finite scalar; nine with a WavLM, averaged
-features."""
+"""Eight codebooks at 25 frames per second; twelve at 50; finite scalar; nine with WavLM and averaged features."""
 
 
 @functools.cache
@@ -35,7 +34,7 @@ def manifest() -> dict[str, Any]:
 
 
 def recording(num_samples: int, seed: int = 0) -> np.ndarray:
-    """Noise with little treble, exact on every machine."""
+    """Low-pass noise, bit-identical on every machine."""
     steps = np.random.RandomState(seed).randint(-3000, 3000, num_samples + 14)
     box = np.ones(8, np.int64)
     smooth = np.convolve(np.convolve(steps, box, "valid"), box, "valid")
@@ -43,7 +42,7 @@ def recording(num_samples: int, seed: int = 0) -> np.ndarray:
 
 
 def write_original(name: str, folder: Path) -> Path:
-    """The checkpoint as the original layout has it."""
+    """Write a checkpoint in the original layout."""
     entry = manifest()[name]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(entry["config"]))

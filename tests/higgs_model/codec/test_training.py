@@ -1,4 +1,4 @@
-"""A small codec learns from nothing; codebooks follow the data and the dead ones come back."""
+"""Training of a small codec from scratch; codebooks follow the data, and dead codes are replaced."""
 
 import pytest
 import torch
@@ -12,24 +12,24 @@ def small_codec(**changes):
     return builders.codec(**{"codebook_size": 32, "encoder_channels": 4} | changes).train()
 
 
-def voices(batch_size, seconds=0.4):
-    """Chords that fade, a different one a row."""
+def chords(batch_size, seconds=0.4):
+    """Decaying chords, a different one per row."""
     generator = torch.Generator().manual_seed(0)
     time_s = torch.arange(int(24000 * seconds)) / 24000
     pitches_hz = 150 + 500 * torch.rand(batch_size, 3, 1, generator=generator)
     return 0.2 * torch.sin(2 * torch.pi * pitches_hz * time_s).sum(1) * torch.exp(-3 * time_s)
 
 
-@pytest.mark.parametrize("by", ["averages", "gradient", "fsq"])
-def test_a_small_codec_learns_from_nothing(by):
-    codec = small_codec(fsq_levels=(8, 5, 5)) if by == "fsq" else small_codec()
-    codec.learn_codebooks_by_gradient(by == "gradient")
-    judge, samples = CodecLoss(codec.sample_rate), voices(4)
-    learners = [parameter for parameter in codec.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learners, lr=2e-3)
+@pytest.mark.parametrize("method", ["averages", "gradient", "fsq"])
+def test_small_codec_trains_from_scratch(method):
+    codec = small_codec(fsq_levels=(8, 5, 5)) if method == "fsq" else small_codec()
+    codec.train_codebooks_by_gradient(method == "gradient")
+    criterion, samples = CodecLoss(codec.sample_rate), chords(4)
+    trainable = [parameter for parameter in codec.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=2e-3)
     totals = []
     for _ in range(25):
-        losses = judge(codec(samples), samples)
+        losses = criterion(codec(samples), samples)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
@@ -38,9 +38,9 @@ def test_a_small_codec_learns_from_nothing(by):
     assert codec.eval().encode(samples[0], codec.sample_rate).shape == (3, 10)
 
 
-def test_gradients_reach_every_learner_and_not_the_semantic_model():
+def test_gradients_reach_all_parameters_except_the_semantic_model():
     codec = small_codec()
-    samples = voices(2)
+    samples = chords(2)
     CodecLoss(codec.sample_rate)(codec(samples), samples).total.backward()
     without = [name for name, parameter in codec.named_parameters() if parameter.grad is None]
     assert without
@@ -48,25 +48,25 @@ def test_gradients_reach_every_learner_and_not_the_semantic_model():
     assert not codec.semantic_model.training
 
 
-def test_the_first_batch_seeds_the_codes_and_dead_ones_come_back():
-    book = EuclideanCodebook(4, 2)
+def test_first_batch_initializes_codes_and_dead_codes_are_replaced():
+    codebook = EuclideanCodebook(4, 2)
     vectors = torch.tensor([[1.0, 0], [0, 1.0], [-1.0, 0], [0, -1.0]]).repeat(5, 1)
-    book.seed(vectors)
-    assert book.inited.item() == 1
-    assert all((code == vectors).all(1).any() for code in book.embed)
+    codebook.initialize(vectors)
+    assert codebook.inited.item() == 1
+    assert all((code == vectors).all(1).any() for code in codebook.embed)
     with torch.no_grad():
-        book.embed.copy_(torch.tensor([[1.0, 0], [0, 1.0], [-1.0, 0], [9.0, 9.0]]))
-        book.embed_avg.copy_(book.embed * 2)
+        codebook.embed.copy_(torch.tensor([[1.0, 0], [0, 1.0], [-1.0, 0], [9.0, 9.0]]))
+        codebook.embed_avg.copy_(codebook.embed * 2)
     for _ in range(3):
-        book.follow(vectors, book.nearest(vectors))
-    assert book.cluster_size.min() >= 1.9
-    assert book.embed.abs().max() < 2
+        codebook.ema_update(vectors, codebook.nearest(vectors))
+    assert codebook.cluster_size.min() >= 1.9
+    assert codebook.embed.abs().max() < 2
 
 
-def test_evaluation_moves_no_codebook():
+def test_evaluation_does_not_update_codebooks():
     codec = small_codec().eval()
     before = {name: tensor.clone() for name, tensor in codec.quantizer.state_dict().items()}
-    codec(voices(1))
+    codec(chords(1))
     assert all(torch.equal(before[name], tensor) for name, tensor in codec.quantizer.state_dict().items())
 
 

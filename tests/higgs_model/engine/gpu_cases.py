@@ -6,7 +6,7 @@ import torch
 
 from higgs_model.engine import EngineSettings
 from higgs_model.engine.watch import WatchLimits
-from tests.higgs_model.engine import requests as asked
+from tests.higgs_model.engine import helpers
 
 SETTINGS = EngineSettings(
     max_slots=16, max_positions=512, block_size=16, num_blocks=1 + 16 * 25, watch=WatchLimits(loop_frames=None)
@@ -30,8 +30,8 @@ LENGTHS = (0, 1, 15, 16, 17, 200, 390, 400) * 2
 SLOT_BLOCKS = -(-max(LENGTHS) // SETTINGS.block_size)
 
 
-def network(device="cpu", dtype=torch.float32):
-    return asked.model(endless=True, text_config=TEXT).to(device, dtype)
+def make_network(device="cpu", dtype=torch.float32):
+    return helpers.make_network(endless=True, text_config=TEXT).to(device, dtype)
 
 
 def slot_blocks(slot, length):
@@ -40,7 +40,7 @@ def slot_blocks(slot, length):
     return list(range(first, first + -(-length // SETTINGS.block_size)))
 
 
-def fill(attention, device, dtype):
+def fill_pool(attention, device, dtype):
     """Write `LENGTHS` positions of random keys and values into layer 0, and NaN everywhere else.
 
     Returns:
@@ -54,8 +54,9 @@ def fill(attention, device, dtype):
     for slot, length in enumerate(LENGTHS):
         attention.set_blocks(slot, slot_blocks(slot, length))
         if length:
-            at = torch.arange(length, device=device)
-            numbers = torch.randn(2, length, TEXT["num_key_value_heads"], width, generator=generator)
-            attention.write(0, *numbers.to(device, dtype), attention.write_indices(torch.full_like(at, slot), at))
+            positions = torch.arange(length, device=device)
+            keys_values = torch.randn(2, length, TEXT["num_key_value_heads"], width, generator=generator)
+            indices = attention.write_indices(torch.full_like(positions, slot), positions)
+            attention.write(0, *keys_values.to(device, dtype), indices)
     queries = torch.randn(len(LENGTHS), heads, width, generator=generator)
     return torch.tensor(LENGTHS, device=device), queries.to(device, dtype)

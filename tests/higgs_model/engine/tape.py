@@ -1,5 +1,5 @@
-"""The rules of CUDA graphs on a CPU: a step is recorded once, and replaying it runs the recorded operations on the same
-tensors. Values that the host computed during capture are frozen, and synchronizing with the host is an error.
+"""Enforces the rules of CUDA graphs on a CPU: a step is recorded once, and replaying it runs the recorded operations on
+the same tensors. Values that the host computed during capture are frozen, and synchronizing with the host is an error.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ class _Recorder(TorchDispatchMode):
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
         # A scalar is an argument of the launch; a list would have to be copied from the host.
-        from_host = packet is aten.lift_fresh and args[0].dim() > 0
-        if packet in HOST_SYNCS or by_mask or from_host:
+        copied_from_host = packet is aten.lift_fresh and args[0].dim() > 0
+        if packet in HOST_SYNCS or by_mask or copied_from_host:
             raise HostSync(str(func))
-        made = func(*args, **kwargs)
-        self.calls.append((func, args, kwargs, made))
-        return made
+        result = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, result))
+        return result
 
 
 class Tape:
-    """Stands in for `CudaCapture`. `log` lists "run" and "record"."""
+    """Replaces `CudaCapture`. `log` lists "run" and "record" in the order in which they happened."""
 
     def __init__(self):
         self.log, self.replays = [], 0
@@ -47,14 +47,14 @@ class Tape:
         step()
         self.log.append("run")
         recorder = _Recorder()
-        with recorder, _no_lists():
+        with recorder, _forbid_host_reads():
             step()
         self.log.append("record")
 
         def replay():
             self.replays += 1
-            for func, args, kwargs, made in recorder.calls:
-                for old, new in zip(tree_leaves(made), tree_leaves(func(*args, **kwargs)), strict=True):
+            for func, args, kwargs, recorded in recorder.calls:
+                for old, new in zip(tree_leaves(recorded), tree_leaves(func(*args, **kwargs)), strict=True):
                     if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
 
@@ -62,11 +62,11 @@ class Tape:
 
 
 @contextlib.contextmanager
-def _no_lists():
+def _forbid_host_reads():
     """Forbid reading tensors in ways that dispatch no operation."""
 
-    def refuse(*_):
+    def fail(*_):
         raise HostSync("a tensor was converted to Python numbers")
 
-    with mock.patch.object(torch.Tensor, "tolist", refuse), mock.patch.object(torch.Tensor, "numpy", refuse):
+    with mock.patch.object(torch.Tensor, "tolist", fail), mock.patch.object(torch.Tensor, "numpy", fail):
         yield

@@ -13,24 +13,24 @@ from higgs_model.engine.codec_worker import CodecWorker, WorkerStopped, next_por
 from higgs_model.errors import BadInput
 
 
-@pytest.fixture(params=[False, True], ids=["alone", "batched"])
+@pytest.fixture(params=[False, True], ids=["single", "batched"])
 def worker(request, codec):
-    made = CodecWorker(codec, batched=request.param)
-    yield made
-    made.close()
+    worker = CodecWorker(codec, batched=request.param)
+    yield worker
+    worker.close()
 
 
-def codes(codec, num_frames, seed=0):
+def make_codes(codec, num_frames, seed=0):
     return np.random.RandomState(seed).randint(0, codec.codebook_size, (codec.num_codebooks, num_frames))
 
 
 async def decode(worker, codes_KT, sizes):
     """Decode a clip pushed in portions of the given sizes, cyclically."""
-    clip, parts, start, turn = worker.clip(), [], 0, 0
+    clip, parts, start, count = worker.clip(), [], 0, 0
     while start < codes_KT.shape[1]:
-        size = sizes[turn % len(sizes)]
+        size = sizes[count % len(sizes)]
         parts.append(await clip.push(codes_KT[:, start : start + size]))
-        start, turn = start + size, turn + 1
+        start, count = start + size, count + 1
     return np.concatenate([*parts, await clip.finish()])
 
 
@@ -43,13 +43,13 @@ async def decode(worker, codes_KT, sizes):
 def test_samples_depend_on_the_clips_frames_alone(load, lengths, sizes, batched):
     codec = load("rvq_24khz")
     worker = CodecWorker(codec, batched=batched)
-    clips = [codes(codec, length, seed) for seed, length in enumerate(lengths)]
+    clips = [make_codes(codec, length, seed) for seed, length in enumerate(lengths)]
 
-    async def everybody():
+    async def decode_all():
         return await asyncio.gather(*(decode(worker, clip, sizes) for clip in clips))
 
-    found = asyncio.run(everybody())
-    for clip, samples in zip(clips, found, strict=True):
+    actual = asyncio.run(decode_all())
+    for clip, samples in zip(clips, actual, strict=True):
         np.testing.assert_allclose(samples, codec.decode(clip).numpy(), atol=1e-4)
         if not batched:
             # Bit-identical, however its frames arrived and whatever else was decoded.
@@ -58,10 +58,10 @@ def test_samples_depend_on_the_clips_frames_alone(load, lengths, sizes, batched)
 
 
 def test_first_samples_arrive_early(worker, codec):
-    async def first():
-        return len(await worker.clip().push(codes(codec, 30)))
+    async def push_first():
+        return len(await worker.clip().push(make_codes(codec, 30)))
 
-    assert asyncio.run(first()) > 0
+    assert asyncio.run(push_first()) > 0
 
 
 def test_portions_grow_up_to_the_maximum():
@@ -76,62 +76,62 @@ def test_empty_clip_has_no_samples(worker):
 
 
 def test_invalid_codes_fail_only_their_own_clip(worker, codec):
-    good = codes(codec, 50)
+    good = make_codes(codec, 50)
 
-    async def both():
+    async def decode_both():
         bad = np.full_like(good, codec.codebook_size)
         return await asyncio.gather(decode(worker, bad, [50]), decode(worker, good, [50]), return_exceptions=True)
 
     # Repeated, so that both are pending at the same time.
     for _ in range(10):
-        bad, fine = asyncio.run(both())
-    assert isinstance(bad, BadInput)
-    np.testing.assert_allclose(fine, codec.decode(good).numpy(), atol=1e-4)
+        error, samples = asyncio.run(decode_both())
+    assert isinstance(error, BadInput)
+    np.testing.assert_allclose(samples, codec.decode(good).numpy(), atol=1e-4)
 
 
 def test_closing_fails_pending_clips(codec, monkeypatch):
-    worker, entered, leave = CodecWorker(codec), threading.Event(), threading.Event()
-    inner = worker._decode_single
+    worker, entered, resume = CodecWorker(codec), threading.Event(), threading.Event()
+    original = worker._decode_single
 
     def slow(job):
         entered.set()
-        leave.wait(10)
-        inner(job)
+        resume.wait(10)
+        original(job)
 
     monkeypatch.setattr(worker, "_decode_single", slow)
 
-    async def waiting():
-        first, second = (asyncio.create_task(decode(worker, codes(codec, 20), [20])) for _ in range(2))
+    async def close_while_decoding():
+        first, second = (asyncio.create_task(decode(worker, make_codes(codec, 20), [20])) for _ in range(2))
         await asyncio.to_thread(entered.wait, 10)
         closing = asyncio.create_task(asyncio.to_thread(worker.close))
         await asyncio.sleep(0.05)
-        leave.set()
+        resume.set()
         await closing
         return await asyncio.gather(first, second, return_exceptions=True)
 
-    assert any(isinstance(one, WorkerStopped) for one in asyncio.run(waiting()))
+    assert any(isinstance(result, WorkerStopped) for result in asyncio.run(close_while_decoding()))
     with pytest.raises(WorkerStopped):
-        asyncio.run(decode(worker, codes(codec, 20), [20]))
+        asyncio.run(decode(worker, make_codes(codec, 20), [20]))
 
 
 def test_cancelled_portion_is_not_decoded(codec, monkeypatch):
     worker = CodecWorker(codec)
-    decoded, inner = [], worker._decode_single
+    decoded, original = [], worker._decode_single
 
     def slow(job):
         decoded.append(job.frames_KT.shape[1])
         time.sleep(0.2)
-        inner(job)
+        original(job)
 
     monkeypatch.setattr(worker, "_decode_single", slow)
 
-    async def leave():
-        staying = asyncio.create_task(decode(worker, codes(codec, 8), [8]))
-        leaving = asyncio.create_task(decode(worker, codes(codec, 7), [7]))
+    async def cancel_one():
+        remaining = asyncio.create_task(decode(worker, make_codes(codec, 8), [8]))
+        cancelled = asyncio.create_task(decode(worker, make_codes(codec, 7), [7]))
         await asyncio.sleep(0.05)
-        leaving.cancel()
-        return await staying
+        cancelled.cancel()
+        return await remaining
 
-    assert len(asyncio.run(leave())) == 8 * codec.hop_samples
+    assert len(asyncio.run(cancel_one())) == 8 * codec.hop_samples
     worker.close()
     assert 7 not in decoded

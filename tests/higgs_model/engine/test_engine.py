@@ -16,133 +16,140 @@ from higgs_model.errors import BadConfig, BadInput
 from higgs_model.sampling import SamplingParams
 from tests import builders
 from tests.builders import OUT, OUT_BOS, K
-from tests.higgs_model.engine import requests as asked
+from tests.higgs_model.engine import helpers
 
 NO_WATCH = WatchLimits(loop_frames=None)
 
 
-def engine(network, **settings):
+def make_engine(network, **settings):
     return Engine(
         network,
         EngineSettings(**{"max_slots": 8, "max_positions": 512, "block_size": 16, "watch": NO_WATCH} | settings),
     )
 
 
-def assert_same(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name in wanted:
-        np.testing.assert_array_equal(found[name], wanted[name], err_msg=f"request {name}")
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(actual[name], expected[name], err_msg=f"request {name}")
 
 
 @pytest.mark.parametrize("kind", [{}, {"audio_dual_ffn_layers": [1, 2]}, {"audio_adapter_type": "stack"}])
 @pytest.mark.parametrize("endless", [False, True])
 def test_codes_equal_those_of_generate(kind, endless):
-    network = asked.model(endless=endless, **kind)
-    requests = asked.uneven(16)
-    found, reasons = asked.run(engine(network), requests)
-    assert_same(found, {one.id: asked.plainly(network, one) for one in requests})
+    network = helpers.make_network(endless=endless, **kind)
+    requests = helpers.mixed_requests(16)
+    actual, reasons = helpers.run(make_engine(network), requests)
+    assert_same(actual, {request.id: helpers.generate(network, request) for request in requests})
     if endless:
-        assert {found[str(n)].shape for n in range(0, 16, 4)} == {(K, 40)}
+        assert {actual[str(n)].shape for n in range(0, 16, 4)} == {(K, 40)}
         assert {reasons[str(n)] for n in range(0, 16, 4)} == {FinishReason.LENGTH}
 
 
 def test_network_variants_generate_the_same_codes_as_generate():
-    network = asked.model(audio_embed_avg=True, use_audio_out_embed_projector=True, endless=True)
-    requests = asked.uneven(4)
-    found, _ = asked.run(engine(network), requests)
-    assert_same(found, {one.id: asked.plainly(network, one) for one in requests})
+    network = helpers.make_network(audio_embed_avg=True, use_audio_out_embed_projector=True, endless=True)
+    requests = helpers.mixed_requests(4)
+    actual, _ = helpers.run(make_engine(network), requests)
+    assert_same(actual, {request.id: helpers.generate(network, request) for request in requests})
 
 
 def test_codes_do_not_depend_on_concurrent_requests():
-    network = asked.model(endless=True)
-    requests = [asked.request(n, clip=5 + n, max_frames=20 + 9 * (n % 7)) for n in range(33)]
-    crowd, _ = asked.run(engine(network, max_slots=32), requests)
-    for one in requests[:8]:
-        assert_same(asked.run(engine(network), [one])[0], {one.id: crowd[one.id]})
+    network = helpers.make_network(endless=True)
+    requests = [helpers.make_request(n, clip=5 + n, max_frames=20 + 9 * (n % 7)) for n in range(33)]
+    concurrent, _ = helpers.run(make_engine(network, max_slots=32), requests)
+    for request in requests[:8]:
+        assert_same(helpers.run(make_engine(network), [request])[0], {request.id: concurrent[request.id]})
 
 
 def test_preemption_does_not_change_codes():
-    network = asked.model(endless=True)
-    requests = asked.uneven(12, stream_every=5, max_frames=60)
-    wanted, _ = asked.run(engine(network), requests)
+    network = helpers.make_network(endless=True)
+    requests = helpers.mixed_requests(12, stream_every=5, max_frames=60)
+    expected, _ = helpers.run(make_engine(network), requests)
     for look_ahead in (0, 1):
-        tight = engine(network, num_blocks=21, look_ahead=look_ahead)
-        found, _ = asked.run(tight, requests)
-        assert tight.scheduler.counters.preemptions > 2
-        assert tight.pool.used == 0
-        assert_same(found, wanted)
+        preempting = make_engine(network, num_blocks=21, look_ahead=look_ahead)
+        actual, _ = helpers.run(preempting, requests)
+        assert preempting.scheduler.counters.preemptions > 2
+        assert preempting.pool.used == 0
+        assert_same(actual, expected)
 
 
 def test_preemption_at_any_step_does_not_change_codes():
-    network = asked.model(endless=True)
-    requests = asked.uneven(6, stream_every=3)
-    wanted, _ = asked.run(engine(network), requests)
+    network = helpers.make_network(endless=True)
+    requests = helpers.mixed_requests(6, stream_every=3)
+    expected, _ = helpers.run(make_engine(network), requests)
     random = np.random.default_rng(0)
 
-    def disturb(running, turn):
-        if turn < 400 and running.scheduler.running and random.random() < 0.2:
-            victim = random.choice(list(running.scheduler.running.values()))
-            running.runner.stop(victim.slot)
-            running.scheduler.preempt(victim)
+    def preempt_at_random(engine, step):
+        if step < 400 and engine.scheduler.running and random.random() < 0.2:
+            victim = random.choice(list(engine.scheduler.running.values()))
+            engine.runner.stop(victim.slot)
+            engine.scheduler.preempt(victim)
 
-    found, _ = asked.run(engine(network), requests, between=disturb)
-    assert_same(found, wanted)
+    actual, _ = helpers.run(make_engine(network), requests, after_step=preempt_at_random)
+    assert_same(actual, expected)
 
 
 def test_shared_prefix_is_computed_once_and_does_not_change_codes():
-    network = asked.model(endless=True)
-    requests = [asked.request(n, voice=n % 2, tokens=40, clip=60, max_frames=30) for n in range(10)]
-    apart = {one.id: asked.run(engine(network), [one])[0][one.id] for one in requests}
-    together = engine(network, max_slots=3)
-    found, _ = asked.run(together, requests)
-    assert_same(found, apart)
-    # Each voice's 92 common positions have five full blocks, each computed once, even when all requests start at once.
-    assert together.scheduler.counters.shared_positions == (10 - 2) * 5 * 16
-    at_once = engine(network, max_slots=10)
-    assert_same(asked.run(at_once, requests)[0], apart)
-    assert at_once.scheduler.counters.shared_positions == (10 - 2) * 5 * 16
-    assert at_once.metrics.prefill_positions == together.metrics.prefill_positions
-    assert together.pool.used == at_once.pool.used == 0
+    network = helpers.make_network(endless=True)
+    requests = [helpers.make_request(n, voice=n % 2, tokens=40, clip=60, max_frames=30) for n in range(10)]
+    separate = {request.id: helpers.run(make_engine(network), [request])[0][request.id] for request in requests}
+    queued = make_engine(network, max_slots=3)
+    actual, _ = helpers.run(queued, requests)
+    assert_same(actual, separate)
+    # The 92 positions that requests with one voice share have five full blocks, each computed once, even when all
+    # requests start at the same time.
+    assert queued.scheduler.counters.shared_positions == (10 - 2) * 5 * 16
+    concurrent = make_engine(network, max_slots=10)
+    assert_same(helpers.run(concurrent, requests)[0], separate)
+    assert concurrent.scheduler.counters.shared_positions == (10 - 2) * 5 * 16
+    assert concurrent.metrics.prefill_positions == queued.metrics.prefill_positions
+    assert queued.pool.used == concurrent.pool.used == 0
 
 
 def test_prefill_budget_does_not_change_codes():
-    network = asked.model(endless=True)
-    requests = asked.uneven(8)
-    wanted, _ = asked.run(engine(network), requests)
+    network = helpers.make_network(endless=True)
+    requests = helpers.mixed_requests(8)
+    expected, _ = helpers.run(make_engine(network), requests)
     for budget in (1, 16, 50, 1000):
-        found, _ = asked.run(engine(network, prefill_positions=budget, idle_prefill_positions=budget), requests)
-        assert_same(found, wanted)
+        actual, _ = helpers.run(make_engine(network, prefill_positions=budget, idle_prefill_positions=budget), requests)
+        assert_same(actual, expected)
 
 
-def paged(monkeypatch, kernels=None):
+def use_paged_attention(monkeypatch, kernels=None):
     """Use the attention of CUDA devices on the CPU."""
     chosen = None if kernels is None else (kernels, kernels)
-    monkeypatch.setattr(engine_module, "RowAttention", lambda **shape: PagedAttention(**shape, kernels=chosen))
+    monkeypatch.setattr(engine_module, "ContiguousAttention", lambda **shape: PagedAttention(**shape, kernels=chosen))
 
 
-@pytest.mark.parametrize("over_blocks", [False, True])
-def test_unwritten_memory_is_never_read(monkeypatch, over_blocks):
-    network = asked.model(endless=True)
-    requests = [*asked.uneven(6), *(asked.request(20 + n, voice=1, tokens=40, clip=60) for n in range(2))]
-    wanted, _ = asked.run(engine(network), requests)
-    if over_blocks:
-        paged(monkeypatch)
-    poisoned = engine(network, max_slots=3)
-    for name in ("_pool",) if over_blocks else ("_pool", "_slots"):
+@pytest.mark.parametrize("paged", [False, True])
+def test_unwritten_memory_is_never_read(monkeypatch, paged):
+    network = helpers.make_network(endless=True)
+    requests = [
+        *helpers.mixed_requests(6),
+        *(helpers.make_request(20 + n, voice=1, tokens=40, clip=60) for n in range(2)),
+    ]
+    expected, _ = helpers.run(make_engine(network), requests)
+    if paged:
+        use_paged_attention(monkeypatch)
+    poisoned = make_engine(network, max_slots=3)
+    for name in ("_pool",) if paged else ("_pool", "_slots"):
         getattr(poisoned.runner.attention, name).fill_(float("nan"))
-    found, _ = asked.run(poisoned, requests)
-    assert_same(found, wanted)
+    actual, _ = helpers.run(poisoned, requests)
+    assert_same(actual, expected)
 
 
 def test_paged_attention_generates_the_same_codes(monkeypatch):
     """Also with preemption and shared prefixes."""
-    network = asked.model(endless=True)
-    requests = [*asked.uneven(8), *(asked.request(20 + n, voice=1, tokens=40, clip=60) for n in range(4))]
-    wanted, _ = asked.run(engine(network), requests)
-    paged(monkeypatch)
+    network = helpers.make_network(endless=True)
+    requests = [
+        *helpers.mixed_requests(8),
+        *(helpers.make_request(20 + n, voice=1, tokens=40, clip=60) for n in range(4)),
+    ]
+    expected, _ = helpers.run(make_engine(network), requests)
+    use_paged_attention(monkeypatch)
     for chosen in ({}, {"num_blocks": 24, "look_ahead": 1, "row_buckets": (1, 2, 4, 8)}):
-        found, _ = asked.run(engine(network, **chosen), requests)
-        assert_same(found, wanted)
+        actual, _ = helpers.run(make_engine(network, **chosen), requests)
+        assert_same(actual, expected)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, Triton compiles for it: see test_gpu")
@@ -151,47 +158,52 @@ def test_triton_kernels_generate_the_same_codes(monkeypatch):
     pytest.importorskip("triton", reason="Triton is available on Linux only")
     from higgs_model.engine.kernels_triton import TritonKernels
 
-    network = asked.model(endless=True)
-    requests = [asked.request(n, voice=n % 2, tokens=20, clip=20, max_frames=3) for n in (1, 3)]
-    wanted, _ = asked.run(engine(network), requests)
-    paged(monkeypatch, TritonKernels(tile=32))
-    found, _ = asked.run(engine(network, max_slots=2, idle_prefill_positions=32), requests)
-    assert_same(found, wanted)
+    network = helpers.make_network(endless=True)
+    requests = [helpers.make_request(n, voice=n % 2, tokens=20, clip=20, max_frames=3) for n in (1, 3)]
+    expected, _ = helpers.run(make_engine(network), requests)
+    use_paged_attention(monkeypatch, TritonKernels(tile=32))
+    actual, _ = helpers.run(make_engine(network, max_slots=2, idle_prefill_positions=32), requests)
+    assert_same(actual, expected)
 
 
 def test_text_before_audio_equals_generate():
-    network = asked.model()
+    network = helpers.make_network()
     requests = [
-        asked.request(n, end=7, sampling=SamplingParams(do_sample=True, temperature=2.0)) for n in range(100, 112)
+        helpers.make_request(n, end=7, sampling=SamplingParams(do_sample=True, temperature=2.0))
+        for n in range(100, 112)
     ]
-    wanted = {one.id: asked.plainly(network, one, steps=100) for one in requests}
-    found, reasons = asked.run(engine(network), requests)
-    assert {reasons[name] for name in found if found[name].shape[1]} == {FinishReason.STOP}
-    assert sum(frames.shape[1] > 0 for frames in found.values()) >= 2
-    assert_same(found, {name: wanted[name][:, : found[name].shape[1]] for name in wanted})
-    found, _ = asked.run(engine(network, max_slots=2, num_blocks=14), requests)
-    assert_same(found, {name: wanted[name][:, : found[name].shape[1]] for name in wanted})
+    expected = {request.id: helpers.generate(network, request, steps=100) for request in requests}
+    actual, reasons = helpers.run(make_engine(network), requests)
+    assert {reasons[name] for name in actual if actual[name].shape[1]} == {FinishReason.STOP}
+    assert sum(frames.shape[1] > 0 for frames in actual.values()) >= 2
+    assert_same(actual, {name: expected[name][:, : actual[name].shape[1]] for name in expected})
+    actual, _ = helpers.run(make_engine(network, max_slots=2, num_blocks=14), requests)
+    assert_same(actual, {name: expected[name][:, : actual[name].shape[1]] for name in expected})
 
 
 def test_text_and_audio_requests_run_concurrently():
-    network = asked.model(endless=True)
-    talk = SamplingParams(do_sample=True, temperature=2.0)
+    network = helpers.make_network(endless=True)
+    text_sampling = SamplingParams(do_sample=True, temperature=2.0)
     requests = [
-        asked.request(n, end=7, sampling=talk, max_frames=12) if n % 2 else asked.request(n, max_frames=12)
+        helpers.make_request(n, end=7, sampling=text_sampling, max_frames=12)
+        if n % 2
+        else helpers.make_request(n, max_frames=12)
         for n in range(10)
     ]
-    apart = {one.id: asked.run(engine(network), [one])[0][one.id] for one in requests}
+    separate = {request.id: helpers.run(make_engine(network), [request])[0][request.id] for request in requests}
     for chosen in ({}, {"max_slots": 3, "num_blocks": 12}):
-        assert_same(asked.run(engine(network, **chosen), requests)[0], apart)
+        assert_same(helpers.run(make_engine(network, **chosen), requests)[0], separate)
 
 
-KINDS = [asked.request(n, tokens=8 + 5 * n, clip=4 + 7 * n, voice=n % 2, max_frames=12 + 4 * n) for n in range(6)]
+PROTOTYPES = [
+    helpers.make_request(n, tokens=8 + 5 * n, clip=4 + 7 * n, voice=n % 2, max_frames=12 + 4 * n) for n in range(6)
+]
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("add"), st.integers(0, 5)),
         st.tuples(st.just("step"), st.integers(1, 12)),
         st.tuples(st.just("cancel"), st.integers(0, 40)),
-        st.tuples(st.just("lose"), st.integers(0, 7)),
+        st.tuples(st.just("preempt"), st.integers(0, 7)),
     ),
     min_size=5,
     max_size=30,
@@ -199,104 +211,110 @@ OPERATIONS = st.lists(
 
 
 @pytest.fixture(scope="module")
-def alone():
-    network = asked.model(endless=True)
-    return network, {one.id: asked.run(engine(network), [one])[0][one.id] for one in KINDS}
+def reference_codes():
+    network = helpers.make_network(endless=True)
+    return network, {request.id: helpers.run(make_engine(network), [request])[0][request.id] for request in PROTOTYPES}
 
 
-class Life:
-    """Applies arbitrary operations to an engine; requests are `KINDS` with new ids."""
+class Driver:
+    """Applies arbitrary operations to an engine, whose requests are `PROTOTYPES` with new ids."""
 
-    def __init__(self, running):
-        self.running, self.parts, self.reasons, self.kinds = running, {}, {}, {}
+    def __init__(self, engine):
+        self.engine, self.parts, self.reasons, self.prototypes = engine, {}, {}, {}
 
     def add(self, number):
-        name = str(len(self.kinds))
-        self.kinds[name] = KINDS[number].id
+        name = str(len(self.prototypes))
+        self.prototypes[name] = PROTOTYPES[number].id
         every = None if number % 2 else 1 + number
-        request = dataclasses.replace(KINDS[number], id=name, stream_every=every, priority=number % 3)
-        self.running.add(request)
+        request = dataclasses.replace(PROTOTYPES[number], id=name, stream_every=every, priority=number % 3)
+        self.engine.add(request)
 
     def step(self, count=1):
         for _ in range(count):
-            for update in self.running.step():
+            for update in self.engine.step():
                 self.parts.setdefault(update.request_id, []).append(update.frames)
                 if update.finish_reason:
                     assert update.request_id not in self.reasons
                     self.reasons[update.request_id] = update.finish_reason
 
     def cancel(self, number):
-        self.running.cancel(str(number))
+        self.engine.cancel(str(number))
 
-    def lose(self, slot):
-        if slot in self.running.scheduler.running:
-            self.running.runner.stop(slot)
-            self.running.scheduler.preempt(self.running.scheduler.running[slot])
+    def preempt(self, slot):
+        if slot in self.engine.scheduler.running:
+            self.engine.runner.stop(slot)
+            self.engine.scheduler.preempt(self.engine.scheduler.running[slot])
 
 
 @settings(max_examples=8, deadline=None)
 @given(operations=OPERATIONS, slots=st.integers(1, 4), look_ahead=st.integers(0, 2))
-def test_codes_do_not_depend_on_any_sequence_of_events(alone, operations, slots, look_ahead):
-    network, wanted = alone
-    life = Life(engine(network, max_slots=slots, num_blocks=16, look_ahead=look_ahead))
+def test_codes_do_not_depend_on_any_sequence_of_events(reference_codes, operations, slots, look_ahead):
+    network, expected = reference_codes
+    driver = Driver(make_engine(network, max_slots=slots, num_blocks=16, look_ahead=look_ahead))
     for operation, number in operations:
-        getattr(life, operation)(number)
+        getattr(driver, operation)(number)
     for _ in range(10_000):
-        if not life.running.has_work:
+        if not driver.engine.has_work:
             break
-        life.step()
-    assert life.reasons.keys() == life.kinds.keys()
-    for name, kind in life.kinds.items():
-        found = np.concatenate(life.parts[name], axis=1)
-        cancelled = life.reasons[name] is FinishReason.CANCELLED
-        np.testing.assert_array_equal(found, wanted[kind][:, : found.shape[1]] if cancelled else wanted[kind])
-    assert life.running.pool.used == life.running.scheduler.waiting == 0
-    assert not life.running.scheduler.running
-    assert not life.running.runner.state.active.any()
+        driver.step()
+    assert driver.reasons.keys() == driver.prototypes.keys()
+    for name, prototype in driver.prototypes.items():
+        actual = np.concatenate(driver.parts[name], axis=1)
+        cancelled = driver.reasons[name] is FinishReason.CANCELLED
+        np.testing.assert_array_equal(
+            actual, expected[prototype][:, : actual.shape[1]] if cancelled else expected[prototype]
+        )
+    assert driver.engine.pool.used == driver.engine.scheduler.waiting == 0
+    assert not driver.engine.scheduler.running
+    assert not driver.engine.runner.state.active.any()
 
 
 def test_decoding_does_not_wait_for_long_prompts():
-    running = engine(asked.model(endless=True), prefill_positions=16)
-    running.add(asked.request(0, stream_every=1, max_frames=40))
-    while not any(update.frames.shape[1] for update in running.step()):
+    engine = make_engine(helpers.make_network(endless=True), prefill_positions=16)
+    engine.add(helpers.make_request(0, stream_every=1, max_frames=40))
+    while not any(update.frames.shape[1] for update in engine.step()):
         pass
-    running.add(asked.request(1, tokens=100, clip=200, max_frames=5))
-    before = running.metrics.prefill_positions
+    engine.add(helpers.make_request(1, tokens=100, clip=200, max_frames=5))
+    already_computed = engine.metrics.prefill_positions
     for _ in range(15):
-        assert [update.frames.shape[1] for update in running.step() if update.request_id == "0"] == [1]
-    assert 0 < running.metrics.prefill_positions - before <= 15 * 16
+        assert [update.frames.shape[1] for update in engine.step() if update.request_id == "0"] == [1]
+    assert 0 < engine.metrics.prefill_positions - already_computed <= 15 * 16
 
 
 def test_stalled_request_frees_its_slot(monkeypatch):
-    running = engine(asked.model(endless=True), watch=dataclasses.replace(NO_WATCH, stalled_steps=20))
-    wanted, _ = asked.run(running, [asked.request(0)])
-    inner = running.scheduler.plan_prefill
-    monkeypatch.setattr(running.scheduler, "plan_prefill", lambda: [one for one in inner() if one[0].request.id != "1"])
-    found, reasons = asked.run(running, [asked.request(0), asked.request(1)])
+    engine = make_engine(helpers.make_network(endless=True), watch=dataclasses.replace(NO_WATCH, stalled_steps=20))
+    expected, _ = helpers.run(engine, [helpers.make_request(0)])
+    plan_prefill = engine.scheduler.plan_prefill
+
+    def plan_prefill_without_request_1():
+        return [(sequence, span) for sequence, span in plan_prefill() if sequence.request.id != "1"]
+
+    monkeypatch.setattr(engine.scheduler, "plan_prefill", plan_prefill_without_request_1)
+    actual, reasons = helpers.run(engine, [helpers.make_request(0), helpers.make_request(1)])
     assert reasons == {"0": FinishReason.LENGTH, "1": FinishReason.STALLED}
-    assert_same({"0": found["0"]}, wanted)
-    assert running.pool.used == 0
+    assert_same({"0": actual["0"]}, expected)
+    assert engine.pool.used == 0
 
 
 def test_snapshot_reports_what_the_engine_did():
-    running = engine(asked.model(endless=True), max_slots=3, num_blocks=40)
-    requests = [asked.request(n, voice=1, tokens=30, clip=40, sampling=SamplingParams()) for n in range(7)]
-    for one in requests:
-        running.add(one)
-    seen = []
-    while running.has_work:
-        running.step()
-        seen.append(running.snapshot())
-    assert {type(value) for numbers in seen for value in numbers.values()} <= {int, float}
-    assert seen[0] | {"requests": 7, "queued": 4, "running": 3, "slots": 3, "kv_blocks": 39} == seen[0]
-    assert max(numbers["kv_blocks_shared"] for numbers in seen) >= 3
-    assert max(numbers["kv_blocks_used"] for numbers in seen) <= 39
-    last = seen[-1]
+    engine = make_engine(helpers.make_network(endless=True), max_slots=3, num_blocks=40)
+    requests = [helpers.make_request(n, voice=1, tokens=30, clip=40, sampling=SamplingParams()) for n in range(7)]
+    for request in requests:
+        engine.add(request)
+    snapshots = []
+    while engine.has_work:
+        engine.step()
+        snapshots.append(engine.snapshot())
+    assert {type(value) for snapshot in snapshots for value in snapshot.values()} <= {int, float}
+    assert snapshots[0] | {"requests": 7, "queued": 4, "running": 3, "slots": 3, "kv_blocks": 39} == snapshots[0]
+    assert max(snapshot["kv_blocks_shared"] for snapshot in snapshots) >= 3
+    assert max(snapshot["kv_blocks_used"] for snapshot in snapshots) <= 39
+    last = snapshots[-1]
     assert last["queued"] == last["running"] == last["kv_blocks_used"] == last["text_tokens"] == 0
     assert last["finished_length"] == 7
     assert last["decode_frames"] == 7 * (40 + K - 1)
-    assert last["preemptions"] == running.scheduler.counters.preemptions
-    assert last["prefill_positions"] + last["shared_positions"] >= sum(len(one.input_ids) for one in requests)
+    assert last["preemptions"] == engine.scheduler.counters.preemptions
+    assert last["prefill_positions"] + last["shared_positions"] >= sum(len(request.input_ids) for request in requests)
     assert 1 <= last["prefill_passes"] < 20
     assert 0.5 < last["occupancy"] <= 1
     assert last["audio_s_per_s"] == pytest.approx(last["frames_per_s"] / 25)
@@ -304,64 +322,64 @@ def test_snapshot_reports_what_the_engine_did():
 
 
 def test_frames_are_streamed_as_soon_as_they_are_final():
-    running = engine(asked.model(endless=True))
-    running.add(asked.request(4, stream_every=1, max_frames=10))
+    engine = make_engine(helpers.make_network(endless=True))
+    engine.add(helpers.make_request(4, stream_every=1, max_frames=10))
     counts = []
-    while running.has_work:
-        counts.append(sum(update.frames.shape[1] for update in running.step()))
+    while engine.has_work:
+        counts.append(sum(update.frames.shape[1] for update in engine.step()))
     # One step prefills and samples the first frame; a frame is complete K − 1 steps later because of the delay pattern.
     assert counts[: K - 1] == [0] * (K - 1)
     assert counts[K - 1 :] == [1] * 10
 
 
 def test_lower_priority_value_runs_first():
-    running = engine(asked.model(endless=True), max_slots=1)
+    engine = make_engine(helpers.make_network(endless=True), max_slots=1)
     for number in range(4):
-        running.add(asked.request(number, max_frames=5, priority=0 if number == 3 else 1))
-    ended = []
-    while running.has_work:
-        ended += [update.request_id for update in running.step() if update.finish_reason]
-    assert ended == ["3", "0", "1", "2"]
+        engine.add(helpers.make_request(number, max_frames=5, priority=0 if number == 3 else 1))
+    finished = []
+    while engine.has_work:
+        finished += [update.request_id for update in engine.step() if update.finish_reason]
+    assert finished == ["3", "0", "1", "2"]
 
 
 def test_cancelled_requests_finish_at_once():
-    running = engine(asked.model(endless=True), max_slots=2)
-    requests = [asked.request(n, max_frames=50, sampling=SamplingParams()) for n in range(4)]
-    wanted, _ = asked.run(engine(asked.model(endless=True)), requests)
+    engine = make_engine(helpers.make_network(endless=True), max_slots=2)
+    requests = [helpers.make_request(n, max_frames=50, sampling=SamplingParams()) for n in range(4)]
+    expected, _ = helpers.run(make_engine(helpers.make_network(endless=True)), requests)
 
-    def cancel(current, turn):
-        if turn == 10:
-            current.cancel("0")
-            current.cancel("3")
-            current.cancel("no such request")
+    def cancel(engine, step):
+        if step == 10:
+            engine.cancel("0")
+            engine.cancel("3")
+            engine.cancel("no such request")
 
-    found, reasons = asked.run(running, requests, between=cancel)
+    actual, reasons = helpers.run(engine, requests, after_step=cancel)
     assert [reasons[str(n)].value for n in range(4)] == ["cancelled", "length", "length", "cancelled"]
-    assert_same({n: found[n] for n in "12"}, {n: wanted[n] for n in "12"})
-    assert running.pool.used == 0
-    assert not running.scheduler.running
+    assert_same({n: actual[n] for n in "12"}, {n: expected[n] for n in "12"})
+    assert engine.pool.used == 0
+    assert not engine.scheduler.running
 
 
 def test_non_finite_logits_end_the_request():
-    network = asked.model(endless=True)
+    network = helpers.make_network(endless=True)
     with torch.no_grad():
         network.audio_decoder_proj.audio_lm_head.weight[3, 5] = float("nan")
-    _, reasons = asked.run(engine(network), [asked.request(1)])
+    _, reasons = helpers.run(make_engine(network), [helpers.make_request(1)])
     assert reasons == {"1": FinishReason.INVALID}
 
 
 def test_looping_clip_is_ended():
-    network = asked.model(endless=True)
+    network = helpers.make_network(endless=True)
     with torch.no_grad():
-        network.audio_codebook_embeddings.weight.zero_()  # without input or memory, it repeats itself
+        network.audio_codebook_embeddings.weight.zero_()  # Without input or memory, it repeats itself.
         for layer in network.layers:
             layer.self_attn.o_proj.weight.zero_()
-    greedy = [asked.request(4, max_frames=400)]
-    unwatched, _ = asked.run(engine(network), greedy)
-    found, reasons = asked.run(engine(network, watch=WatchLimits(loop_frames=60, loop_period=20)), greedy)
+    requests = [helpers.make_request(4, max_frames=400)]
+    unlimited, _ = helpers.run(make_engine(network), requests)
+    actual, reasons = helpers.run(make_engine(network, watch=WatchLimits(loop_frames=60, loop_period=20)), requests)
     assert reasons == {"4": FinishReason.LOOP}
-    assert 60 <= found["4"].shape[1] < 400
-    np.testing.assert_array_equal(found["4"], unwatched["4"][:, : found["4"].shape[1]])
+    assert 60 <= actual["4"].shape[1] < 400
+    np.testing.assert_array_equal(actual["4"], unlimited["4"][:, : actual["4"].shape[1]])
 
 
 @pytest.mark.parametrize(
@@ -382,14 +400,14 @@ def test_looping_clip_is_ended():
     ],
 )
 def test_impossible_requests_are_refused_with_a_clear_message(change, message):
-    running = engine(asked.model(endless=True))
-    running.add(asked.request(1))
+    engine = make_engine(helpers.make_network(endless=True))
+    engine.add(helpers.make_request(1))
     with pytest.raises(BadInput, match=f"request '2': .*{message}"):
-        running.add(dataclasses.replace(asked.request(2), **change))
-    with pytest.raises(BadInput, match="a request with this id is already running"):
-        running.add(asked.request(1))
-    found, _ = asked.run(running, [])
-    assert found.keys() == {"1"}
+        engine.add(dataclasses.replace(helpers.make_request(2), **change))
+    with pytest.raises(BadInput, match="a request with this id is already in the engine"):
+        engine.add(helpers.make_request(1))
+    actual, _ = helpers.run(engine, [])
+    assert actual.keys() == {"1"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Loops and silence are detected; clips that differ in a single code are not."""
+"""Loops and silence are detected; a single different code prevents it."""
 
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ LIMITS = WatchLimits(loop_frames=60, loop_period=20, silence_frames=30, silent_c
 
 
 @given(st.integers(1, 20), st.integers(0, 50), st.integers(0, 99))
-def test_loop_of_any_period_is_detected(period, before, seed):
+def test_loop_of_any_period_is_detected(period, prefix, seed):
     random = np.random.default_rng(seed)
-    stretch = random.integers(10, 1000, (period, 8))
-    frames = np.concatenate([random.integers(10, 1000, (before, 8)), np.tile(stretch, (80 // period + 1, 1))])
+    run = random.integers(10, 1000, (period, 8))
+    frames = np.concatenate([random.integers(10, 1000, (prefix, 8)), np.tile(run, (80 // period + 1, 1))])
     assert early_stop_reason(LIMITS, frames) is FinishReason.LOOP
     frames[-25, 3] += 1
     assert early_stop_reason(LIMITS, frames) is None

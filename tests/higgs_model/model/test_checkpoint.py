@@ -1,4 +1,4 @@
-"""Checkpoints: what is read, what is refused, and what it costs."""
+"""Checkpoints: loading and saving, validation, and memory use."""
 
 import json
 import os
@@ -41,51 +41,52 @@ VARIANTS = {
 
 @pytest.mark.parametrize("shards", ["5GB", "30KB"])
 @pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
-def test_what_is_saved_is_loaded(tmp_path, overrides, shards):
+def test_saved_model_is_loaded_unchanged(tmp_path, overrides, shards):
     model = builders.model(seed=1, **overrides)
     model.save_pretrained(tmp_path, max_shard_size=shards)
-    again = HiggsAudioModel.from_pretrained(tmp_path)
-    assert not again.training
-    assert again.dtype == torch.float32
-    torch.testing.assert_close(again.state_dict(), model.state_dict(), atol=0, rtol=0)
+    loaded = HiggsAudioModel.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert loaded.dtype == torch.float32
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), atol=0, rtol=0)
     prompt = torch.tensor([[1, 2, 3]])
-    torch.testing.assert_close(again(prompt, use_cache=True).logits, model(prompt, use_cache=True).logits)
+    torch.testing.assert_close(loaded(prompt, use_cache=True).logits, model(prompt, use_cache=True).logits)
 
 
-def test_split_rows_are_joined_when_read():
-    whole = HiggsAudioModel.from_pretrained(GOLDEN / "dual_ffn_all")
+def test_loading_concatenates_partially_frozen_rows():
+    expected = HiggsAudioModel.from_pretrained(GOLDEN / "dual_ffn_all")
     joined = HiggsAudioModel.from_pretrained(GOLDEN / "frozen_pairs")
     assert len(list((GOLDEN / "frozen_pairs").glob("*.safetensors"))) == 3
-    torch.testing.assert_close(joined.state_dict(), whole.state_dict(), atol=0, rtol=0)
+    torch.testing.assert_close(joined.state_dict(), expected.state_dict(), atol=0, rtol=0)
 
 
-def test_split_rows_are_joined_when_written(tmp_path):
+def test_saving_concatenates_partially_frozen_rows(tmp_path):
     model = builders.model()
-    whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.freeze_llm(freeze_embed_until_idx=50)
     model.freeze_text_head(60)
     model.save_pretrained(tmp_path)
-    torch.testing.assert_close(HiggsAudioModel.from_pretrained(tmp_path).state_dict(), whole, atol=0, rtol=0)
+    torch.testing.assert_close(HiggsAudioModel.from_pretrained(tmp_path).state_dict(), expected, atol=0, rtol=0)
 
 
-def test_dtype_and_trainability(saved):
+def test_from_pretrained_converts_dtype_and_leaves_parameters_trainable(saved):
     model = HiggsAudioModel.from_pretrained(saved, dtype="bfloat16")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.config.dtype == torch.bfloat16
     assert all(p.requires_grad for p in model.parameters())
-    with pytest.raises(BadConfig, match="dtype='int7' is not a floating-point type"):
+    with pytest.raises(BadConfig, match="dtype='int7' is not a floating-point dtype"):
         HiggsAudioModel.from_pretrained(saved, dtype="int7")
 
 
 @pytest.mark.parametrize(
-    ("device", "message"), [("tpux", "device='tpux' is not a device"), ("meta", "device='meta' cannot hold weights")]
+    ("device", "message"),
+    [("tpux", "device='tpux' is not a torch device"), ("meta", "device='meta' cannot hold weights")],
 )
-def test_a_device_that_is_none_is_refused(saved, device, message):
+def test_invalid_device_raises(saved, device, message):
     with pytest.raises(BadConfig, match=message):
         HiggsAudioModel.from_pretrained(saved, device=device)
 
 
-def test_the_stored_dtype_is_kept_when_nothing_else_is_said(saved):
+def test_dtype_defaults_to_that_of_the_stored_weights(saved):
     values = json.loads((saved / "config.json").read_text())
     del values["torch_dtype"]
     (saved / "config.json").write_text(json.dumps(values))
@@ -94,12 +95,12 @@ def test_the_stored_dtype_is_kept_when_nothing_else_is_said(saved):
     assert HiggsAudioModel.from_pretrained(saved).dtype == torch.bfloat16
 
 
-def test_eos_comes_from_the_generation_config(saved):
+def test_eos_token_is_read_from_the_generation_config(saved):
     (saved / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
     assert HiggsAudioModel.from_pretrained(saved).config.eos_token_id == [7, 9]
 
 
-def test_older_checkpoints_store_what_follows_from_the_configuration(saved):
+def test_derived_tensors_of_older_checkpoints_are_ignored(saved):
     def add_derived(tensors):
         tensors["audio_codebook_weights"] = torch.ones(builders.K)
         tensors["rotary_emb.inv_freq"] = torch.ones(4)
@@ -114,57 +115,60 @@ def test_older_checkpoints_store_what_follows_from_the_configuration(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("norm.weight"), r"missing norm\.weight$"),
-        (lambda t: t.update(surprise=torch.ones(1)), r"unexpected surprise$"),
+        (lambda t: t.pop("norm.weight"), r"missing: norm\.weight$"),
+        (lambda t: t.update(surprise=torch.ones(1)), r"unexpected: surprise$"),
         (
             lambda t: t.update({"norm.weight": torch.ones(31)}),
-            r"of another shape: norm\.weight is \(31,\), wanted \(32,\)$",
+            r"wrong shape: norm\.weight is \(31,\), wanted \(32,\)$",
         ),
         (
             lambda t: [t.pop("norm.weight"), t.pop("layers.2.mlp.up_proj.weight"), t.update(surprise=torch.ones(1))],
-            r"missing layers\.2\.mlp\.up_proj\.weight, norm\.weight; unexpected surprise$",
+            r"missing: layers\.2\.mlp\.up_proj\.weight, norm\.weight; unexpected: surprise$",
         ),
-        (lambda t: [t.pop(n) for n in list(t) if n.startswith("layers.")], r"missing layers\.0\.\S+, .* and \d+ more$"),
+        (
+            lambda t: [t.pop(n) for n in list(t) if n.startswith("layers.")],
+            r"missing: layers\.0\.\S+, .* and \d+ more$",
+        ),
     ],
 )
-def test_other_tensors_than_asked_for_are_named(saved, change, message):
+def test_mismatched_tensors_are_listed(saved, change, message):
     edit(saved, change)
     with pytest.raises(BadCheckpoint, match=message):
         HiggsAudioModel.from_pretrained(saved)
 
 
-def cut(path, keep):
+def truncate(path, keep):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("damage", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
-        (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), "does not hold an object"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json is not a JSON object"),
         (
             lambda f: (f / "config.json").write_text('{"model_type": "llama"}'),
             "model_type 'llama', wanted one of higgs_audio",
         ),
-        (lambda f: (f / "model.safetensors").unlink(), r"lacks model\.safetensors, where its weights should be"),
-        (lambda f: cut(f / "model.safetensors", 0.5), r"model\.safetensors cannot be read as safetensors"),
-        (lambda f: cut(f / "model.safetensors", 0), r"model\.safetensors cannot be read as safetensors"),
+        (lambda f: (f / "model.safetensors").unlink(), r"lacks the weight files model\.safetensors"),
+        (lambda f: truncate(f / "model.safetensors", 0.5), r"model\.safetensors cannot be read as safetensors"),
+        (lambda f: truncate(f / "model.safetensors", 0), r"model\.safetensors cannot be read as safetensors"),
         (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "is not an index of safetensors files"),
         (
             lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "one.safetensors"}}'),
-            r"lacks one\.safetensors",
+            r"lacks the weight files one\.safetensors",
         ),
     ],
 )
-def test_broken_checkpoints_say_what_is_broken(saved, harm, message):
-    harm(saved)
+def test_damaged_checkpoint_raises_with_its_cause(saved, damage, message):
+    damage(saved)
     with pytest.raises(BadCheckpoint, match=message):
         HiggsAudioModel.from_pretrained(saved)
 
 
-def test_a_tensor_in_two_files_is_refused(tmp_path):
+def test_tensor_in_two_files_raises(tmp_path):
     builders.model().save_pretrained(tmp_path, max_shard_size="30KB")
     first, second, *_ = sorted(tmp_path.glob("*.safetensors"))
     save_file({**load_file(second), **load_file(first)}, second)
@@ -177,17 +181,17 @@ def test_a_tensor_in_two_files_is_refused(tmp_path):
     [
         ("/no/such/folder", "/no/such/folder is not a folder: a checkpoint is a folder with config.json"),
         ("./nowhere", "./nowhere is not a folder"),
-        ("not a hub id!", "'not a hub id!' is neither a folder nor a hub id"),
-        ("someone/some-model", "not a folder here, not in the local hub cache, and the hub cannot be reached"),
+        ("not a hub id!", "'not a hub id!' is neither a folder nor a Hub id"),
+        ("someone/some-model", "not a local folder, not in the local Hub cache, and the Hub is unreachable"),
     ],
 )
-def test_a_checkpoint_that_is_nowhere(name, message):
+def test_missing_checkpoint_raises(name, message):
     with pytest.raises(BadCheckpoint, match=message):
         HiggsAudioModel.from_pretrained(name)
 
 
-def test_a_hub_id_is_found_in_the_cache_and_its_commit_recorded(saved, tmp_path):
-    """Offline, as all tests are: the cache is laid out as the hub's client leaves it."""
+def test_hub_id_is_resolved_from_the_cache_with_its_commit(saved, tmp_path):
+    """Tests are offline, so the cache is created in the layout of the Hub client."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--someone--voice"
     (repository / "snapshots").mkdir(parents=True)
@@ -200,16 +204,16 @@ def test_a_hub_id_is_found_in_the_cache_and_its_commit_recorded(saved, tmp_path)
     assert done.stdout.strip() == commit
 
 
-def test_loading_never_holds_the_weights_twice(tmp_path):
-    """The peak of a process that loads is one copy of the weights above that of one that only imports."""
-    wide = {
+def test_loading_holds_one_copy_of_the_weights(tmp_path):
+    """Loading raises the peak memory of a process by at most one copy of the weights."""
+    text_config = {
         **builders.config().text_config.to_dict(),
         "hidden_size": 1024,
         "intermediate_size": 4096,
         "num_attention_heads": 16,
         "head_dim": 64,
     }
-    model = builders.model(text_config=wide)
+    model = builders.model(text_config=text_config)
     megabytes = sum(p.numel() for p in model.parameters()) * 4 / 2**20
     assert megabytes > 350
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Our network against transformers' port on the same weights, in both directions of the layout conversion."""
+"""Our network compared with the port in transformers on the same weights, for both directions of the conversion."""
 
 import pytest
 import torch
@@ -33,25 +33,25 @@ def port_config():
     )
 
 
-def port_inputs(ours):
-    """The port wants placeholders repeated a frame, and codes as (batch, frames, codebooks)."""
-    clips = ours["audio_out_ids"].tensor_split(ours["audio_out_ids_start"][1:].tolist(), dim=1)
+def port_inputs(batch):
+    """Convert a batch for the port: one placeholder per frame, and codes as (batch, frames, codebooks)."""
+    clips = batch["audio_out_ids"].tensor_split(batch["audio_out_ids_start"][1:].tolist(), dim=1)
     rows = []
-    for ids, mask, codes in zip(ours["input_ids"], ours["attention_mask"], clips, strict=True):
-        real = ids[mask.bool()]
-        counts = torch.where(real == OUT, codes.shape[1], 1)
-        rows.append(real.repeat_interleave(counts))
+    for ids, mask, codes in zip(batch["input_ids"], batch["attention_mask"], clips, strict=True):
+        tokens = ids[mask.bool()]
+        counts = torch.where(tokens == OUT, codes.shape[1], 1)
+        rows.append(tokens.repeat_interleave(counts))
     longest = max(len(row) for row in rows)
-    most = max(codes.shape[1] for codes in clips)
+    max_frames = max(codes.shape[1] for codes in clips)
     return {
         "input_ids": torch.stack([torch.nn.functional.pad(r, (longest - len(r), 0), value=PAD) for r in rows]),
         "attention_mask": torch.stack(
             [torch.nn.functional.pad(torch.ones_like(r), (longest - len(r), 0)) for r in rows]
         ),
-        "audio_input_ids": torch.stack([torch.nn.functional.pad(c, (0, most - c.shape[1])) for c in clips]).transpose(
-            1, 2
-        ),
-        "audio_input_ids_mask": torch.stack([torch.arange(most) < c.shape[1] for c in clips]),
+        "audio_input_ids": torch.stack(
+            [torch.nn.functional.pad(c, (0, max_frames - c.shape[1])) for c in clips]
+        ).transpose(1, 2),
+        "audio_input_ids_mask": torch.stack([torch.arange(max_frames) < c.shape[1] for c in clips]),
     }
 
 
@@ -78,41 +78,41 @@ def pair(request, tmp_path_factory):
 
 
 @torch.inference_mode()
-def test_logits_are_the_ports(pair):
+def test_logits_match_the_port(pair):
     ours, port = pair
     batch = builders.batch(LENGTHS, FRAMES)
-    theirs = port_inputs(batch)
-    expected = port(**theirs).logits.unflatten(-1, (K, SIZE + 2))
+    converted = port_inputs(batch)
+    expected = port(**converted).logits.unflatten(-1, (K, SIZE + 2))
     found = ours(**batch, use_cache=True)
-    assert torch.equal(found.expanded_input_ids, theirs["input_ids"])
-    # The port has logits everywhere; ours are those at audio frames.
-    torch.testing.assert_close(found.audio_logits, expected[theirs["input_ids"] == OUT], atol=1e-4, rtol=0)
+    assert torch.equal(found.expanded_input_ids, converted["input_ids"])
+    # The port returns logits for all positions, our network only for audio frames.
+    torch.testing.assert_close(found.audio_logits, expected[converted["input_ids"] == OUT], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_greedy_batches_are_the_ports(pair, cache):
+def test_greedy_generation_matches_the_port(pair, cache):
     ours, port = pair
     steps = 130
     batch = builders.batch(LENGTHS, FRAMES, seed=1)
-    theirs = port_inputs(batch)
-    expected = port.generate(**theirs, max_new_tokens=steps, do_sample=False)
+    converted = port_inputs(batch)
+    expected = port.generate(**converted, max_new_tokens=steps, do_sample=False)
     found = ours.generate(**batch, max_new_tokens=steps, do_sample=False, cache_implementation=cache)
     assert found.audio_rows == [0, 1, 2]
     for row in range(3):
-        wanted = expected[row, -steps:].T
-        assert len(wanted[0].unique()) > 5
-        assert torch.equal(found.audio_sequences[row], wanted)
+        expected_clip = expected[row, -steps:].T
+        assert len(expected_clip[0].unique()) > 5
+        assert torch.equal(found.audio_sequences[row], expected_clip)
 
 
-def test_right_padded_prompts_give_the_same(pair):
+def test_padding_side_does_not_change_the_output(pair):
     ours, _ = pair
     left = ours.generate(**builders.batch(LENGTHS, FRAMES), max_new_tokens=30)
     right = ours.generate(**builders.batch(LENGTHS, FRAMES, padding="right"), max_new_tokens=30)
-    for one, other in zip(left.audio_sequences, right.audio_sequences, strict=True):
-        assert torch.equal(one, other)
+    for left_clip, right_clip in zip(left.audio_sequences, right.audio_sequences, strict=True):
+        assert torch.equal(left_clip, right_clip)
 
 
-def test_a_network_that_the_port_cannot_hold_is_refused(tmp_path):
+def test_network_that_the_port_does_not_support_raises(tmp_path):
     projector = builders.model(use_audio_out_embed_projector=True)
     with pytest.raises(BadConfig, match="use_audio_out_embed_projector=False, but this network has True"):
         projector.save_pretrained(tmp_path, layout="transformers")

@@ -1,8 +1,8 @@
-"""Our network against the reference implementation, on tiny random checkpoints that the reference wrote.
+"""Our network compared with the reference implementation, on tiny random checkpoints saved by the reference.
 
-`tests/golden/model/VARIANT` holds a checkpoint in the original layout, and cases: inputs and what the reference made of
-them (transformers 4.46, torch 2.13, CPU, float32). Storage is narrow to be small: int8 for int64, bfloat16 inputs are
-exact, logits keep every n-th column.
+`tests/golden/model/VARIANT` has a checkpoint in the original layout, and cases: inputs and outputs of the reference
+(transformers 4.46, torch 2.13, CPU, float32). To keep the files small, int64 is stored as int8, inputs as exact
+bfloat16, and only every n-th column of the logits.
 """
 
 import json
@@ -45,7 +45,7 @@ def model(request, models):
 
 
 @pytest.mark.parametrize(("variant", "case"), [p for p in CASES if p.values[1]["kind"] == "forward"])
-def test_forward_is_the_reference(variant, case, model):
+def test_forward_matches_the_reference(variant, case, model):
     expected = load(variant, case, "out")
     output = model(**load(variant, case, "in"), use_cache=bool(case["use_cache"]))
     assert {"logits", "expanded_input_ids", "audio_out_mask"} <= expected.keys()
@@ -62,7 +62,7 @@ def test_forward_is_the_reference(variant, case, model):
 
 @pytest.mark.parametrize(("variant", "case"), [p for p in CASES if p.values[1]["kind"] == "generate"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_greedy_generation_is_the_reference(variant, case, model, cache):
+def test_greedy_generation_matches_the_reference(variant, case, model, cache):
     expected = load(variant, case, "out")
     output = model.generate(
         **load(variant, case, "in"), max_new_tokens=case["max_new_tokens"], cache_implementation=cache
@@ -70,11 +70,11 @@ def test_greedy_generation_is_the_reference(variant, case, model, cache):
     assert torch.equal(output.sequences, expected["sequences"])
     clips = [expected[f"audio_sequences.{n}"] for n in range(len(expected) - 1)]
     assert len(output.audio_sequences) == len(clips)
-    for found, wanted in zip(output.audio_sequences, clips, strict=True):
-        assert torch.equal(found, wanted)
+    for found, expected_clip in zip(output.audio_sequences, clips, strict=True):
+        assert torch.equal(found, expected_clip)
 
 
-def test_cases_cover_every_variant():
+def test_golden_cases_cover_every_variant():
     assert {p.values[0] for p in CASES} == {
         "audio_attention",
         "codes_in",

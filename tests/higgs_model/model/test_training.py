@@ -12,7 +12,7 @@ from tests.builders import IN, MEL_FRAMES, MELS, OUT, SIZE, VOCAB, K
 IGNORE = -100
 
 
-def labelled(seed=0):
+def labelled_batch(seed=0):
     batch = builders.batch([9, 12], [5, 7], seed=seed, padding="right")
     batch["label_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE)
     batch["label_ids"][:, :3] = IGNORE
@@ -23,27 +23,27 @@ def labelled(seed=0):
     return batch
 
 
-def test_losses_are_the_cross_entropies_of_what_comes_next():
+def test_losses_are_cross_entropies_of_the_next_labels():
     model = builders.model()
-    batch = labelled()
+    batch = labelled_batch()
     output = model(**batch)
 
-    text = []
+    text_losses = []
     for row in range(2):
-        for at in range(output.expanded_labels.shape[1] - 1):
-            label = output.expanded_labels[row, at + 1]
+        for position in range(output.expanded_labels.shape[1] - 1):
+            label = output.expanded_labels[row, position + 1]
             if label != IGNORE:
-                text.append(functional.cross_entropy(output.logits[row, at], label))
-    assert len(text) == 9 + 12 - 6 - 2  # all but the first three and the placeholder of each row
-    torch.testing.assert_close(output.llm_loss, torch.stack(text).mean())
+                text_losses.append(functional.cross_entropy(output.logits[row, position], label))
+    assert len(text_losses) == 9 + 12 - 6 - 2  # without the first three tokens and the placeholder of each row
+    torch.testing.assert_close(output.llm_loss, torch.stack(text_losses).mean())
 
     by_codebook = []
     for k in range(K):
         losses = [
-            functional.cross_entropy(output.audio_logits[at, k], batch["label_audio_ids"][k, at + 1])
+            functional.cross_entropy(output.audio_logits[frame, k], batch["label_audio_ids"][k, frame + 1])
             for start, end in ((0, 5), (5, 12))
-            for at in range(start, end - 1)
-            if batch["label_audio_ids"][k, at + 1] != IGNORE
+            for frame in range(start, end - 1)
+            if batch["label_audio_ids"][k, frame + 1] != IGNORE
         ]
         by_codebook.append(torch.stack(losses).mean() if losses else torch.tensor(0.0))
     torch.testing.assert_close(output.codebook_losses, torch.stack(by_codebook))
@@ -52,48 +52,48 @@ def test_losses_are_the_cross_entropies_of_what_comes_next():
     torch.testing.assert_close(output.loss, output.llm_loss + output.audio_loss)
 
 
-def test_codebook_weights_weigh():
+def test_codebook_weights_scale_the_audio_loss():
     model = builders.model()
     model.audio_codebook_weights = torch.tensor([1.0, 0.0, 0.0, 0.0])
-    output = model(**labelled())
+    output = model(**labelled_batch())
     torch.testing.assert_close(output.audio_loss, output.codebook_losses[0])
 
 
-def test_without_labels_there_is_no_loss():
-    batch = labelled()
+def test_losses_are_none_without_labels():
+    batch = labelled_batch()
     del batch["label_ids"], batch["label_audio_ids"]
     output = builders.model()(**batch)
     assert output.loss is output.llm_loss is output.audio_loss is output.codebook_losses is None
 
 
-@pytest.mark.parametrize("kind", ["dual_ffn", "dual_ffn_fast_forward"])
-def test_a_batch_without_audio_reaches_every_parameter(kind):
-    """Data-parallel training waits for the gradient of each parameter, whatever is in this worker's batch."""
+@pytest.mark.parametrize("adapter_type", ["dual_ffn", "dual_ffn_fast_forward"])
+def test_batch_without_audio_yields_gradients_for_every_parameter(adapter_type):
+    """Data-parallel training waits for the gradient of every parameter, whatever the batch of a worker contains."""
     model = builders.model(
-        audio_adapter_type=kind,
+        audio_adapter_type=adapter_type,
         audio_dual_ffn_layers=[0, 2],
         skip_audio_tower=False,
         use_audio_out_self_attention=True,
         use_audio_out_embed_projector=True,
     ).train()
     ids = torch.randint(1, 100, (2, 9))
-    none = torch.zeros(0, MELS, MEL_FRAMES)
-    empty = torch.zeros(0, 0, dtype=torch.int64)
+    no_mels = torch.zeros(0, MELS, MEL_FRAMES)
+    no_codes = torch.zeros(0, 0, dtype=torch.int64)
     output = model(
         ids,
-        audio_features=none,
-        audio_feature_attention_mask=none[:, 0],
+        audio_features=no_mels,
+        audio_feature_attention_mask=no_mels[:, 0],
         label_ids=ids,
-        label_audio_ids=empty,
+        label_audio_ids=no_codes,
     )
     output.loss.backward()
-    lacking = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert lacking == []
+    without_gradient = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without_gradient == []
     assert all(p.grad.eq(0).all() for p in model.audio_tower.parameters() if p.requires_grad)
     assert model.embed_tokens.weight.grad.abs().sum() > 0
 
 
-def with_everything(seed=0):
+def batch_of_all_inputs(seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
         "input_ids": torch.tensor([[1, IN, 2, OUT, 3, 4], [5, 6, OUT, 7, IN, 8]]),
@@ -114,21 +114,23 @@ def gradients(model, inputs):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-# transformers 5.2x renames the switch; the old name works in all that we support.
+# transformers 5.2x renames the method; the old name works in all supported releases.
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
-@pytest.mark.parametrize("kind", ["dual_ffn", "dual_ffn_fast_forward", "stack"])
-def test_gradient_checkpointing_gives_the_same_gradients(kind):
-    model = builders.model(audio_adapter_type=kind, audio_dual_ffn_layers=[0, 2], skip_audio_tower=False).train()
-    inputs = with_everything()
-    plain = gradients(model, inputs)
+@pytest.mark.parametrize("adapter_type", ["dual_ffn", "dual_ffn_fast_forward", "stack"])
+def test_gradient_checkpointing_does_not_change_gradients(adapter_type):
+    model = builders.model(
+        audio_adapter_type=adapter_type, audio_dual_ffn_layers=[0, 2], skip_audio_tower=False
+    ).train()
+    inputs = batch_of_all_inputs()
+    expected = gradients(model, inputs)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert all(layer.gradient_checkpointing for layer in [*model.layers, *model.audio_tower.layers])
-    torch.testing.assert_close(gradients(model, inputs), plain)
+    torch.testing.assert_close(gradients(model, inputs), expected)
 
 
-def test_training_learns_a_clip_by_heart():
+def test_training_overfits_a_clip():
     model = builders.model().train()
-    batch = labelled()
+    batch = labelled_batch()
     batch["label_audio_ids"] = batch["audio_out_ids"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     first = model(**batch).loss.item()
@@ -140,14 +142,14 @@ def test_training_learns_a_clip_by_heart():
     assert loss.item() < 0.2 < 2 < first
 
 
-def test_frozen_until_an_index_only_new_rows_move():
+def test_partial_freezing_trains_only_the_new_rows():
     model = builders.model().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.freeze_llm(freeze_embed=True, freeze_embed_until_idx=100)
     model.freeze_text_head(100)
     assert isinstance(model.embed_tokens, PartiallyFrozenEmbedding)
     assert isinstance(model.audio_decoder_proj.text_lm_head, PartiallyFrozenLinear)
-    batch = labelled()
+    batch = labelled_batch()
     batch["input_ids"][:, 1] = 130
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     model(**batch).loss.backward()
@@ -160,29 +162,29 @@ def test_frozen_until_an_index_only_new_rows_move():
     assert not torch.equal(head[100:], before["audio_decoder_proj.text_lm_head.weight"][100:])
     for name, tensor in model.state_dict().items():
         if name in before and name.startswith(("layers.", "norm.")):
-            moved = not torch.equal(tensor, before[name])
-            assert moved == (".audio_" in name), name
+            changed = not torch.equal(tensor, before[name])
+            assert changed == (".audio_" in name), name
 
 
-def test_splitting_changes_nothing_that_is_computed():
+def test_partial_freezing_does_not_change_the_output():
     model = builders.model()
-    batch = labelled()
+    batch = labelled_batch()
     before = model(**batch)
     model.freeze_llm(freeze_embed_until_idx=70)
     model.freeze_text_head(70)
-    model.freeze_llm(freeze_embed_until_idx=90)  # again, elsewhere
+    model.freeze_llm(freeze_embed_until_idx=90)  # split again at another row
     after = model(**batch)
     torch.testing.assert_close(after.logits, before.logits)
     torch.testing.assert_close(after.loss, before.loss)
 
 
 @pytest.mark.parametrize("until", [0, VOCAB, 999])
-def test_a_split_must_leave_both_sides(until):
-    with pytest.raises(BadInput, match=f"freeze_until_idx={until} must leave something on both sides of 160 rows"):
+def test_freezing_none_or_all_rows_partially_raises(until):
+    with pytest.raises(BadInput, match=f"freeze_until_idx={until} is out of range: wanted 1 to 159 for 160 rows"):
         builders.model().freeze_text_head(until)
 
 
-def test_freezing_whole_parts():
+def test_freezing_complete_components():
     model = builders.model(skip_audio_tower=False)
     model.freeze_llm()
     model.freeze_text_head()
@@ -197,7 +199,7 @@ def test_freezing_whole_parts():
     assert counts["trainable"]["audio_embed"] == counts["total"]["audio_embed"] == K * (SIZE + 2) * 32
 
 
-def test_components_make_up_the_whole():
+def test_parameter_counts_of_components_sum_to_overall():
     model = builders.model(
         audio_adapter_type="dual_ffn_fast_forward",
         audio_dual_ffn_layers=[1],
@@ -212,27 +214,27 @@ def test_components_make_up_the_whole():
     assert total["overall"] == sum(p.numel() for p in model.parameters())
 
 
-def test_a_label_without_a_real_token_before_it_is_not_scored():
-    """One row is padded on the left; what padding says must not count."""
+def test_label_after_padding_is_not_scored():
+    """One row is padded on the left; predictions at padding positions must not count."""
     model = builders.model()
     ids = torch.randint(1, 100, (1, 9), generator=torch.Generator().manual_seed(0))
     alone = model(ids, label_ids=ids).llm_loss
-    beside = model(ids.repeat(2, 1), label_ids=torch.cat([ids, torch.full_like(ids, IGNORE)])).llm_loss
-    torch.testing.assert_close(alone, beside)
+    batched = model(ids.repeat(2, 1), label_ids=torch.cat([ids, torch.full_like(ids, IGNORE)])).llm_loss
+    torch.testing.assert_close(alone, batched)
 
 
 @pytest.mark.parametrize("given", ["label_ids", "label_audio_ids"])
-def test_a_head_without_labels_still_gets_a_gradient(given):
+def test_head_without_labels_still_gets_a_gradient(given):
     model = builders.model().train()
-    batch = labelled()
+    batch = labelled_batch()
     del batch["label_ids" if given == "label_audio_ids" else "label_audio_ids"]
     model(**batch).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
-def test_a_cache_and_gradient_checkpointing_exclude_each_other():
+def test_cache_with_gradient_checkpointing_raises():
     model = builders.model().train()
     model.gradient_checkpointing_enable()
-    with pytest.raises(BadInput, match="use_cache=True and gradient checkpointing in training exclude each other"):
+    with pytest.raises(BadInput, match="use_cache=True is incompatible with gradient checkpointing in training"):
         model(torch.tensor([[1, 2]]), use_cache=True)

@@ -1,4 +1,4 @@
-"""The demo, loaded once a worker."""
+"""The demo model, loaded once per test process."""
 
 import io
 
@@ -12,7 +12,7 @@ from higgs_model.synthesizer import Synthesizer
 
 
 class Library:
-    """Two recorded voices and a profile."""
+    """A voice store with two recordings and a profile."""
 
     def __init__(self):
         time = np.arange(4 * 24_000) / 24_000
@@ -37,7 +37,7 @@ def voices():
 
 @pytest.fixture(scope="session")
 def demo(voices):
-    """One engine for many tests: what scripts say does not depend on who else is there."""
+    """One engine for many tests, because results do not depend on concurrent scripts."""
     made = Synthesizer.from_pretrained("demo", voices=voices, engine=EngineSettings(max_slots=8), device="cpu")
     yield made
     made.close()

@@ -1,4 +1,4 @@
-"""Scripts become audio: whole, in order, the same in every company."""
+"""Synthesis of scripts: complete, in order, and independent of concurrent scripts."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from higgs_model import Script
 from higgs_model.errors import BadInput
 from higgs_model.script.chunking import Chunk
 from higgs_model.synthesizer import Pauses, SynthesisSettings, Synthesizer
-from higgs_model.synthesizer.synthesizer import _forget, pause_after_ms
+from higgs_model.synthesizer.synthesizer import _drop_old_takes, pause_after_ms
 
 DIALOGUE = {
     "id": "dialogue",
@@ -36,7 +36,7 @@ def script(row, **changes):
 
 
 def with_settings(demo, **changes):
-    """The same engine and codec under other settings."""
+    """Return a synthesizer with the same engine and codec and other settings."""
     return Synthesizer(
         demo.engine,
         demo.worker,
@@ -49,12 +49,12 @@ def with_settings(demo, **changes):
 
 async def collect(synthesizer, one, **options):
     plan = await asyncio.to_thread(synthesizer.plan, one)
-    pieces = [piece async for piece in synthesizer.speak(plan, **options)]
+    pieces = [piece async for piece in synthesizer.stream(plan, **options)]
     samples = np.concatenate([piece.samples_N for piece in pieces])
     return samples, [piece.chunk for piece in pieces if piece.chunk is not None]
 
 
-def test_a_dialogue_is_spoken_in_turns(demo):
+def test_dialogue_has_a_chunk_per_turn(demo):
     speech = demo.synthesize(script(DIALOGUE))
     assert [chunk.speakers for chunk in speech.chunks] == [("Ann",), ("Bob",), ("Ann",), ("Ann",)]
     assert speech.waveform.dtype == np.float32
@@ -64,18 +64,18 @@ def test_a_dialogue_is_spoken_in_turns(demo):
     assert first.start_sample == 0
     assert last.stop_sample == len(speech.waveform)
     gaps = [b.start_sample - a.stop_sample for a, b in zip(speech.chunks, speech.chunks[1:], strict=False)]
-    assert gaps == [14_400, 14_400, 16_800]  # two turns of 0.6 s, and the pause that was asked for
+    assert gaps == [14_400, 14_400, 16_800]  # two turns of 0.6 s, and the requested pause
 
 
-def test_chunks_are_where_they_say(demo):
+def test_chunks_have_silence_between_them(demo):
     speech = demo.synthesize(script(DIALOGUE))
     for chunk in speech.chunks:
-        # Nothing but room tone lies between chunks.
+        # There is only room tone between chunks.
         after = speech.waveform[chunk.stop_sample : chunk.stop_sample + 10_000]
         assert np.abs(after).max(initial=0) < 0.002 or chunk is speech.chunks[-1]
 
 
-def test_the_same_in_every_company(demo):
+def test_audio_does_not_depend_on_concurrent_scripts(demo):
     alone = demo.synthesize(script(DIALOGUE)).waveform
 
     async def together():
@@ -89,29 +89,29 @@ def test_the_same_in_every_company(demo):
     assert len({samples.tobytes() for samples in others}) == len(others)
 
 
-def test_live_is_the_first_take_to_the_last_bit(demo):
+def test_live_audio_is_bit_identical_to_the_first_take(demo):
     once = with_settings(demo, attempts=1)
     whole, _ = asyncio.run(collect(once, script(DIALOGUE)))
     live, _ = asyncio.run(collect(once, script(DIALOGUE), live=True))
     np.testing.assert_array_equal(live, whole)
 
 
-def test_live_samples_come_before_the_chunk_ends(demo):
+def test_live_samples_are_yielded_before_the_chunk_ends(demo):
     async def first():
         plan = demo.plan(script(DIALOGUE, max_frames=200))
-        async with contextlib.aclosing(demo.speak(plan, live=True)) as pieces:
+        async with contextlib.aclosing(demo.stream(plan, live=True)) as pieces:
             async for piece in pieces:
                 if len(piece.samples_N):
                     return piece
         return None
 
     assert asyncio.run(first()).chunk is None
-    # Whoever stops listening frees the slot.
+    # Closing the iterator frees the slot.
     asyncio.run(collect(demo, script(STORY, max_frames=5)))
     assert demo.engine.engine.snapshot()["running"] == 0
 
 
-def test_bad_takes_are_made_again_and_every_attempt_is_told(demo):
+def test_faulty_takes_are_retried_and_all_attempts_recorded(demo):
     speech = demo.synthesize(script(STORY, max_frames=30))
     made = [chunk.take for chunk in speech.chunks]
     assert any(len(take.attempts) > 1 for take in made)
@@ -124,14 +124,14 @@ def test_bad_takes_are_made_again_and_every_attempt_is_told(demo):
             assert take.kept == len(take.attempts) - 1
 
 
-def test_a_recogniser_is_asked_about_takes_that_passed(demo):
+def test_transcript_check_runs_on_takes_without_faults(demo):
     heard = []
 
     def check(samples, rate, text, language):
         heard.append((len(samples), rate, text, language))
         return ["said something else"] if len(heard) == 1 else []
 
-    lenient = dataclasses.replace(demo.settings.limits, chars_per_s=(0.1, 10_000), inner_silence_s=100)
+    lenient = dataclasses.replace(demo.settings.limits, chars_per_s=(0.1, 10_000), max_inner_silence_s=100)
     listening = with_settings(demo, check=check, limits=lenient, attempts=6)
     one = Script.model_validate({"id": "x", "text": "Well, hello.", "language": "en", "seed": 3})
     (chunk,) = listening.synthesize(one).chunks
@@ -142,8 +142,8 @@ def test_a_recogniser_is_asked_about_takes_that_passed(demo):
     assert chunk.take.good
 
 
-class Kept:
-    """A store in memory."""
+class MemoryStore:
+    """A segment store in memory."""
 
     def __init__(self):
         self.segments, self.loads = {}, []
@@ -156,16 +156,16 @@ class Kept:
         self.segments[segment] = takes
 
 
-def test_segments_are_joined_in_order_and_kept(demo):
+def test_segments_are_joined_in_order_and_stored(demo):
     cut = with_settings(demo, segment_s=4.0)
     plan = cut.plan(script(STORY))
     ranges = cut.segments(plan)
     assert len(ranges) > 2
-    kept = Kept()
+    kept = MemoryStore()
     samples, chunks = asyncio.run(collect(cut, script(STORY), kept=kept))
     assert [chunk.index for chunk in chunks] == list(range(len(plan.chunks)))
-    assert sorted(kept.segments, key=lambda one: one.start) == ranges
-    # A run that finds some of them speaks only the rest, and sounds the same.
+    assert sorted(kept.segments, key=lambda segment: segment.start) == ranges
+    # A run that finds some segments generates only the others, with the same samples.
     del kept.segments[ranges[1]]
     steps = demo.engine.engine.metrics.requests
     again, _ = asyncio.run(collect(cut, script(STORY), kept=kept))
@@ -173,15 +173,15 @@ def test_segments_are_joined_in_order_and_kept(demo):
     assert 0 < demo.engine.engine.metrics.requests - steps <= 3 * len(ranges[1])
 
 
-def test_a_script_that_cannot_be_spoken_says_why(demo):
+def test_invalid_script_raises_a_clear_error(demo):
     with pytest.raises(BadInput, match="carl"):
         demo.synthesize(script(STORY, voice="carl"))
     with pytest.raises(BadInput, match="ras_win_len=999"):
         demo.synthesize(script(STORY, ras_win_len=999))
 
 
-def test_an_empty_take_is_told_and_takes_no_time(demo):
-    silent = with_settings(demo, silence=dataclasses.replace(demo.settings.silence, below_dbfs=0.0), attempts=2)
+def test_empty_take_is_flagged_and_has_no_duration(demo):
+    silent = with_settings(demo, silence=dataclasses.replace(demo.settings.silence, threshold_dbfs=0.0), attempts=2)
     speech = silent.synthesize(script(DIALOGUE))
     assert {chunk.take.attempt.faults[-1] for chunk in speech.chunks} == {"no_audio"}
     assert all(chunk.start_sample == chunk.stop_sample for chunk in speech.chunks)
@@ -199,18 +199,18 @@ def test_an_empty_take_is_told_and_takes_no_time(demo):
         (Chunk(0, "It ends.", boundary="end", silence_after_ms=250), 250),
     ],
 )
-def test_pauses_follow_what_ended(chunk, wanted):
+def test_pause_depends_on_the_boundary(chunk, wanted):
     assert pause_after_ms(chunk, Pauses()) == wanted
 
 
-def test_old_takes_are_let_go():
+def test_old_takes_are_dropped():
     heard = [np.zeros((8, 100), np.int64) for _ in range(50)]
-    _forget(heard, 1000)
+    _drop_old_takes(heard, 1000)
     kept = [index for index, take in enumerate(heard) if take is not None]
     assert kept == list(range(39, 50))
 
 
-def test_settings_refuse_nonsense():
+def test_invalid_settings_are_refused():
     for changes in ({"attempts": 0}, {"segment_s": 0.0}, {"segments_at_once": 0}):
         with pytest.raises(ValueError, match=next(iter(changes))):
             SynthesisSettings(**changes)

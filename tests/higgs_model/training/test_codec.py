@@ -1,4 +1,4 @@
-"""A codec learns a few seconds of sound, and a restart changes nothing."""
+"""Codec training reduces the loss on a few seconds of audio, and resumes with identical results."""
 
 import dataclasses
 
@@ -8,8 +8,8 @@ import torch
 
 from higgs_model.codec.losses import CodecLoss, LossWeights
 from higgs_model.errors import BadConfig, BadInput
-from higgs_model.training.analysis import Analysis
 from higgs_model.training.codec import CodecTrainer, CodecTraining
+from higgs_model.training.log_mel_pca import LogMelPCA
 from higgs_model.training.recordings import Recordings
 from tests import builders
 
@@ -35,7 +35,7 @@ def tiny_codec(**changes):
 
 
 def vowels(seconds=2.0):
-    """A voice that glides from vowel to vowel: harmonics of a changing pitch under moving formants."""
+    """Synthetic vowels: harmonics of a varying pitch under a moving formant."""
     time_s = np.arange(int(24_000 * seconds)) / 24_000
     pitch_hz = 140 + 30 * np.sin(2 * np.pi * 0.7 * time_s)
     phase = 2 * np.pi * np.cumsum(pitch_hz) / 24_000
@@ -44,102 +44,102 @@ def vowels(seconds=2.0):
     return (0.2 * np.sum(harmonics, axis=0) * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * time_s))).astype(np.float32)
 
 
-def trainer(state=None, **changes):
+def build_trainer(state=None, **changes):
     return CodecTrainer(tiny_codec(), dataclasses.replace(SHORT, **changes), Recordings([vowels()]), state)
 
 
-def test_seconds_of_speech_are_learnt_in_seconds():
-    one = trainer(steps=200, taught_steps=170, decoder_from=None, teach_semantic=True)
-    mel, taught = [], []
-    while one.step < 190:
-        losses, distance = one.run_step()
+def test_three_stages_reduce_the_losses():
+    trainer = build_trainer(steps=200, taught_steps=170, decoder_from=None, teach_semantic=True)
+    mel, distances = [], []
+    while trainer.step < 190:
+        losses, distance = trainer.run_step()
         mel.append(losses.mel.item())
-        taught.append(distance.item())
+        distances.append(distance.item())
     assert np.mean(mel[-10:]) < 0.85 * np.mean(mel[:5])
-    assert np.mean(taught[160:170]) < 0.7 * np.mean(taught[:5])
-    # What it was taught is what its encoder finds by itself, more often than one in sixteen by far.
-    sound = vowels()
-    found, wanted = one.codec.eval().encode(sound, 24_000), one.taught_codes(torch.from_numpy(sound))
-    assert found.shape == wanted.shape
-    assert (found[0] == wanted[0]).float().mean() > 0.15
+    assert np.mean(distances[160:170]) < 0.7 * np.mean(distances[:5])
+    # The encoder predicts the target codes far more often than chance, one in sixteen.
+    audio = vowels()
+    losses, expected = trainer.codec.eval().encode(audio, 24_000), trainer.target_codes(torch.from_numpy(audio))
+    assert losses.shape == expected.shape
+    assert (losses[0] == expected[0]).float().mean() > 0.15
 
 
-def test_a_codec_learns_without_being_taught_apart():
-    one = trainer(steps=120, taught_steps=0, decoder_from=None)
-    judge, sound = CodecLoss(24_000, floor=3e-3), torch.from_numpy(vowels())[None]
+def test_joint_training_alone_reduces_the_loss():
+    trainer = build_trainer(steps=120, taught_steps=0, decoder_from=None)
+    criterion, audio = CodecLoss(24_000, floor=3e-3), torch.from_numpy(vowels())[None]
 
     def mel():
-        one.codec.eval()
+        trainer.codec.eval()
         with torch.no_grad():
-            loss = judge(one.codec(sound), sound).mel.item()
-        one.codec.train()
+            loss = criterion(trainer.codec(audio), audio).mel.item()
+        trainer.codec.train()
         return loss
 
-    before, heard = mel(), []
-    while one.step < one.settings.steps:
-        heard.append(one.run_step()[0].mel.item())
-    assert np.mean(heard[-10:]) < 0.8 * np.mean(heard[:5])
+    before, losses_during_training = mel(), []
+    while trainer.step < trainer.settings.steps:
+        losses_during_training.append(trainer.run_step()[0].mel.item())
+    assert np.mean(losses_during_training[-10:]) < 0.8 * np.mean(losses_during_training[:5])
     assert mel() < 0.85 * before
-    # Of sixteen; a codebook that has collapsed uses one or two.
-    assert len(one.codec.encode(vowels(), 24_000).unique()) > 4
+    # Of sixteen; a collapsed codebook uses one or two.
+    assert len(trainer.codec.encode(vowels(), 24_000).unique()) > 4
 
 
-def test_a_restart_at_any_stage_changes_nothing(tmp_path):
-    whole = trainer()
-    wanted = [whole.run_step()[0].total.item() for _ in range(SHORT.steps)]
-    found, path = [], tmp_path / "state.pt"
+def test_resuming_in_any_stage_gives_identical_results(tmp_path):
+    uninterrupted = build_trainer()
+    expected = [uninterrupted.run_step()[0].total.item() for _ in range(SHORT.steps)]
+    losses, path = [], tmp_path / "state.pt"
     for stop in (6, 10, 13, 15, SHORT.steps):
         torch.manual_seed(stop)
-        part = trainer(path)
-        assert part.step == len(found)
-        while part.step < stop:
-            found.append(part.run_step()[0].total.item())
-        part.save(path)
-    assert found == wanted
-    state, other = whole.codec.state_dict(), part.codec.state_dict()
+        resumed = build_trainer(path)
+        assert resumed.step == len(losses)
+        while resumed.step < stop:
+            losses.append(resumed.run_step()[0].total.item())
+        resumed.save(path)
+    assert losses == expected
+    state, other = uninterrupted.codec.state_dict(), resumed.codec.state_dict()
     assert all(torch.equal(state[name], other[name]) for name in state)
 
 
-def test_codes_stand_still_when_only_the_decoder_learns():
-    one = trainer(decoder_from=12)
-    while one.step < 12:
-        one.run_step()
-    codes, sound = one.codec.encode(vowels(), 24_000), one.codec.decode(one.codec.encode(vowels(), 24_000))
+def test_codes_do_not_change_when_only_the_decoder_is_trained():
+    trainer = build_trainer(decoder_from=12)
+    while trainer.step < 12:
+        trainer.run_step()
+    codes, audio = trainer.codec.encode(vowels(), 24_000), trainer.codec.decode(trainer.codec.encode(vowels(), 24_000))
     for _ in range(2):
-        one.run_step()
-    assert torch.equal(one.codec.encode(vowels(), 24_000), codes)
-    assert not torch.equal(one.codec.decode(codes), sound)
+        trainer.run_step()
+    assert torch.equal(trainer.codec.encode(vowels(), 24_000), codes)
+    assert not torch.equal(trainer.codec.decode(codes), audio)
 
 
-def test_log_spectra_follow_the_sound_and_forget_its_phase():
-    sound = torch.from_numpy(vowels())[None]
-    analysis = Analysis.fitted(24_000, 960, 32, sound)
-    spectra = analysis(sound)
+def test_log_mel_components_follow_the_audio_and_ignore_phase():
+    audio = torch.from_numpy(vowels())[None]
+    pca = LogMelPCA.fit(24_000, 960, 32, audio)
+    spectra = pca(audio)
     assert spectra.shape == (1, 50, 32)
     assert spectra.square().mean().item() == pytest.approx(1, rel=0.05)
-    assert torch.allclose(analysis(-sound), spectra, atol=1e-4)
-    # A frame later in the sound is a frame later in the spectra; edges see what is not there any more.
-    assert torch.allclose(analysis(sound[:, 960:])[:, 2:-2], spectra[:, 3:-2], atol=1e-4)
-    # Most of what differs between frames is in the first few numbers.
+    assert torch.allclose(pca(-audio), spectra, atol=1e-4)
+    # Shifting the audio by a frame shifts the spectra by a frame, except at the edges.
+    assert torch.allclose(pca(audio[:, 960:])[:, 2:-2], spectra[:, 3:-2], atol=1e-4)
+    # The first few components explain most of the variance.
     shares = spectra.var((0, 1)) / spectra.var((0, 1)).sum()
     assert shares[:8].sum() > 0.7
 
 
-def test_fitted_codebooks_are_better_than_drawn_ones():
+def test_fitted_codebooks_beat_randomly_sampled_ones():
     latents = torch.randn(600, 32, generator=torch.Generator().manual_seed(1)) * torch.linspace(0, 2, 32) + 1
 
     def errors(quantizer):
-        made = [quantizer.eval()(latents[None], k).latents[0] for k in (1, 2, 3)]
-        return [(one - latents).square().mean().item() for one in made]
+        quantized = [quantizer.eval()(latents[None], k).latents[0] for k in (1, 2, 3)]
+        return [(approximation - latents).square().mean().item() for approximation in quantized]
 
-    drawn, fitted = tiny_codec().quantizer.train(), tiny_codec().quantizer
-    drawn(latents[None], 3)
-    fitted.fit(latents)
+    sampled, fitted = tiny_codec().quantizer.train(), tiny_codec().quantizer
+    sampled(latents[None], 3)
+    fitted.fit_to(latents)
     assert errors(fitted) == sorted(errors(fitted), reverse=True)
-    assert errors(fitted)[-1] < 0.8 * errors(drawn)[-1]
+    assert errors(fitted)[-1] < 0.8 * errors(sampled)[-1]
 
 
-def test_crops_depend_on_seed_and_number_alone():
+def test_crops_depend_on_seed_and_number_only():
     first, second = np.full(900, 0.25, np.float32), np.full(100, 8192, np.int16)
     recordings = Recordings([first, second])
     crops = recordings.crops(50, 500, seed=1, number=7)
@@ -152,6 +152,6 @@ def test_crops_depend_on_seed_and_number_alone():
         Recordings([])
 
 
-def test_a_quantizer_that_cannot_be_fitted_is_refused():
+def test_taught_steps_require_a_vector_quantizer():
     with pytest.raises(BadConfig, match="taught_steps"):
         CodecTrainer(tiny_codec(fsq_levels=(4, 4)), SHORT, Recordings([vowels()]))

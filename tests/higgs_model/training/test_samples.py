@@ -1,4 +1,4 @@
-"""Rows: a simple one is the very prompt of synthesis, ChatML is read as by the reference, faults are sentences."""
+"""Rows: simple ones equal the prompt of synthesis, ChatML is parsed, and invalid rows are rejected with a reason."""
 
 import json
 
@@ -12,7 +12,7 @@ from higgs_model.script.prompt import MORE_FOLLOWS
 from higgs_model.script.script import Script
 from higgs_model.script.voices import ReferenceCodes, Voices
 from higgs_model.training.samples import SampleReader
-from tests.higgs_model.training.making import TOKENIZER
+from tests.higgs_model.training.helpers import TOKENIZER
 
 AUDIO_OUT = TOKENIZER.convert_tokens_to_ids("<|AUDIO_OUT|>")
 
@@ -33,17 +33,17 @@ def voices(tmp_path):
     return Voices.from_folder(tmp_path)
 
 
-def text(tokens):
-    return TOKENIZER.decode(tokens.ids)
+def decode(span):
+    return TOKENIZER.decode(span.ids)
 
 
-def learnt(tokens):
-    return TOKENIZER.decode(tokens.ids[tokens.trained])
+def decode_targets(span):
+    return TOKENIZER.decode(span.ids[span.loss_mask])
 
 
 ROWS = {
     "no voice": {"text": "Hello there"},
-    "marks are normalised": {"text": "(Hello)   there…\n\n\nIt is 5°C [laugh]"},
+    "normalized text": {"text": "(Hello)   there…\n\n\nIt is 5°C [laugh]"},
     "a voice": {"text": "Hello.", "voice": "ada"},
     "a voice without transcript": {"text": "Hello.", "voice": "bob"},
     "a voice in the system message": {"text": "Hello.", "voice": "ada", "voice_in_system": True},
@@ -54,41 +54,41 @@ ROWS = {
         "voices": {"Ann": "ada", "Bo": "bob"},
     },
     "several speakers without voices": {"text": "[SPEAKER0] Hi\n[SPEAKER1] Ho"},
-    "what users write is no token": {"text": "Say <|eot_id|> now"},
+    "special tokens in user text": {"text": "Say <|eot_id|> now"},
 }
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_a_simple_row_is_the_prompt_of_synthesis(row, voices):
-    """Up to the code that forces audio, which is the first thing that is learnt."""
+def test_simple_row_starts_with_the_prompt_of_synthesis(row, voices):
+    """They are equal up to `<|audio_out_bos|>`, which forces audio and is the first target."""
     script = Script.model_validate({"id": "x", "chunk_method": "none", **row})
     prompt = Prompter(Plan.of(script, voices), TOKENIZER, ReferenceCodes(FixedCodec())).prompt(0, [])
     sample = SampleReader(TOKENIZER, voices).read({"id": "x", "audio": "own.wav", **row}, 0)
-    ids = [*sample.head.ids.tolist(), *sample.turn.ids.tolist()]
-    trained = [*sample.head.trained.tolist(), *sample.turn.trained.tolist()]
+    ids = [*sample.prefix.ids.tolist(), *sample.turn.ids.tolist()]
+    loss_mask = [*sample.prefix.loss_mask.tolist(), *sample.turn.loss_mask.tolist()]
     assert ids[: len(prompt.token_ids)] == prompt.token_ids
-    assert trained == [False] * (len(prompt.token_ids) - 1) + [True] * 4
+    assert loss_mask == [False] * (len(prompt.token_ids) - 1) + [True] * 4
     assert TOKENIZER.decode(ids[-4:]) == "<|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
     assert sample.sources[-1] == "own.wav"
     assert len(sample.sources) == len(prompt.audio) + 1
 
 
-def test_a_recording_serves_as_reference_as_a_cloned_voice_does(voices):
-    """The head that another row gets from this one is the prompt of a clone of this recording."""
+def test_reference_equals_the_prompt_of_voice_cloning(voices):
+    """A reference followed by another row's turn equals the prompt of cloning the reference's voice."""
     reader = SampleReader(TOKENIZER, voices)
-    shown = reader.read({"audio": "a.wav", "text": "What Ada says.", "speaker": "ada"}, 0)
-    asked = {"id": "x", "text": "Something else", "voice": "ada", "chunk_method": "none"}
-    prompt = Prompter(Plan.of(Script.model_validate(asked), voices), TOKENIZER, ReferenceCodes(FixedCodec())).prompt(
+    sample = reader.read({"audio": "a.wav", "text": "What Ada says.", "speaker": "ada"}, 0)
+    row = {"id": "x", "text": "Something else", "voice": "ada", "chunk_method": "none"}
+    prompt = Prompter(Plan.of(Script.model_validate(row), voices), TOKENIZER, ReferenceCodes(FixedCodec())).prompt(
         0, []
     )
     turn = reader.read({"audio": "b.wav", "text": "Something else", "speaker": "ada"}, 1).turn
-    assert [*shown.reference.ids, *turn.ids][: len(prompt.token_ids)] == prompt.token_ids
-    assert not shown.reference.trained.any()
-    assert shown.reference.clips == (0,)
+    assert [*sample.reference.ids, *turn.ids][: len(prompt.token_ids)] == prompt.token_ids
+    assert not sample.reference.loss_mask.any()
+    assert sample.reference.clips == (0,)
 
 
 @pytest.mark.parametrize("own", [{"voice": "ada"}, {"scene": "Here."}, {"ref_audio": "x.wav"}, {"speaker": None}])
-def test_a_row_with_a_voice_of_its_own_gets_no_other(own, voices, tmp_path):
+def test_row_with_its_own_voice_is_no_reference(own, voices, tmp_path):
     own = {name: str(tmp_path / "bob.wav") if name == "ref_audio" else value for name, value in own.items()}
     row = {"audio": "a.wav", "text": "Hello.", "speaker": "ada", **own}
     assert SampleReader(TOKENIZER, voices).read(row, 0).reference is None
@@ -109,63 +109,63 @@ CHAT = {
 
 
 @pytest.mark.parametrize("form", ["objects", "json", "parquet"])
-def test_chatml_is_read_and_its_answers_are_learnt(form):
+def test_chatml_answers_are_targets(form):
     row = json.loads(json.dumps(CHAT))
     if form == "json":
         row["messages"] = json.dumps(row["messages"])
-    if form == "parquet":  # columns that a row has not are null
+    if form == "parquet":  # missing columns are null
         row |= {"text": None, "id": float("nan"), "start_index": float("nan"), "speaker": None}
         row["messages"][3]["recipient"] = None
         row["messages"][4]["content"][1] |= {"text": None, "raw_audio": None, "duration": None}
     sample = SampleReader(TOKENIZER).read(row, 7)
     header = "<|start_header_id|>{}<|end_header_id|>\n\n".format
-    assert text(sample.head) == (
+    assert decode(sample.prefix) == (
         f"<|begin_of_text|>{header('system')}Be kind. <|scene_desc_start|>\nquiet < |x|>\n<|scene_desc_end|><|eot_id|>"
         f"{header('user')}What is it? <|audio_bos|><|AUDIO|><|audio_eos|><|eot_id|>"
         f"{header('assistant')}Rain.<|eot_id|>{header('user')}Say it.<|eot_id|>"
         f"{header('assistant')}Yes: <|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
     )
-    assert learnt(sample.head) == "Rain.<|eot_id|>Yes: <|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
+    assert decode_targets(sample.prefix) == "Rain.<|eot_id|>Yes: <|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
     assert sample.sources == ("in.wav", "out.wav")
     assert sample.id == "row7"
     later = SampleReader(TOKENIZER).read(row | {"start_index": 3}, 0)
-    assert learnt(later.head) == "Yes: <|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
+    assert decode_targets(later.prefix) == "Yes: <|audio_out_bos|><|AUDIO_OUT|><|audio_eos|><|eot_id|>"
 
 
-def said(*content):
+def chat_row(*content):
     return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": list(content)}]}
 
 
-FAULTS = {
+INVALID_ROWS = {
     "audio is None; wanted the recording's path": {"text": "a"},
     "text: there is nothing to say": {"audio": "a.wav"},
-    "the text is 2 chunks; wanted one": {"audio": "a.wav", "text": "One. [pause:1s] Two."},
+    "the text has 2 chunks; wanted 1": {"audio": "a.wav", "text": "One. [pause:1s] Two."},
     "messages must be a list": {"messages": 3},
-    "messages are a text, but not of JSON": {"messages": "{"},
+    "messages is a string, but not valid JSON": {"messages": "{"},
     "messages[0] is 'a'; wanted an object": {"messages": ["a"]},
     "messages[0].role is 'robot'; wanted one of system, user, assistant": {"messages": [{"role": "robot"}]},
     "messages[0].recipient is 'tool'": {"messages": [{"role": "user", "content": "a", "recipient": "tool"}]},
     "messages[0].content is None; wanted a text": {"messages": [{"role": "user"}]},
-    "messages[1].content[0] is {'type': 'video'}": said({"type": "video"}),
-    "messages[1].content[0] has no audio_url": said({"type": "audio"}),
-    "messages[1].content[0] has duration; give whole recordings": said(
+    "messages[1].content[0] is {'type': 'video'}": chat_row({"type": "video"}),
+    "messages[1].content[0] has no audio_url": chat_row({"type": "audio"}),
+    "messages[1].content[0] has duration; wanted a full recording": chat_row(
         {"type": "audio", "audio_url": "a.wav", "duration": 3.0}
     ),
     "no message from start_index=0 on is the assistant's": {"messages": [{"role": "user", "content": "a"}]},
-    "start_index is 9; wanted the number of a message, 0 to 1": {**said("b"), "start_index": 9},
+    "start_index is 9; wanted the index of a message, 0 to 1": {**chat_row("b"), "start_index": 9},
 }
 
 
-@pytest.mark.parametrize(("sentence", "row"), FAULTS.items(), ids=FAULTS)
-def test_a_faulty_row_is_told_in_a_sentence(sentence, row):
-    with pytest.raises(BadInput) as told:
+@pytest.mark.parametrize(("message", "row"), INVALID_ROWS.items(), ids=INVALID_ROWS)
+def test_invalid_row_is_rejected_with_its_reason(message, row):
+    with pytest.raises(BadInput) as error:
         SampleReader(TOKENIZER).read({"id": "x7", **row}, 41)
-    assert str(told.value).startswith("row 41 (x7): ")
-    assert sentence in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(error.value).startswith("row 41 (x7): ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_answers_that_follow_each_other_need_a_token_that_says_so():
+def test_consecutive_answers_require_an_end_of_message_token():
     row = {"messages": [{"role": "assistant", "content": "a"}] * 2}
 
     class Plain:
@@ -177,4 +177,4 @@ def test_answers_that_follow_each_other_need_a_token_that_says_so():
 
     with pytest.raises(BadInput, match=r"are both the assistant's, but the tokenizer has no <\|eom_id\|>"):
         SampleReader(Plain()).read(row, 0)
-    assert TOKENIZER.convert_tokens_to_ids(MORE_FOLLOWS) in SampleReader(TOKENIZER).read(row, 0).head.ids
+    assert TOKENIZER.convert_tokens_to_ids(MORE_FOLLOWS) in SampleReader(TOKENIZER).read(row, 0).prefix.ids

@@ -8,7 +8,7 @@ import torch
 from higgs_model import Script, demo
 from higgs_model.engine.settings import EngineSettings
 from higgs_model.synthesizer import SynthesisSettings, Synthesizer
-from higgs_model.synthesizer.loading import load
+from higgs_model.synthesizer.loading import load_model
 from jobs.demo.data import choose
 from jobs.demo.hearing import Recogniser, WordErrors, word_errors, words_of
 from jobs.demo.likeness import VoicePrint
@@ -24,12 +24,12 @@ SAMPLING = {"temperature": 0.5, "top_k": 30, "language": "en"}
 
 
 def test_it_is_a_checkpoint_like_any_other():
-    named, found = (load(name, None, torch.device("cpu")) for name in (demo.NAME, demo.FOLDER))
+    named, found = (load_model(name, None, torch.device("cpu")) for name in (demo.NAME, demo.CHECKPOINT_DIR))
     assert named.codec_id == found.codec_id
     for one, other in zip(named.model.parameters(), found.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert (named.codec.num_codebooks, named.codec.sample_rate, named.codec.hop_samples) == (8, 24_000, 960)
-    assert sum(path.stat().st_size for path in demo.FOLDER.rglob("*") if path.is_file()) <= MAX_BYTES
+    assert sum(path.stat().st_size for path in demo.CHECKPOINT_DIR.rglob("*") if path.is_file()) <= MAX_BYTES
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import soundfile
 
 from higgs_model.script.voices import Voices
 from jobs.storage.manifest import open_manifest
-from jobs.synthesize.row_processing import RowMaker
+from jobs.synthesize.row_processing import RowProcessor
 from jobs.synthesize.settings import JobSettings
 
 FOLDER = Path(__file__).parents[3] / "jobs" / "examples"
@@ -19,7 +19,7 @@ VOICES = Voices.from_folder(FOLDER / "voices")
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory):
     out = str(tmp_path_factory.mktemp("out"))
-    maker = RowMaker(JobSettings(manifest="-", output=out, voices=str(FOLDER / "voices")))
+    maker = RowProcessor(JobSettings(manifest="-", output=out, voices=str(FOLDER / "voices")))
     return {name: maker.check(row).plan for name, row in ROWS.items()}
 
 

@@ -20,7 +20,7 @@ from lhotse.qa import validate_recordings_and_supervisions
 from jobs.export import shards
 from jobs.export.__main__ import export
 from jobs.runtime.cli import run_command
-from jobs.storage.backends import open_folder
+from jobs.storage.backends import open_storage
 from tests.jobs.finished import finished_job
 
 ROWS = [
@@ -164,11 +164,11 @@ def test_long_recordings_share_a_shard_only_as_far_as_it_goes(tmp_path, monkeypa
     finished_job(
         tmp_path, [{"id": f"r{n}", "text": "Some words for a few seconds. " * 2, "language": "en"} for n in range(5)]
     )
-    recordings = shards.Recordings(open_folder(str(tmp_path)))
+    recordings = shards.Recordings(open_storage(str(tmp_path)))
     numbers = [number for _, _, number in shards._numbered(recordings, "script")]
     assert numbers == sorted(numbers)
     assert numbers[-1] >= 1
-    assert shards.write_shards(recordings, open_folder(str(tmp_path)), open_folder(str(tmp_path)), "script") == 5
+    assert shards.write_shards(recordings, open_storage(str(tmp_path)), open_storage(str(tmp_path)), "script") == 5
 
 
 @pytest.mark.parametrize(("kind", "reader"), [("srt", srt), ("vtt", webvtt)])

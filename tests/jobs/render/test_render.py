@@ -16,13 +16,13 @@ from higgs_model.codec.codec import HiggsAudioCodec
 from higgs_model.engine.codec_worker import CodecWorker
 from higgs_model.engine.request import FinishReason, Update
 from higgs_model.synthesizer import SynthesisSettings, Synthesizer
-from higgs_model.synthesizer.loading import load
+from higgs_model.synthesizer.loading import load_model
 from jobs.export.__main__ import export
 from jobs.render.cli import render
-from jobs.render.renderer import Renderer, RenderSettings, whole_length
+from jobs.render.renderer import Renderer, RenderSettings, recording_length
 from jobs.runtime.cli import run_command
-from jobs.runtime.ray_cluster import THREADS_A_CPU_WORKER
-from jobs.storage.backends import open_folder
+from jobs.runtime.ray_cluster import THREADS_PER_CPU_WORKER
+from jobs.storage.backends import open_storage
 from jobs.storage.code_archive import unpack_recording
 from jobs.storage.result_table import read_results
 from tests.jobs.finished import finished_job
@@ -62,7 +62,7 @@ class RandomCodes:
 @contextlib.contextmanager
 def synthesizer():
     """The real synthesizer with the demo's codec, loaded as a job loads it."""
-    parts = load("demo", None, torch.device("cpu"))
+    parts = load_model("demo", None, torch.device("cpu"))
     settings = SynthesisSettings(attempts=2)
     made = Synthesizer(RandomCodes(), CodecWorker(parts.codec), parts.tokenizer, references=None, settings=settings)
     yield made
@@ -91,7 +91,7 @@ def rendered(tmp_path):
 
     def rows_of(source, **settings):
         opened.append(renderer_for(source, tmp_path / "again", **settings))
-        return {row["id"]: opened[-1].render(row) for row in read_results(open_folder(str(source))).to_pylist()}
+        return {row["id"]: opened[-1].render(row) for row in read_results(open_storage(str(source))).to_pylist()}
 
     yield rows_of
     for one in opened:
@@ -118,7 +118,7 @@ def test_pauses_are_where_they_were(jobs):
     assert rows["early"]["chunks"][0]["start_s"] == 0.25
     assert np.abs(samples[: rate // 4]).max() < 0.002
     kept = unpack_recording((folder / "codes").rglob("story.npz").__next__().read_bytes())
-    assert whole_length(kept, rows["story"]["duration_s"]) == kept.places[-1][1] + 0.7 * rate
+    assert recording_length(kept, rows["story"]["duration_s"]) == kept.sample_ranges[-1][1] + 0.7 * rate
 
 
 def test_loudness_is_that_of_the_target(jobs, rendered):
@@ -133,9 +133,9 @@ def exchange(path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda path: path.unlink(), "is not there; codes are kept by a job with --keep-codes"),
-        (lambda path: path.write_bytes(b"no codes"), "holds no codes that can be read"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "holds no codes that can be read"),
+        (lambda path: path.unlink(), "does not exist; run the job with --keep-codes"),
+        (lambda path: path.write_bytes(b"no codes"), "holds no readable codes"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "holds no readable codes"),
         (exchange, "holds other chunks than the result"),
     ],
 )
@@ -156,13 +156,13 @@ def test_codes_of_another_codec_are_refused(jobs, rendered, monkeypatch):
     monkeypatch.setattr(HiggsAudioCodec, "sample_rate", 16_000)
     for row in rendered(jobs["flac"][0]).values():
         assert row["error_type"] == "no_codes"
-        assert "name the codec that made them with --codec" in row["error"]
+        assert "pass the codec that made them with --codec" in row["error"]
 
 
 def test_the_whole_way(tmp_path, capsys):
     """As its users run it, on Ray; what is there already is not made again."""
     # As many as a job's worker has, before its codec's thread begins: they are heard in the last bit.
-    torch.set_num_threads(THREADS_A_CPU_WORKER)
+    torch.set_num_threads(THREADS_PER_CPU_WORKER)
     try:
         rows = [*ROWS, {"id": "bad", "text": ""}]
         with synthesizer() as demo:
@@ -174,8 +174,8 @@ def test_the_whole_way(tmp_path, capsys):
     status, out, said = run("jobs.render", *arguments)
     assert (status, out) == (0, ""), said
     assert "3 recordings, 0 already done" in said
-    assert "3 made, 0 failed" in said
-    after = read_results(open_folder(f"{tmp_path}/b")).to_pylist()
+    assert "3 rendered, 0 failed" in said
+    after = read_results(open_storage(f"{tmp_path}/b")).to_pylist()
     assert {row["id"]: row["audio_sha256"] for row in after} == {
         name: row["audio_sha256"] for name, row in before.items()
     }
@@ -189,7 +189,7 @@ def test_one_folder_holds_recordings_of_one_kind(tmp_path, jobs, capsys):
     (tmp_path / "job-mp3").mkdir()
     (tmp_path / "job-mp3/render.json").write_text(json.dumps({"format": "mp3", "sample_rate": 44_100}))
     assert run_command(render, ["--results", f"{tmp_path}/job", "--format", "mp3"]) == 2
-    assert "made with other settings (model, sample_rate)" in capsys.readouterr().err
+    assert "rendered with other settings (model, sample_rate)" in capsys.readouterr().err
     assert run_command(render, ["--results", f"{tmp_path}/job", "--format", "mp3", "--output", f"{tmp_path}/job"]) == 2
     assert "the job's own folder" in capsys.readouterr().err
 
@@ -199,11 +199,11 @@ def test_one_folder_holds_recordings_of_one_kind(tmp_path, jobs, capsys):
     [
         (("--results", "/nowhere", "--format", "mp3"), "no results under /nowhere"),
         (("--results", "JOB", "--format", "aiff"), "aiff"),
-        (("--results", "JOB", "--format", "opus", "--sample-rate", "44100"), "opus cannot hold 44100 Hz"),
-        (("--results", "JOB", "--format", "wav", "--sample-rate", "high"), "'high' is not possible; wanted 8000"),
+        (("--results", "JOB", "--format", "opus", "--sample-rate", "44100"), "opus does not support 44100 Hz"),
+        (("--results", "JOB", "--format", "wav", "--sample-rate", "high"), "'high' is out of range; wanted 8000"),
         (("--results", "JOB", "--format", "wav", "--loudness-lufs", "3"), "wanted -60 to 0"),
         (("--results", "JOB", "--format", "wav", "--model", "/nowhere"), "/nowhere"),
-        (("--results", "BARE", "--format", "wav"), "no codes; they are kept by a job with --keep-codes"),
+        (("--results", "BARE", "--format", "wav"), "no codes; run the job with --keep-codes"),
     ],
 )
 def test_what_cannot_begin_is_said_in_a_sentence(tmp_path, jobs, capsys, arguments, words):

@@ -45,7 +45,7 @@ def test_a_library_is_the_same_wherever_it_lies(library):
     ada = voices.recording("ada")
     assert ada.transcript == FILES["ada.txt"].decode()
     assert ada.duration_s == 4.0
-    with pytest.raises(BadInput, match="not a recording that can be read"):
+    with pytest.raises(BadInput, match="not a readable recording"):
         voices.recording("bob").warnings()
     with pytest.raises(BadInput, match="'eda'"):
         voices.recording("eda")

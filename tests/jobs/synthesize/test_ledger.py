@@ -1,4 +1,4 @@
-"""The ledger: every row ends once, whoever is lost meanwhile; only rows to blame are failed for it."""
+"""The ledger: every row ends once, whichever workers are lost; only rows that kill workers fail for it."""
 
 import asyncio
 import contextlib
@@ -12,19 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.storage.backends import open_folder
+from jobs.storage.backends import open_storage
 from jobs.storage.result_table import read_results, schema_for
-from jobs.synthesize.ledger import Ledger, Ticket, Verdict
-from jobs.synthesize.worker import Company
+from jobs.synthesize.ledger import Admission, Ledger, RowClaim
+from jobs.synthesize.worker import WorkerConcurrency
 
 SCHEMA = schema_for(pa.schema([]))
 
 
 def ledger(folder, rows, **options):
     made = Ledger(str(folder), SCHEMA, options.pop("run_id", "run"), **options)
-    for batched in (made._waiting, made._outdated):
-        batched.pause_s = 0
-    made.expect(rows, 0, 1)
+    for batcher in (made._commits, made._outdated):
+        batcher.delay_s = 0
+    made.set_expected(rows, 0, 1)
     return made
 
 
@@ -32,12 +32,12 @@ def result(number, digest="a", status="ok", error_type=None):
     return number, 1, {"id": f"row-{number}", "status": status, "script_sha256": digest, "error_type": error_type}
 
 
-def ticket(number, worker="w", beside=Verdict.GO, digest="a"):
-    return Ticket(number, f"row-{number}", digest, worker, beside)
+def claim(number, worker="w", mode=Admission.RUN, digest="a"):
+    return RowClaim(number, f"row-{number}", digest, worker, mode)
 
 
 def statuses(folder):
-    rows = read_results(open_folder(str(folder))).to_pylist()
+    rows = read_results(open_storage(str(folder))).to_pylist()
     found = {row["id"]: (row["status"], row["error_type"]) for row in rows}
     assert len(found) == len(rows)
     return found
@@ -49,7 +49,7 @@ class WorkerLostError(Exception):
 
 @dataclasses.dataclass
 class Worker:
-    """Makes rows as the job's worker does, until one of them ends it."""
+    """Runs rows as a job's worker does, until one of them kills it."""
 
     ledger: Ledger
     name: str
@@ -59,8 +59,8 @@ class Worker:
     lost: bool = False
 
     async def work(self, numbers):
-        company = Company(self.rows_at_once)
-        tasks = [asyncio.create_task(self._row(company, number)) for number in numbers]
+        concurrency = WorkerConcurrency(self.rows_at_once)
+        tasks = [asyncio.create_task(self._row(concurrency, number)) for number in numbers]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -68,28 +68,28 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _row(self, company, number):
-        verdict = Verdict.GO
-        while verdict in (Verdict.GO, Verdict.SUSPECT, Verdict.ALONE):
-            verdict = await self._make(company, number, verdict)
-        if verdict is Verdict.REFUSED:
+    async def _row(self, concurrency, number):
+        admission = Admission.RUN
+        while admission.runs:
+            admission = await self._make(concurrency, number, admission)
+        if admission is Admission.REJECT:
             await self.ledger.commit([result(number, status="failed", error_type="worker_lost")])
 
-    async def _make(self, company, number, beside):
-        async with company.entered(beside) as leave_room:
+    async def _make(self, concurrency, number, mode):
+        async with concurrency.enter(mode) as leave_early:
             if self.lost:
                 raise WorkerLostError
-            (verdict,) = await self.ledger.begin([ticket(number, self.name, beside)])
-            if verdict is not beside:
-                return verdict
+            (admission,) = await self.ledger.claim([claim(number, self.name, mode)])
+            if admission is not mode:
+                return admission
             for _ in range(self.draw.randrange(4)):
                 await asyncio.sleep(0)
             if self.lost or number in self.poison:
                 self.lost = True
                 raise WorkerLostError
-            await leave_room()
+            await leave_early()
             await self.ledger.commit([result(number)])
-            return Verdict.SKIP
+            return Admission.SKIP
 
 
 @settings(max_examples=40, deadline=None)
@@ -99,7 +99,7 @@ class Worker:
     rows_at_once=st.integers(1, 4),
     seed=st.integers(0, 100),
 )
-def test_only_rows_to_blame_are_failed(tmp_path_factory, rows, poison, rows_at_once, seed):
+def test_only_rows_that_kill_workers_fail(tmp_path_factory, rows, poison, rows_at_once, seed):
     folder = tmp_path_factory.mktemp("ledger")
     poison = frozenset(number for number in poison if number < rows)
 
@@ -112,7 +112,7 @@ def test_only_rows_to_blame_are_failed(tmp_path_factory, rows, poison, rows_at_o
                 await worker.work(range(rows))
                 break
             lost += 1
-        await made.settled()
+        await made.flush()
         return lost
 
     lost = asyncio.run(job())
@@ -122,42 +122,42 @@ def test_only_rows_to_blame_are_failed(tmp_path_factory, rows, poison, rows_at_o
     assert lost <= 3 * len(poison)
 
 
-def test_a_row_alone_is_failed_with_its_second_worker(tmp_path):
+def test_row_fails_with_its_second_lost_worker_when_alone(tmp_path):
     async def job():
         made = ledger(tmp_path, 1)
-        assert await made.begin([ticket(0, "a")]) == [Verdict.GO]
-        assert await made.begin([ticket(0, "b")]) == [Verdict.SUSPECT]
-        assert await made.begin([ticket(0, "b", Verdict.SUSPECT)]) == [Verdict.SUSPECT]
-        assert await made.begin([ticket(0, "c")]) == [Verdict.REFUSED]
+        assert await made.claim([claim(0, "a")]) == [Admission.RUN]
+        assert await made.claim([claim(0, "b")]) == [Admission.RUN_AS_SUSPECT]
+        assert await made.claim([claim(0, "b", Admission.RUN_AS_SUSPECT)]) == [Admission.RUN_AS_SUSPECT]
+        assert await made.claim([claim(0, "c")]) == [Admission.REJECT]
 
     asyncio.run(job())
 
 
-def test_workers_lost_while_loading_are_no_rows_fault(tmp_path):
+def test_workers_lost_while_loading_do_not_count_against_rows(tmp_path):
     async def job():
         made = ledger(tmp_path, 2)
         for name in "abcd":
-            assert await made.begin([ticket(0, name)]) == [Verdict.GO]
-            made.loading(name)
-        assert await made.begin([ticket(0, "e")]) == [Verdict.GO]
-        made.loading("e")
+            assert await made.claim([claim(0, name)]) == [Admission.RUN]
+            made.worker_loading(name)
+        assert await made.claim([claim(0, "e")]) == [Admission.RUN]
+        made.worker_loading("e")
         with pytest.raises(RuntimeError, match="while they loaded the model"):
-            await made.begin([ticket(0, "f")])
+            await made.claim([claim(0, "f")])
 
     asyncio.run(job())
 
 
-def test_the_next_run_makes_what_is_missing_failed_or_changed(tmp_path):
+def test_next_run_does_what_is_missing_failed_or_changed(tmp_path):
     async def first():
         made = ledger(tmp_path, 4)
-        await made.begin([ticket(number) for number in range(3)])
+        await made.claim([claim(number) for number in range(3)])
         await made.commit([result(0), result(1), result(2, status="failed", error_type="internal")])
 
     async def second():
         made = ledger(tmp_path, 4, run_id="second")
-        tickets = [ticket(0), ticket(1, digest="b"), ticket(2), ticket(3)]
-        assert await made.begin(tickets) == [Verdict.SKIP, Verdict.GO, Verdict.GO, Verdict.GO]
-        # Nothing is there twice or out of date at any moment.
+        claims = [claim(0), claim(1, digest="b"), claim(2), claim(3)]
+        assert await made.claim(claims) == [Admission.SKIP, Admission.RUN, Admission.RUN, Admission.RUN]
+        # At no time is a row in the results twice, or outdated.
         assert set(statuses(tmp_path)) == {"row-0"}
         await made.commit([result(1, "b"), result(2), result(3)])
         await made.commit([result(3)])
@@ -169,7 +169,7 @@ def test_the_next_run_makes_what_is_missing_failed_or_changed(tmp_path):
     assert statuses(tmp_path) == {f"row-{number}": ("ok", None) for number in range(4)}
 
 
-def test_a_row_that_was_good_and_is_faulty_now_is_there_once(tmp_path):
+def test_row_that_became_invalid_is_in_the_results_once(tmp_path):
     async def run(run_id, row):
         made = ledger(tmp_path, 2, run_id=run_id)
         await made.commit([row])
@@ -179,12 +179,12 @@ def test_a_row_that_was_good_and_is_faulty_now_is_there_once(tmp_path):
     assert statuses(tmp_path) == {"row-0": ("failed", "invalid_row")}
 
 
-def test_a_run_that_still_lives_writes_no_more_once_another_has_begun(tmp_path):
+def test_run_cannot_write_after_another_took_over(tmp_path):
     async def both():
         old = ledger(tmp_path, 2, run_id="old")
         await old.commit([result(0)])
         new = ledger(tmp_path, 2, run_id="new")
-        with pytest.raises(RuntimeError, match="the run new has taken over"):
+        with pytest.raises(RuntimeError, match="run new has taken over"):
             await old.commit([result(1)])
         await new.commit([result(1)])
 
@@ -192,25 +192,25 @@ def test_a_run_that_still_lives_writes_no_more_once_another_has_begun(tmp_path):
     assert set(statuses(tmp_path)) == {"row-0", "row-1"}
 
 
-def test_draining_begins_nothing_new(tmp_path):
+def test_draining_defers_new_rows(tmp_path):
     async def job():
         made = ledger(tmp_path, 2)
-        await made.begin([ticket(0)])
+        await made.claim([claim(0)])
         made.drain()
-        assert await made.begin([ticket(1)]) == [Verdict.LATER]
+        assert await made.claim([claim(1)]) == [Admission.DEFER]
         await made.commit([result(0)])
 
     asyncio.run(job())
     assert set(statuses(tmp_path)) == {"row-0"}
 
 
-def test_results_have_one_schema_and_hold_odd_values(tmp_path):
+def test_results_have_one_schema_and_convert_odd_values(tmp_path):
     schema = schema_for(pa.schema([("pages", pa.int64()), ("note", pa.string())]))
     odd = {"id": "\ud800", "pages": "many", "note": {"deep": [1]}, "status": "failed", "script_sha256": None}
 
     async def job():
         made = Ledger(str(tmp_path), schema, "run")
-        made.expect(1, 0, 1)
+        made.set_expected(1, 0, 1)
         await made.commit([(0, 1, odd | {"error_type": "invalid_row"})])
 
     asyncio.run(job())
@@ -221,17 +221,17 @@ def test_results_have_one_schema_and_hold_odd_values(tmp_path):
     assert (row["id"], row["pages"], row["note"]) == ("?", None, '{"deep": [1]}')
 
 
-def test_how_full_an_engine_was_is_kept_from_before_its_last_rows(tmp_path):
-    async def told():
+def test_occupancy_is_kept_from_when_rows_were_waiting(tmp_path):
+    async def report():
         book = ledger(tmp_path, 2)
-        await book.begin([ticket(0)])
-        book.report("w", {"occupancy": 0.9})
-        await book.begin([ticket(1)])
+        await book.claim([claim(0)])
+        book.report_engine("w", {"occupancy": 0.9})
+        await book.claim([claim(1)])
         await book.commit([result(0)])
-        book.report("w", {"occupancy": 0.5})
-        book.report("other", {"occupancy": 0.4})
+        book.report_engine("w", {"occupancy": 0.5})
+        book.report_engine("other", {"occupancy": 0.4})
         return book.snapshot()[1]
 
-    engines = asyncio.run(told())
+    engines = asyncio.run(report())
     assert engines["w"] == {"occupancy": 0.5, "occupancy_while_rows_waited": 0.9}
     assert engines["other"]["occupancy_while_rows_waited"] == 0.4

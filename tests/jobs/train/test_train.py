@@ -14,20 +14,20 @@ import yaml
 from safetensors.torch import load_file
 
 from higgs_model.script.voices import Voices
-from higgs_model.synthesizer.loading import load
-from higgs_model.training.batches import Drawn
+from higgs_model.synthesizer.loading import load_model
+from higgs_model.training.batch_sampler import SequenceSpec
 from higgs_model.training.samples import SampleReader
 from higgs_model.training.settings import TrainingSettings, load_settings
 from jobs.benchmark.random_model import build
 from jobs.runtime.cli import run_command
 from jobs.train import train
-from tests.higgs_model.training import making
+from tests.higgs_model.training import helpers
 from tests.jobs.running import ROOT, start
 
 
 def write(folder, network=None, **others):
     """A settings file of a short training, as a user writes it."""
-    settings = making.settings(folder, network, **others)
+    settings = helpers.build_settings(folder, network, **others)
     values = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     path = folder / "train.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -45,12 +45,12 @@ BAD_SETTINGS = {
         "optimizer": {"steps": 1, "learning_rat": 1e-3}
     },
     "unknown setting sede; did you mean seed?": {"sede": 1},
-    "init: give either checkpoint (fine-tuning) or config": {"init": {}},
-    "init: config needs a tokenizer": {"init": {"config": {}}},
-    "batch: positions=64 have no room for a sample of longest=128": {"batch": {"positions": 64, "longest": 128}},
-    "previews need parallel: ddp": {"parallel": "fsdp", "previews": {"every": 1, "rows": [{"text": "a"}]}},
+    "init: set either checkpoint (fine-tuning) or config": {"init": {}},
+    "init: config requires tokenizer": {"init": {"config": {}}},
+    "batch: positions=64 is less than longest=128": {"batch": {"positions": 64, "longest": 128}},
+    "previews require parallel: ddp": {"parallel": "fsdp", "previews": {"every": 1, "rows": [{"text": "a"}]}},
     "previews.rows: 0: text: there is nothing to say": {"previews": {"every": 1, "rows": [{"id": "a"}]}},
-    "output: must be a folder that all workers see, not a URI": {"output": "s3://bucket/out"},
+    "output: must be a folder shared by all workers, not a URI": {"output": "s3://bucket/out"},
     "loss.codebooks: weights must not be negative": {"loss": {"codebooks": [1, -1]}},
     "is not a folder": {"init": {"checkpoint": "/nowhere"}},
     "'/nowhere.jsonl' does not exist": {"data": {"manifest": "/nowhere.jsonl"}},
@@ -78,7 +78,7 @@ def test_the_readmes_and_the_examples_settings_and_rows_are_right():
     voices = Voices(read_bytes=lambda name: (ROOT / "jobs" / "examples" / "voices" / "ada.flac").read_bytes())
     example = (ROOT / "jobs" / "examples" / "train.jsonl").read_text()
     rows = [json.loads(line) for text in (json_block, example) for line in text.splitlines()]
-    samples = [SampleReader(making.TOKENIZER, voices).read(row, number) for number, row in enumerate(rows)]
+    samples = [SampleReader(helpers.TOKENIZER, voices).read(row, number) for number, row in enumerate(rows)]
     assert len(samples) == 6
     assert [sample.reference is not None for sample in samples] == [True, False, False, True, True, True]
 
@@ -86,20 +86,20 @@ def test_the_readmes_and_the_examples_settings_and_rows_are_right():
 def test_a_network_that_is_misspelt_is_refused(tmp_path, capsys):
     path = write(tmp_path, {"audio_num_codebook": 3})
     assert run_command(train, ["--config", str(path)]) == 2
-    assert "has no 'audio_num_codebook'; did you mean 'audio_num_codebooks'?" in capsys.readouterr().err
+    assert "unknown key 'audio_num_codebook'; did you mean 'audio_num_codebooks'?" in capsys.readouterr().err
 
 
 def test_a_network_that_is_not_the_tokenizers_is_refused(tmp_path, capsys):
     path = write(tmp_path, {"audio_out_token_idx": 7})
-    making.rows(tmp_path)
+    helpers.write_rows(tmp_path)
     assert run_command(train, ["--config", str(path)]) == 2
     assert "audio_out_token_idx=7, but the tokenizer's <|AUDIO_OUT|> is 266" in capsys.readouterr().err
 
 
 def test_faulty_rows_are_told_or_left_out(tmp_path, capsys):
     path = write(tmp_path)
-    rows = making.rows(tmp_path)
-    np.save(tmp_path / "2.npy", np.full((making.K, 4), 99))
+    rows = helpers.write_rows(tmp_path)
+    np.save(tmp_path / "2.npy", np.full((helpers.K, 4), 99))
     lines = [json.dumps(row) for row in rows]
     lines[1] = json.dumps(rows[1] | {"audio": "gone.npy"})
     lines[4] = "{not JSON"
@@ -119,38 +119,38 @@ def test_faulty_rows_are_told_or_left_out(tmp_path, capsys):
 
 def test_a_recording_that_was_mended_is_prepared_again(tmp_path, capsys):
     path = write(tmp_path)
-    making.rows(tmp_path)
+    helpers.write_rows(tmp_path)
     good = (tmp_path / "2.npy").read_bytes()
     (tmp_path / "2.npy").write_bytes(b"nothing")
     assert run_command(train, ["--config", str(path)]) == 2
-    assert "2.npy' is no .npy file" in capsys.readouterr().err
+    assert "2.npy' is not a valid .npy file" in capsys.readouterr().err
     (tmp_path / "2.npy").write_bytes(good)
     assert run_command(train, ["--config", str(path)]) == 0
 
 
 def test_a_training_is_not_gone_on_with_on_other_rows(tmp_path, capsys):
     path = write(tmp_path)
-    making.rows(tmp_path)
+    helpers.write_rows(tmp_path)
     assert run_command(train, ["--config", str(path)]) == 0
-    making.rows(tmp_path, count=4)
+    helpers.write_rows(tmp_path, count=4)
     assert run_command(train, ["--config", str(path)]) == 2
-    assert "holds a training on other data: the manifest" in capsys.readouterr().err
+    assert "has a training run on different data: the manifest" in capsys.readouterr().err
 
 
 def test_validation_without_a_sample_is_told_before_training_begins(tmp_path, capsys):
     path = write(tmp_path)
-    making.rows(tmp_path)
+    helpers.write_rows(tmp_path)
     (tmp_path / "valid.jsonl").write_text('{"text": "a", "audio": "gone.npy"}\n')
     data = yaml.safe_load(path.read_text())["data"] | {"validation": str(tmp_path / "valid.jsonl"), "bad_rows": 1}
     assert run_command(train, ["--config", str(change(path, data=data))]) == 2
-    assert "valid.jsonl' has no sample that can be tried" in capsys.readouterr().err
+    assert "valid.jsonl' has no usable validation sample" in capsys.readouterr().err
 
 
 def test_killed_while_it_trains_and_started_again_it_ends_the_same(tmp_path):
     (tmp_path / "whole").mkdir()
     many = {"steps": 120, "learning_rate": 1e-3}
     path = write(tmp_path, optimizer=many, checkpoints={"every": 10})
-    making.rows(tmp_path, 12, speaker=lambda number: f"s{number % 2}")
+    helpers.write_rows(tmp_path, 12, speaker=lambda number: f"s{number % 2}")
     whole = change(write(tmp_path / "whole", optimizer=many), data={"manifest": str(tmp_path / "train.jsonl")})
     assert run_command(train, ["--config", str(whole)]) == 0
     # Sums are rounded as threads share them, and this process has one.
@@ -164,7 +164,9 @@ def test_killed_while_it_trains_and_started_again_it_ends_the_same(tmp_path):
     begun = max(int(one.name.removeprefix("step-")) for one in checkpoints.glob("step-*"))
     assert begun < 120
     assert run_command(train, ["--config", str(path)]) == 0
-    assert making.log(making.settings(tmp_path)) == making.log(making.settings(tmp_path / "whole"))
+    assert helpers.read_losses(helpers.build_settings(tmp_path)) == helpers.read_losses(
+        helpers.build_settings(tmp_path / "whole")
+    )
 
 
 def test_recordings_are_encoded_and_previews_are_spoken(tmp_path):
@@ -183,16 +185,16 @@ def test_recordings_are_encoded_and_previews_are_spoken(tmp_path):
     given = {"codec": str(tmp_path / "codec"), "previews": {"every": 6, "rows": [preview], "max_frames": 20}}
     path = write(tmp_path, network, **given)
     assert run_command(train, ["--config", str(path)]) == 0
-    settings = making.settings(tmp_path, network, **given)
+    settings = helpers.build_settings(tmp_path, network, **given)
     shard = next((tmp_path / "out" / "prepared").glob("*/*.safetensors"))
-    samples = making.prepared(settings, [], shard.parent)
+    samples = helpers.prepare_dataset(settings, [], shard.parent)
     for number in range(3):
         wave, rate = soundfile.read(tmp_path / f"{number}.wav", dtype="float32")
-        found = samples.example(Drawn((number,), -1, 0)).recordings[-1].codes_KT
+        found = samples.example(SequenceSpec((number,), -1, 0)).recordings[-1].codes_KT
         assert np.array_equal(found, codec.encode(wave, rate).numpy())
-    loaded = load(tmp_path / "out" / "model", None, torch.device("cpu"))
+    loaded = load_model(tmp_path / "out" / "model", None, torch.device("cpu"))
     assert torch.equal(loaded.codec.encode(wave, rate), codec.encode(wave, rate))
-    assert loaded.tokenizer.get_vocab() == making.TOKENIZER.get_vocab()
+    assert loaded.tokenizer.get_vocab() == helpers.TOKENIZER.get_vocab()
     wave, rate = soundfile.read(tmp_path / "out" / "previews" / "step-00000006" / "hello.wav")
     assert rate == codec.sample_rate
     assert len(wave) % codec.hop_samples == 0
@@ -202,7 +204,7 @@ def test_recordings_are_encoded_and_previews_are_spoken(tmp_path):
 @pytest.mark.usefixtures("cluster")
 def test_a_cluster_trains_as_one_process_does(tmp_path):
     """Ray Data prepares the same samples; two workers of Ray Train take the same steps as one with twice the passes."""
-    making.rows(tmp_path, 12)
+    helpers.write_rows(tmp_path, 12)
     (tmp_path / "alone").mkdir()
     batch = {"positions": 160, "longest": 160}
     alone = write(tmp_path / "alone", batch=batch | {"accumulate": 2})
@@ -213,7 +215,7 @@ def test_a_cluster_trains_as_one_process_does(tmp_path):
     assert process.returncode == 0, said
     assert "done; the model is in" in said
     assert "step 6: loss " in said
-    one, other = (making.log(making.settings(folder)) for folder in (tmp_path / "alone", tmp_path))
+    one, other = (helpers.read_losses(helpers.build_settings(folder)) for folder in (tmp_path / "alone", tmp_path))
     assert one == pytest.approx(other, abs=1e-4)
     shards = [sorted(Path(tmp_path, place, "prepared").glob("*/*")) for place in ("alone/out", "out")]
     assert [path.name for path in shards[0]] == [path.name for path in shards[1]]

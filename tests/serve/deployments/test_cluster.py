@@ -1,4 +1,4 @@
-"""The endpoint on a real Ray Serve, with the demo model: what only shows there."""
+"""The endpoint on real Ray Serve with the demo model: behaviour that only shows there."""
 
 import asyncio
 import base64
@@ -53,7 +53,7 @@ def config(folder, **changes):
 
 
 class Cluster:
-    """A Ray of our own with one Serve application."""
+    """A Ray instance with one Serve application."""
 
     def __init__(self, folder):
         import ray
@@ -98,10 +98,10 @@ class Cluster:
                 pass
             time.sleep(0.2)
 
-    def numbers(self):
+    def metrics(self):
         from ray import serve
 
-        return serve.get_deployment_handle("Synthesizer", "default").numbers.remote().result(timeout_s=30)
+        return serve.get_deployment_handle("Synthesizer", "default").metrics.remote().result(timeout_s=30)
 
     def close(self):
         import ray
@@ -122,7 +122,7 @@ def cluster(tmp_path_factory):
 
 
 def idle(cluster):
-    numbers = cluster.numbers()
+    numbers = cluster.metrics()
     return numbers["running"] == numbers["queued"] == numbers["kv_blocks_used"] == 0
 
 
@@ -147,14 +147,14 @@ def wait_for_export(wanted):
         time.sleep(0.5)
 
 
-def test_health_told_loading_from_ready(cluster):
+def test_health_distinguishes_loading_from_ready(cluster):
     assert cluster.conditions[-1] == "ready"
     assert set(cluster.conditions) - {"ready"} <= {"loading", 404}
     assert "loading" in cluster.conditions
 
 
-def test_the_sound_is_a_batch_jobs_to_the_last_bit(cluster):
-    """Both streams against what a worker of the batch job, which has two threads, gives for the row."""
+def test_audio_is_bit_identical_to_a_batch_job(cluster):
+    """Both streams compared with the samples of a batch job's worker, which has two threads."""
     from higgs_model.synthesizer import SynthesisSettings, Synthesizer
 
     torch.set_num_threads(2)
@@ -178,7 +178,7 @@ def test_the_sound_is_a_batch_jobs_to_the_last_bit(cluster):
     assert answers[2][2] == to_pcm16(live.waveform).tobytes()
 
 
-def test_sound_comes_while_it_is_made(cluster):
+def test_audio_is_streamed_while_it_is_generated(cluster):
     client = openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0)
     with client.audio.speech.with_streaming_response.create(
         model="tts-1", voice="alloy", input=LONG["input"], response_format="wav", extra_body={"max_frames": 500}
@@ -190,8 +190,8 @@ def test_sound_comes_while_it_is_made(cluster):
     assert len(soundfile.read(io.BytesIO(spoken.read()))[0]) > 10_000
 
 
-def test_long_pauses_and_large_recordings_pass(cluster):
-    """More than gRPC carries at once unless it is told to."""
+def test_large_messages_pass(cluster):
+    """Larger than gRPC's default message limit."""
     paused = {"input": "Well. [pause:100s] Well.", "seed": 4, "max_frames": 20, "response_format": "pcm"}
     status, _, body = ask(cluster.url, "/v1/audio/speech", paused)
     assert status == 200
@@ -208,17 +208,17 @@ def test_long_pauses_and_large_recordings_pass(cluster):
     assert ask(cluster.url, "/v1/audio/speech", cloned)[0] == 200
 
 
-def test_whoever_goes_away_frees_slot_and_blocks_within_a_second(cluster):
+def test_disconnecting_frees_slot_and_blocks_within_a_second(cluster):
     for body in (LONG, LONG | {"stream_format": "sse", "response_format": "mp3"}):
-        before = cluster.numbers()["finished_cancelled"]
+        before = cluster.metrics()["finished_cancelled"]
         with open_stream(cluster.url, body):
-            assert cluster.numbers()["running"] == 1
+            assert cluster.metrics()["running"] == 1
         wait_for(lambda: idle(cluster), 5)
-        assert cluster.numbers()["finished_cancelled"] == before + 1
+        assert cluster.metrics()["finished_cancelled"] == before + 1
 
 
-def test_a_full_queue_says_so_and_the_queue_empties(cluster):
-    """More clients than slots and queue together, all at once."""
+def test_full_queue_returns_429_and_drains(cluster):
+    """More concurrent clients than slots and queue places together."""
     outcomes = []
 
     def client(number):
@@ -238,7 +238,7 @@ def test_a_full_queue_says_so_and_the_queue_empties(cluster):
     wait_for_export(['outcome="queue_full"'])
 
 
-def test_half_of_the_clients_go_away(cluster):
+def test_half_of_the_clients_disconnect(cluster):
     host, port = cluster.url.removeprefix("http://").split(":")
     body = json.dumps(LONG | {"input": "Well then. " * 5, "max_frames": 60}).encode()
     head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
@@ -263,7 +263,7 @@ def test_half_of_the_clients_go_away(cluster):
     wait_for(lambda: idle(cluster), 10)
 
 
-def test_metrics_are_where_ray_exports_them(cluster):
+def test_ray_exports_metrics(cluster):
     assert ask(cluster.url, "/v1/audio/speech", {"input": "Well.", "max_frames": 20})[0] == 200
     with open_stream(cluster.url, LONG):
         pass
@@ -272,8 +272,8 @@ def test_metrics_are_where_ray_exports_them(cluster):
     wait_for_export([*(f"ray_higgs_{name}" for name in names), 'outcome="ok"', 'outcome="gone"'])
 
 
-def test_a_killed_replica_breaks_its_streams_off_and_another_takes_its_place(cluster):
-    """Whoever listens must not take half a recording for a whole one."""
+def test_killed_replica_aborts_its_streams_and_is_replaced(cluster):
+    """A client must not take a partial recording for a complete one."""
     processes = psutil.Process().children(recursive=True)
     (replica,) = [one for one in processes if "ServeReplica:default:Synthesizer" in " ".join(one.cmdline())]
     connection = http.client.HTTPConnection(cluster.url.removeprefix("http://"), timeout=60)
@@ -293,8 +293,8 @@ def test_a_killed_replica_breaks_its_streams_off_and_another_takes_its_place(clu
     assert wait_for(served, 90)
 
 
-def test_a_stream_ends_although_its_replicas_are_replaced(cluster):
-    """It deploys the application anew."""
+def test_stream_ends_during_a_rolling_update(cluster):
+    """The application is deployed again."""
     whole = ask(cluster.url, "/v1/audio/speech", LONG)[2]
     connection = http.client.HTTPConnection(cluster.url.removeprefix("http://"), timeout=60)
     connection.request("POST", "/v1/audio/speech", json.dumps(LONG))
@@ -310,7 +310,7 @@ def test_a_stream_ends_although_its_replicas_are_replaced(cluster):
     assert np.frombuffer(other[:1000], np.int16).tobytes() != whole[:1000]
 
 
-def test_load_brings_another_synthesizer_and_leisure_takes_it_away(cluster):
+def test_autoscaling_adds_and_removes_a_replica(cluster):
     from ray import serve
 
     def running():

@@ -1,4 +1,4 @@
-"""Under load: a full queue says so, who goes away frees a slot, time is bounded, faults after the start are seen."""
+"""Load: a full queue, disconnecting clients, timeouts, and failures after the response has started."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ LONG = {"input": "This is a sentence of some length. " * 20, "response_format": 
 
 @contextlib.contextmanager
 def open_stream(url, body, path="/v1/audio/speech"):
-    """An answer that has begun; whoever leaves, goes away in the middle of it."""
+    """Open a streaming response; leaving the context disconnects."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
     with contextlib.closing(connection):
         connection.request("POST", path, json.dumps(body))
@@ -28,18 +28,18 @@ def open_stream(url, body, path="/v1/audio/speech"):
 
 
 class BrokenOff(Exception):
-    """An answer ended before it said so."""
+    """The response ended prematurely."""
 
 
 def read_all(answer):
-    """To its end."""
+    """Read a response to its end."""
     try:
         return answer.read()
     except (http.client.HTTPException, ConnectionError) as error:
         raise BrokenOff from error
 
 
-def test_a_full_queue_says_when_to_come_again(serve_local):
+def test_full_queue_returns_retry_after(serve_local):
     server = serve_local(FakeSynthesizer(pace=0.5), slots=1, max_queued=1)
     waiting = threading.Thread(target=ask, args=(server.url, "/v1/audio/speech", {"input": "Hello."}))
     with open_stream(server.url, LONG):
@@ -58,14 +58,14 @@ def test_a_full_queue_says_when_to_come_again(serve_local):
 
 @pytest.mark.parametrize("stream_format", ["audio", "sse"])
 @pytest.mark.parametrize("response_format", ["pcm", "mp3"])
-def test_whoever_goes_away_frees_a_slot_within_a_second(serve_local, stream_format, response_format):
+def test_disconnecting_frees_a_slot_within_a_second(serve_local, stream_format, response_format):
     server = serve_local(FakeSynthesizer(pace=0.3))
     with open_stream(server.url, LONG | {"stream_format": stream_format, "response_format": response_format}):
-        assert server.backend.speaking == 1
-    wait_for(lambda: server.backend.speaking == 0, 1.0 if response_format == "pcm" else 2.0)
+        assert server.backend.running == 1
+    wait_for(lambda: server.backend.running == 0, 1.0 if response_format == "pcm" else 2.0)
 
 
-def test_a_request_has_so_much_time(serve_local):
+def test_request_times_out(serve_local):
     server = serve_local(FakeSynthesizer(pace=0.3), request_timeout_s=0.8)
     with open_stream(server.url, LONG) as answer, pytest.raises(BrokenOff):
         read_all(answer)
@@ -75,18 +75,18 @@ def test_a_request_has_so_much_time(serve_local):
 
 
 class Breaking(FakeSynthesizer):
-    """Speaks for a while, and then does not."""
+    """Fails after some audio."""
 
-    async def speak(self, plan, **options):
+    async def stream(self, plan, **options):
         count = 0
-        async for piece in super().speak(plan, **options):
+        async for piece in super().stream(plan, **options):
             yield piece
             count += 1
             if "at once" in plan.script.text or count == 2:
                 raise RuntimeError("/secret/path/of/the/server")
 
 
-def test_a_fault_after_the_start_breaks_the_stream_off(serve_local):
+def test_failure_after_the_start_aborts_the_stream(serve_local):
     server = serve_local(Breaking())
     with open_stream(server.url, LONG) as answer, pytest.raises(BrokenOff):
         read_all(answer)
@@ -95,12 +95,12 @@ def test_a_fault_after_the_start_breaks_the_stream_off(serve_local):
     assert last["type"] == "error"
     assert last["error"]["code"] == "internal_error"
     assert "secret" not in body.decode()
-    wait_for(lambda: server.backend.speaking == 0)
+    wait_for(lambda: server.backend.running == 0)
 
 
-def test_a_fault_before_the_start_is_an_error(serve_local):
+def test_failure_before_the_start_is_an_error_response(serve_local):
     class Broken(FakeSynthesizer):
-        async def speak(self, plan, **options):
+        async def stream(self, plan, **options):
             raise RuntimeError("/secret/path")
             yield
 
@@ -109,11 +109,11 @@ def test_a_fault_before_the_start_is_an_error(serve_local):
     assert "secret" not in body.decode()
 
 
-def test_a_broken_engine_is_told_to_serve_and_to_the_client(serve_local):
+def test_failed_engine_is_reported_to_serve_and_the_client(serve_local):
     from higgs_model.engine.loop import EngineStopped
 
     class Stopped(FakeSynthesizer):
-        async def speak(self, plan, **options):
+        async def stream(self, plan, **options):
             raise EngineStopped("out of memory")
             yield
 
@@ -121,19 +121,19 @@ def test_a_broken_engine_is_told_to_serve_and_to_the_client(serve_local):
     status, headers, _ = ask(server.url, "/v1/audio/speech", {"input": "Hello."})
     assert status == 503
     assert int(headers["retry-after"]) > 0
-    assert isinstance(server.backend.speaker.broken, EngineStopped)
+    assert isinstance(server.backend.synthesizer.engine_error, EngineStopped)
 
 
 @pytest.mark.parametrize(("state", "status"), [("ready", 200), ("loading", 503), ("broken", 503)])
-def test_health_tells_loading_from_broken(serve_local, state, status):
+def test_health_status_codes(serve_local, state, status):
     server = serve_local()
     server.backend.state = state
     answered, _, body = ask(server.url, "/healthz")
     assert (answered, json.loads(body)) == (status, {"status": state})
 
 
-def test_many_clients_of_whom_half_go_away(serve_local):
-    """Everybody is spoken to or told to come again, and nothing is left over."""
+def test_many_clients_half_of_which_disconnect(serve_local):
+    """Every client gets audio or a 429, and no resource is leaked."""
     server = serve_local(FakeSynthesizer(pace=0.02), slots=8, max_queued=8)
     host, port = server.url.removeprefix("http://").split(":")
     outcomes = []
@@ -161,5 +161,5 @@ def test_many_clients_of_whom_half_go_away(serve_local):
     asyncio.run(all_of_them())
     assert set(outcomes) <= {200, 429, "left"}
     assert outcomes.count(200) > 0
-    wait_for(lambda: server.backend.speaking == server.backend.waiting == 0, 5)
-    assert server.backend.speaker.speaks.numbers()["audio_s"] > 0
+    wait_for(lambda: server.backend.running == server.backend.waiting == 0, 5)
+    assert server.backend.synthesizer.synthesizer.metrics()["audio_s"] > 0

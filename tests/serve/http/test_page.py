@@ -1,4 +1,4 @@
-"""The page in a real browser, which hears what is spoken. Chromium and its driver come from Debian (`make browser`)."""
+"""The page in a real browser, whose audio output is checked. `make browser` installs Debian's Chromium."""
 
 import shutil
 
@@ -46,7 +46,7 @@ def browser(tmp_path_factory):
     found.quit()
 
 
-def test_the_page_speaks_and_is_heard(browser, pages, tmp_path):
+def test_page_plays_generated_audio(browser, pages, tmp_path):
     browser.get(pages.url)
     wait = WebDriverWait(browser, 20, 0.05)
     wait.until(lambda b: b.find_element(By.ID, "health").text == "ready")
@@ -80,7 +80,7 @@ def test_the_page_speaks_and_is_heard(browser, pages, tmp_path):
     samples = np.concatenate([np.asarray(part, np.float32) for part in parts])
     wanted = np.frombuffer(fake_pcm({"id": "x", "text": SCRIPT, "seed": 0}), np.int16)
     np.testing.assert_array_equal(np.rint(samples * 32768).astype(np.int16), wanted)
-    assert pages.backend.jobs[-1].row["voices"] == {"SPEAKER0": "carla"}
+    assert pages.backend.requests[-1].row["voices"] == {"SPEAKER0": "carla"}
     chunks = browser.execute_script("return window.higgs.chunks")
     assert [chunk["index"] for chunk in chunks] == [0, 1]
     assert [item.text for item in browser.find_elements(By.CSS_SELECTOR, "#said span")] == [c["text"] for c in chunks]
@@ -105,12 +105,12 @@ def test_stop_frees_the_slot(browser, pages):
     browser.find_element(By.ID, "go").click()
     wait = WebDriverWait(browser, 20, 0.05)
     wait.until(lambda b: b.execute_script("return window.higgs.total") > 0)
-    assert pages.backend.speaking == 1
+    assert pages.backend.running == 1
     browser.find_element(By.ID, "stop").click()
-    wait.until(lambda _: pages.backend.speaking == 0)
+    wait.until(lambda _: pages.backend.running == 0)
 
 
-def test_a_fault_is_shown(browser, pages):
+def test_error_is_shown(browser, pages):
     browser.get(pages.url)
     browser.find_element(By.ID, "text").clear()
     browser.execute_script("document.getElementById('text').value = '[pause:1s]'")
@@ -121,7 +121,7 @@ def test_a_fault_is_shown(browser, pages):
 
 
 @pytest.mark.parametrize("response_format", ["wav", "flac", "mp3", "opus"])
-def test_a_browser_decodes_every_stream(browser, pages, response_format):
+def test_browser_decodes_every_format(browser, pages, response_format):
     browser.get(pages.url)
     length = browser.execute_async_script(
         """

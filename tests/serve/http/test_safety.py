@@ -1,4 +1,4 @@
-"""What strangers may not do: keys, names, recordings that are not what they say, and URLs that lead inside."""
+"""Security: API keys, voice names, malicious recordings, and server-side request forgery."""
 
 import base64
 import contextlib
@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from serve.http import errors
 from serve.http.errors import ApiError, BadRequest, TooLarge
-from serve.voices.reference_audio import Limits, check, decode_text
-from serve.voices.reference_download import Fetcher, is_public
+from serve.voices.reference_audio import ReferenceLimits, check_reference, decode_reference
+from serve.voices.reference_download import ReferenceDownloader, is_public
 from tests.serve.conftest import recording
 from tests.serve.speech.test_speech import ask
 from tests.serve.voices.test_voices import listed, upload
 
-LIMITS = Limits(1 << 20, 10.0)
+LIMITS = ReferenceLimits(1 << 20, 10.0)
 
 
 # ---------------------------------------------------------------------- keys
@@ -46,7 +46,7 @@ def locked(serve_local, tmp_path_factory):
     ],
 )
 @pytest.mark.parametrize("given_key", [None, "Bearer wrong", "Bearer ", "Basic correct horse", "Bearer correct hors"])
-def test_without_a_key_nothing_is_spoken_or_written(locked, method, path, given_key):
+def test_requests_without_a_valid_key_are_refused(locked, method, path, given_key):
     headers = {} if given_key is None else {"authorization": given_key}
     status, told, body = ask(locked.url, path, {"input": "Hello."} if method == "POST" else None, headers, method)
     assert status == 401
@@ -55,21 +55,21 @@ def test_without_a_key_nothing_is_spoken_or_written(locked, method, path, given_
 
 
 @pytest.mark.parametrize("key", ["correct horse", "battery staple"])
-def test_with_a_key_everything_is_as_without_any(locked, key):
+def test_requests_with_a_key_succeed(locked, key):
     headers = {"authorization": f"Bearer {key}"}
     assert ask(locked.url, "/v1/audio/speech", {"input": "Hello."}, headers)[0] == 200
     assert upload(locked.url, key.replace(" ", "-"), headers=headers)[0] == 201
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/voices", "/healthz", "/", "/openapi.json"])
-def test_what_may_be_read_without_a_key(locked, path):
+def test_public_paths_need_no_key(locked, path):
     assert ask(locked.url, path)[0] == 200
 
 
 # ---------------------------------------------------------------------- errors
 
 
-def test_every_error_has_a_status_of_its_own_and_is_in_the_tree():
+def test_every_error_is_documented_with_a_status_of_its_own():
     leaves = ApiError.__subclasses__()
     assert set(leaves) == set(errors.LEAVES)
     assert len({leaf.status for leaf in leaves}) == len(leaves)
@@ -93,8 +93,8 @@ def test_every_error_has_a_status_of_its_own_and_is_in_the_tree():
         ("MP3", "MPEG_LAYER_III"),
     ],
 )
-def test_recordings_of_many_kinds_are_taken(file_format, subtype):
-    checked = check(recording(2.0, 48_000, 2, file_format, subtype), LIMITS)
+def test_common_recordings_are_accepted(file_format, subtype):
+    checked = check_reference(recording(2.0, 48_000, 2, file_format, subtype), LIMITS)
     assert checked.duration_s == pytest.approx(2.0, abs=0.1)
     samples, rate = soundfile.read(io.BytesIO(checked.flac()))
     assert (len(samples), rate) == (len(checked.samples_N), 48_000)
@@ -123,7 +123,7 @@ def wav(channels=1, rate=24_000, declared=None, content=bytes(48_000)):
 
 
 def flac_that_lies(declared):
-    """Fifty seconds of silence in few bytes, whose header declares another number of samples."""
+    """A small file with fifty seconds of silence whose header declares another number of samples."""
     file = io.BytesIO()
     soundfile.write(file, np.zeros(50 * 24_000, np.int16), 24_000, format="FLAC", subtype="PCM_16")
     content = bytearray(file.getvalue())
@@ -153,14 +153,14 @@ def flac_that_lies(declared):
         bytes(2 << 20),
     ],
 )
-def test_recordings_that_are_not_what_they_say_are_refused(content):
+def test_malicious_recordings_are_refused(content):
     with pytest.raises((BadRequest, TooLarge)):
-        check(content, LIMITS)
+        check_reference(content, LIMITS)
 
 
-def test_a_header_that_declares_less_bounds_what_is_decoded():
+def test_decoding_stops_at_the_declared_length():
     try:
-        checked = check(flac_that_lies(24_000), LIMITS)
+        checked = check_reference(flac_that_lies(24_000), LIMITS)
     except BadRequest:
         return
     assert checked.duration_s <= LIMITS.max_s
@@ -168,7 +168,7 @@ def test_a_header_that_declares_less_bounds_what_is_decoded():
 
 @settings(max_examples=150)
 @given(data=st.data(), base=st.sampled_from(["WAV", "FLAC", "OGG", "MP3"]))
-def test_damaged_recordings_are_refused_or_read(data, base):
+def test_damaged_recordings_are_refused_or_decoded(data, base):
     subtype = {"OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}.get(base, "PCM_16")
     content = bytearray(recording(0.5, 16_000, 1, base, subtype))
     for _ in range(data.draw(st.integers(1, 8))):
@@ -176,7 +176,7 @@ def test_damaged_recordings_are_refused_or_read(data, base):
         content[at] = data.draw(st.integers(0, 255))
     cut = bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
-        checked = check(cut, LIMITS)
+        checked = check_reference(cut, LIMITS)
     except (BadRequest, TooLarge):
         return
     assert 0.2 <= checked.duration_s <= LIMITS.max_s
@@ -184,20 +184,20 @@ def test_damaged_recordings_are_refused_or_read(data, base):
 
 
 @given(st.text(max_size=200))
-def test_any_text_as_a_recording_is_bytes_or_a_bad_request(text):
+def test_any_text_decodes_or_is_a_bad_request(text):
     with contextlib.suppress(BadRequest, TooLarge):
-        assert len(decode_text(text, LIMITS)) <= len(text)
+        assert len(decode_reference(text, LIMITS)) <= len(text)
 
 
 @given(st.binary(max_size=200))
-def test_base64_is_what_it_was(content):
+def test_base64_round_trip(content):
     plain = base64.b64encode(content).decode()
-    assert decode_text(plain, LIMITS) == decode_text(f"data:audio/wav;base64,{plain}", LIMITS) == content
+    assert decode_reference(plain, LIMITS) == decode_reference(f"data:audio/wav;base64,{plain}", LIMITS) == content
 
 
-def test_base64_is_measured_before_it_is_decoded():
+def test_base64_length_is_checked_before_decoding():
     with pytest.raises(TooLarge):
-        decode_text("A" * (LIMITS.max_bytes * 4 // 3 + 100), LIMITS)
+        decode_reference("A" * (LIMITS.max_bytes * 4 // 3 + 100), LIMITS)
 
 
 # ---------------------------------------------------------------------- URLs
@@ -225,12 +225,12 @@ PREFIX = "https://voices.example.org/public/"
         "ftp://voices.example.org/public/a.wav",
     ],
 )
-def test_urls_outside_the_allowed_places_are_not_looked_at(url):
+def test_urls_outside_the_allowed_prefixes_are_refused(url):
     def resolve(host, port):
         raise AssertionError("asked")
 
-    with pytest.raises(BadRequest, match="no such URL"):
-        Fetcher([PREFIX], 1000, resolve=resolve).fetch(url)
+    with pytest.raises(BadRequest, match="this URL is not allowed"):
+        ReferenceDownloader([PREFIX], 1000, resolve=resolve).download(url)
 
 
 @pytest.mark.parametrize(
@@ -249,25 +249,25 @@ def test_urls_outside_the_allowed_places_are_not_looked_at(url):
         *("::1", "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "ff02::1"),
     ],
 )
-def test_addresses_that_are_not_public_are_not_called(address):
+def test_private_addresses_are_not_contacted(address):
     assert not is_public(address)
 
     def connect(*_):
         raise AssertionError("called")
 
     for found in ([address], ["93.184.216.34", address]):
-        fetcher = Fetcher([PREFIX], 1000, resolve=lambda host, port, found=found: found, connect=connect)
-        with pytest.raises(BadRequest, match="no public address"):
-            fetcher.fetch(PREFIX + "a.wav")
+        downloader = ReferenceDownloader([PREFIX], 1000, resolve=lambda host, port, found=found: found, connect=connect)
+        with pytest.raises(BadRequest, match="does not resolve to a public address"):
+            downloader.download(PREFIX + "a.wav")
 
 
-def test_public_addresses_are_public():
+def test_is_public():
     assert is_public("93.184.216.34")
     assert is_public("2606:2800:220:1::1")
 
 
 class Plain:
-    """In place of TLS, whose certificates no test can have."""
+    """Stands in for TLS, because tests have no certificates."""
 
     def __init__(self):
         self.names = []
@@ -300,31 +300,31 @@ def web():
     server.server_close()
 
 
-def test_an_allowed_url_is_fetched_from_the_address_that_was_checked(web):
-    """A name that changes its address after the look changes nothing: it is looked up once."""
+def test_allowed_url_is_downloaded_from_the_checked_address(web):
+    """DNS rebinding has no effect, because the name is looked up only once."""
     answers, called, tls = iter([["93.184.216.34"], ["127.0.0.1"]]), [], Plain()
 
     def connect(address, port, timeout_s):
         called.append((address, port))
         return socket.create_connection(("127.0.0.1", web), timeout_s)
 
-    def fetcher(resolve):
+    def downloader(resolve):
         context = ssl.create_default_context()
         context.wrap_socket = tls.wrap_socket
-        return Fetcher([PREFIX], 60_000, resolve=resolve, connect=connect, tls=context)
+        return ReferenceDownloader([PREFIX], 60_000, resolve=resolve, connect=connect, tls=context)
 
-    found = fetcher(lambda host, port: next(answers)).fetch(PREFIX + "a.wav")
+    found = downloader(lambda host, port: next(answers)).download(PREFIX + "a.wav")
     assert found == recording(1.0)
     assert called == [("93.184.216.34", 443)]
     assert tls.names == ["voices.example.org"]
-    always = fetcher(lambda host, port: ["93.184.216.34"])
+    always = downloader(lambda host, port: ["93.184.216.34"])
     with pytest.raises(BadRequest, match="status 302; redirects are not followed"):
-        always.fetch(PREFIX + "moved.wav")
+        always.download(PREFIX + "moved.wav")
     with pytest.raises(TooLarge):
-        always.fetch(PREFIX + "large.wav")
+        always.download(PREFIX + "large.wav")
 
 
-def test_the_list_and_the_page_hold_no_foreign_host(locked):
+def test_page_loads_nothing_from_other_hosts(locked):
     assert listed(locked.url) is not None
     _, headers, page = ask(locked.url, "/")
     assert "default-src 'none'" in headers["content-security-policy"]

@@ -1,4 +1,4 @@
-"""Whole scripts over HTTP: rows of a manifest, their timings, and their events."""
+"""Scripts over HTTP: manifest rows, chunk times, and events."""
 
 import base64
 import io
@@ -24,17 +24,17 @@ ROW = {
 }
 
 
-def test_a_row_sounds_as_in_a_batch_job(server):
+def test_row_has_the_samples_of_a_batch_job(server):
     status, headers, spoken = ask(server.url, "/v1/audio/scripts", ROW)
     assert status == 200
     assert headers["x-audio-chunks"] == "3"
-    job = server.backend.jobs[-1]
+    job = server.backend.requests[-1]
     assert job.live is False
     assert job.row["id"] == "dialogue"
     assert spoken == fake_pcm({"id": "x", "seed": 5, "turns": ROW["turns"]} | {"voices": {"Ann": "a b", "Bob": "c d"}})
 
 
-def test_json_has_the_sound_and_when_each_chunk_is_heard(server):
+def test_json_contains_audio_and_chunk_times(server):
     status, _, answer = ask(
         server.url, "/v1/audio/scripts", ROW | {"response_format": "wav"}, {"accept": "application/json"}
     )
@@ -51,7 +51,7 @@ def test_json_has_the_sound_and_when_each_chunk_is_heard(server):
     assert told["usage"]["output_tokens"] == 196
 
 
-def test_events_tell_of_chunks_as_they_end(server):
+def test_events_report_finished_chunks(server):
     _, headers, answer = ask(server.url, "/v1/audio/scripts", ROW | {"stream_format": "sse", "live": True, "speed": 2})
     assert headers["content-type"].startswith("text/event-stream")
     events = [json.loads(line[6:]) for line in answer.decode().splitlines() if line.startswith("data: ")]
@@ -66,12 +66,12 @@ def test_events_tell_of_chunks_as_they_end(server):
     assert last["end_s"] == pytest.approx(samples / 24_000, abs=0.001)
 
 
-def test_a_row_may_be_a_form_with_its_recording(server):
+def test_row_may_be_a_form_with_its_reference(server):
     row = {"text": "Hello there.", "ref_text": "What it says."}
     body, kind = multipart({"script": json.dumps(row)}, {"ref_audio": recording(3.0)})
     status, headers, _ = ask(server.url, "/v1/audio/scripts", body, {"content-type": kind})
     assert status == 200
-    job = server.backend.jobs[-1]
+    job = server.backend.requests[-1]
     assert job.row["id"].startswith("req_")
     assert job.row["ref_text"] == "What it says."
 
@@ -90,22 +90,22 @@ def test_a_row_may_be_a_form_with_its_recording(server):
         ({"text": "x" * 200_001}, "text", "200000"),
     ],
 )
-def test_a_faulty_row_is_told_its_faults(server, row, param, words):
+def test_invalid_row_lists_its_errors(server, row, param, words):
     status, _, answer = ask(server.url, "/v1/audio/scripts", row)
     error = json.loads(answer)["error"]
     assert (status, error["param"]) == (400, param), error
     assert words in error["message"]
 
 
-def test_text_that_gives_no_sound_is_an_error_and_not_an_empty_file(serve_local):
+def test_text_without_audio_is_an_error(serve_local):
     from higgs_model.synthesizer.fake import FakeSynthesizer
 
     class Silent(FakeSynthesizer):
-        async def speak(self, plan, **options):
-            async for piece in super().speak(plan, **options):
+        async def stream(self, plan, **options):
+            async for piece in super().stream(plan, **options):
                 yield piece.__class__(np.empty(0, np.float32), piece.chunk)
 
     silent = serve_local(Silent())
     status, _, answer = ask(silent.url, "/v1/audio/speech", {"input": "Hello."})
     assert status == 400
-    assert "nothing of this text gave any sound" in json.loads(answer)["error"]["message"]
+    assert "no audio was generated for this text" in json.loads(answer)["error"]["message"]

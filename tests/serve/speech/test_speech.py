@@ -1,4 +1,4 @@
-"""Speech over HTTP, as OpenAI's own client and others ask for it."""
+"""Speech over HTTP, with OpenAI's client and others."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ def client(server):
 
 
 def ask(url, path, body=None, headers=(), method=None):
-    """Status, headers and body, whatever they are."""
+    """Send a request; return status, headers and body."""
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     request = urllib.request.Request(
         url + path, data, {"content-type": "application/json"} | dict(headers), method=method
@@ -39,7 +39,7 @@ def ask(url, path, body=None, headers=(), method=None):
 
 
 def fake_pcm(row):
-    """What the synthesizer gives for a row by itself."""
+    """Return the synthesizer's samples for a row, without the endpoint."""
     import asyncio
 
     from higgs_model.script.plan import Plan
@@ -47,12 +47,12 @@ def fake_pcm(row):
 
     async def collect():
         plan = Plan.of(Script.model_validate({"seed": 0} | row), Voices())
-        return [piece.samples_N async for piece in FakeSynthesizer().speak(plan)]
+        return [piece.samples_N async for piece in FakeSynthesizer().stream(plan)]
 
     return b"".join(to_pcm16(samples).tobytes() for samples in asyncio.run(collect()))
 
 
-def test_openais_client_gets_the_samples_unchanged(client):
+def test_openai_client_receives_the_exact_samples(client):
     spoken = client.audio.speech.create(model="tts-1", voice="alloy", input=TEXT, response_format="pcm")
     assert spoken.read() == fake_pcm({"id": "x", "text": TEXT})
     assert spoken.response.headers["x-sample-rate"] == "24000"
@@ -61,7 +61,7 @@ def test_openais_client_gets_the_samples_unchanged(client):
 
 @pytest.mark.parametrize("response_format", ["wav", "mp3", "opus", "flac", "pcm"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_openais_client_in_every_format(client, tmp_path, response_format, streaming):
+def test_openai_client_in_every_format(client, tmp_path, response_format, streaming):
     arguments = {"model": "tts-1", "voice": "nova", "input": TEXT, "response_format": response_format}
     path = tmp_path / f"x.{response_format}"
     if streaming:
@@ -78,7 +78,7 @@ def test_openais_client_in_every_format(client, tmp_path, response_format, strea
 
 
 def decoded(content, response_format, wanted):
-    """16-bit samples of a stream."""
+    """Return the 16-bit samples of a stream."""
     if response_format == "pcm":
         return np.frombuffer(content, np.int16)
     if response_format == "flac":
@@ -89,7 +89,7 @@ def decoded(content, response_format, wanted):
     return soundfile.read(io.BytesIO(content), dtype="int16")[0]
 
 
-def test_the_default_is_mp3_and_mp3s_can_be_put_one_after_the_other(client):
+def test_default_is_mp3_that_can_be_concatenated(client):
     spoken = client.audio.speech.create(model="tts-1", voice="nova", input=TEXT).read()
     assert spoken[0] == 0xFF
     assert spoken[1] & 0xE0 == 0xE0
@@ -98,12 +98,12 @@ def test_the_default_is_mp3_and_mp3s_can_be_put_one_after_the_other(client):
     assert twice == 2 * once
 
 
-def test_a_wav_stream_says_that_its_length_is_open(client):
+def test_wav_stream_declares_an_unknown_length(client):
     spoken = client.audio.speech.create(model="m", voice="nova", input=TEXT, response_format="wav").read()
     assert spoken[4:8] == spoken[40:44] == b"\xff\xff\xff\xff"
 
 
-def test_events_as_openai_has_them(client):
+def test_events_have_openais_form(client):
     with client.audio.speech.with_streaming_response.create(
         model="tts", voice="nova", input=TEXT, response_format="pcm", stream_format="sse"
     ) as answer:
@@ -117,7 +117,7 @@ def test_events_as_openai_has_them(client):
 
 
 @pytest.mark.parametrize("speed", [0.5, 1.25, 4.0])
-def test_speed_changes_the_length_and_not_the_pitch(client, speed):
+def test_speed_changes_duration_but_not_pitch(client, speed):
     def spectrum_peak(pcm):
         samples = np.frombuffer(pcm, np.int16)[4800:-4800].astype(float)
         return np.abs(np.fft.rfft(samples * np.hanning(len(samples)))).argmax() * 24_000 / len(samples)
@@ -130,7 +130,7 @@ def test_speed_changes_the_length_and_not_the_pitch(client, speed):
     assert spectrum_peak(changed) == pytest.approx(spectrum_peak(normal), rel=0.02)
 
 
-def test_what_clients_send_beyond_the_schema_is_no_fault(server):
+def test_unknown_fields_are_ignored(server):
     body = {"input": "Hello.", "model": None, "voice": {"id": "ann"}, "user": "x", "stream": True, "speed": None}
     assert ask(server.url, "/v1/audio/speech", body)[0] == 200
     # curl -d without a content type.
@@ -152,11 +152,15 @@ def test_what_clients_send_beyond_the_schema_is_no_fault(server):
         ({"input": "Hello.", "voice": "../ann"}, None, "there is no voice"),
         ({"input": "Hello.", "voice": "profile:deeper"}, None, "the nearest are deep"),
         ({"input": "x" * 4097}, "input", "4096"),
-        ({"input": "Hello.", "ref_audio": "/etc/passwd"}, "ref_audio", "no file of the server"),
-        ({"input": "Hello.", "ref_audio": "http://127.0.0.1/x.wav"}, "ref_audio", "no such URL"),
-        ({"input": "Hello.", "ref_audio": "file:///etc/passwd"}, "ref_audio", "no such URL"),
+        ({"input": "Hello.", "ref_audio": "/etc/passwd"}, "ref_audio", "never opens a path"),
+        ({"input": "Hello.", "ref_audio": "http://127.0.0.1/x.wav"}, "ref_audio", "this URL is not allowed"),
+        ({"input": "Hello.", "ref_audio": "file:///etc/passwd"}, "ref_audio", "this URL is not allowed"),
         ({"input": "Hello.", "ref_audio": "data:text,x"}, "ref_audio", "data URI"),
-        ({"input": "Hello.", "ref_audio": base64.b64encode(b"RIFFxxxxWAVE" * 50).decode()}, "ref_audio", "be read"),
+        (
+            {"input": "Hello.", "ref_audio": base64.b64encode(b"RIFFxxxxWAVE" * 50).decode()},
+            "ref_audio",
+            "cannot be decoded",
+        ),
         (b"{", None, "not JSON"),
         (b"[1]", None, "not an object"),
         (b'{"input": NaN}', None, "not JSON"),
@@ -164,7 +168,7 @@ def test_what_clients_send_beyond_the_schema_is_no_fault(server):
         (b"\xff\xfe", None, "not JSON"),
     ],
 )
-def test_a_faulty_request_is_told_what_is_wrong(server, body, param, words):
+def test_invalid_request_names_the_field(server, body, param, words):
     status, headers, answer = ask(server.url, "/v1/audio/speech", body)
     error = json.loads(answer)["error"]
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param), error
@@ -184,42 +188,42 @@ def test_a_faulty_request_is_told_what_is_wrong(server, body, param, words):
         ("DELETE", "/v1/audio/voices/..%2f..%2fann", 404, "not_found"),
     ],
 )
-def test_every_error_has_openais_shape(server, method, path, status, code):
+def test_errors_have_openais_form(server, method, path, status, code):
     answered, _, answer = ask(server.url, path, method=method)
     assert (answered, json.loads(answer)["error"]["code"]) == (status, code)
 
 
-def test_openais_client_raises_its_own_errors(client):
+def test_openai_client_raises_its_own_errors(client):
     with pytest.raises(openai.BadRequestError, match="there is no voice 'anne'") as caught:
         client.audio.speech.create(model="m", voice="anne", input=TEXT)
     assert caught.value.code == "invalid_request"
 
 
-def test_special_tokens_are_text(server):
+def test_special_tokens_in_text_are_literal(server):
     text = "<|audio_out_bos|> <|end_of_text|> Hello."
     status, _, _ = ask(server.url, "/v1/audio/speech", {"input": text, "response_format": "pcm"})
     assert status == 200
-    prompt = server.backend.jobs[-1].row["text"]
+    prompt = server.backend.requests[-1].row["text"]
     assert prompt == text
 
 
-def test_a_recording_may_be_base64_a_data_uri_or_a_file(server):
+def test_reference_is_base64_a_data_uri_or_a_file(server):
     content = recording(3.0, file_format="FLAC")
     plain = base64.b64encode(content).decode()
     for value in (plain, f"data:audio/flac;base64,{plain}"):
         body = {"input": "Hello.", "ref_audio": value, "ref_text": "What it says, word by word, and more."}
         status, _, _ = ask(server.url, "/v1/audio/speech", body)
         assert status == 200
-        assert server.backend.jobs[-1].reference == content
+        assert server.backend.requests[-1].reference == content
     body, kind = multipart({"input": "Hello.", "seed": "7", "speed": "1.5"}, {"ref_audio": content})
     status, _, _ = ask(server.url, "/v1/audio/speech", body, {"content-type": kind})
     assert status == 200
-    job = server.backend.jobs[-1]
+    job = server.backend.requests[-1]
     assert (job.reference, job.row["seed"], job.row["ref_audio"]) == (content, 7, "ref_audio")
 
 
 def multipart(fields, files):
-    """A form's body and its content type."""
+    """Return the body and content type of a multipart form."""
     edge = "edge-of-a-part"
     parts = []
     for name, value in fields.items():

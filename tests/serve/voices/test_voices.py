@@ -1,4 +1,4 @@
-"""The voice library over HTTP: listed, added, used at once, removed; in a folder and on a real S3 server."""
+"""The voice library over HTTP, in a folder and on a real S3 server."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import soundfile
 
 from serve.http.errors import BadRequest
 from serve.voices.voice_library import VoiceLibrary, check_name
-from serve.voices.voice_store import open_store
+from serve.voices.voice_store import open_voice_store
 from tests.serve.conftest import recording
 from tests.serve.speech.test_speech import ask, multipart
 
@@ -36,7 +36,7 @@ def listed(url):
     return [voice["id"] for voice in json.loads(ask(url, "/v1/audio/voices")[2])["voices"]]
 
 
-def test_a_voice_comes_is_used_and_goes(serve_local, place):
+def test_voice_is_added_used_and_deleted(serve_local, place):
     one, other = serve_local(voices=place), serve_local(voices=place)
     assert listed(one.url) == listed(other.url) == []
     status, told = upload(one.url, "carl", recording(4.0, 48_000, channels=2))
@@ -47,22 +47,22 @@ def test_a_voice_comes_is_used_and_goes(serve_local, place):
     assert ask(other.url, "/v1/audio/speech", {"input": "Hello.", "voice": "carl"})[0] == 200
     assert listed(one.url) == ["carl"]
     assert upload(other.url, "carl")[0] == 409
-    library = VoiceLibrary(open_store(place))
+    library = VoiceLibrary(open_voice_store(place))
     voice = library.voices().recording("carl")
     assert voice.transcript == "What I say in it, word by word, and more."
     info = soundfile.info(io.BytesIO(voice.audio))
     assert (info.format, info.samplerate, info.channels) == ("FLAC", 48_000, 1)
-    assert CONSENT in open_store(place).read("carl.json").decode()
+    assert CONSENT in open_voice_store(place).read("carl.json").decode()
     assert ask(other.url, "/v1/audio/voices/carl", method="DELETE")[0] == 200
-    assert open_store(place).versions() == {}
+    assert open_voice_store(place).versions() == {}
     assert ask(other.url, "/v1/audio/voices/carl", method="DELETE")[0] == 404
     status, _, answer = ask(other.url, "/v1/audio/speech", {"input": "Hello.", "voice": "carl"})
     assert status == 400
     assert "there is no voice 'carl'" in json.loads(answer)["error"]["message"]
 
 
-def test_a_voice_that_comes_again_is_the_new_one(place):
-    library, other = VoiceLibrary(open_store(place)), VoiceLibrary(open_store(place))
+def test_re_added_voice_replaces_the_cached_one(place):
+    library, other = VoiceLibrary(open_voice_store(place)), VoiceLibrary(open_voice_store(place))
     library.add("carl", recording(3.0, file_format="FLAC"), None, CONSENT)
     assert other.voices({"carl"}).recording("carl").duration_s == 3.0
     library.remove("carl")
@@ -71,13 +71,13 @@ def test_a_voice_that_comes_again_is_the_new_one(place):
     assert other.voices({"carl"}).recording("carl").duration_s == 5.0
 
 
-def test_of_two_that_want_a_name_one_gets_it(place):
-    stores = [open_store(place), open_store(place)]
+def test_only_one_of_two_concurrent_uploads_gets_a_name(place):
+    stores = [open_voice_store(place), open_voice_store(place)]
     assert [store.create("x.json", b"1") for store in stores] == [True, False]
     assert stores[0].read("x.json") == b"1"
 
 
-def test_openais_client_adds_a_voice(serve_local, tmp_path):
+def test_openai_client_adds_a_voice(serve_local, tmp_path):
     server = serve_local(voices=str(tmp_path))
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     made = client.audio.voices.create(name="dora", audio_sample=("d.wav", recording()), consent=CONSENT)
@@ -103,7 +103,7 @@ def test_openais_client_adds_a_voice(serve_local, tmp_path):
         ({"name": "x"}, bytes(25 << 20), 413, "bytes"),
     ],
 )
-def test_what_cannot_be_a_voice_is_refused_and_leaves_nothing(serve_local, tmp_path, fields, content, status, words):
+def test_invalid_upload_is_refused_and_leaves_no_files(serve_local, tmp_path, fields, content, status, words):
     server = serve_local(voices=str(tmp_path))
     answered, told = upload(server.url, fields.pop("name"), content, **fields)
     assert answered == status, told
@@ -111,13 +111,13 @@ def test_what_cannot_be_a_voice_is_refused_and_leaves_nothing(serve_local, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_library_nothing_is_kept(serve_local):
+def test_upload_without_a_library_is_refused(serve_local):
     server = serve_local()
     assert upload(server.url, "x")[0] == 400
     assert listed(server.url) == []
 
 
-def test_the_list_has_the_shape_that_chat_clients_read(server):
+def test_voice_list_has_the_form_that_chat_clients_expect(server):
     voices = json.loads(ask(server.url, "/v1/audio/voices")[2])["voices"]
     assert {(voice["id"], voice["name"]) for voice in voices} == {
         ("ann", "ann"),
@@ -126,7 +126,7 @@ def test_the_list_has_the_shape_that_chat_clients_read(server):
     }
 
 
-def test_a_store_that_is_away_says_nothing_of_where_it_is(serve_local, tmp_path):
+def test_unavailable_store_does_not_reveal_its_location(serve_local, tmp_path):
     folder = tmp_path / "secret"
     folder.mkdir()
     server = serve_local(voices=str(folder))
@@ -140,7 +140,7 @@ def test_a_store_that_is_away_says_nothing_of_where_it_is(serve_local, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ann", "a.b", "A-1_x"])
-def test_names_that_can_be(name):
+def test_voice_names(name):
     check_name(name)
     with pytest.raises(BadRequest):
         check_name(f"{name}\n")

@@ -1,14 +1,14 @@
-"""Small things to learn from: a tokenizer of bytes, tiny networks with its ids, rows whose audio is codes."""
+"""Helpers for training tests: a byte tokenizer, tiny networks with its token ids, rows with codes as audio."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 
-from higgs_model.training.batches import Samples
-from higgs_model.training.collator import Sizes
-from higgs_model.training.loading import Trainee
-from higgs_model.training.prepare import Needs, Preparer, shard_path, stretches
+from higgs_model.training.batch_sampler import PreparedDataset
+from higgs_model.training.collator import PositionCounter
+from higgs_model.training.model_source import ModelSource
+from higgs_model.training.prepare import AudioRequirements, Preparer, shard_path, split_into_shards
 from higgs_model.training.samples import SampleReader
 from higgs_model.training.settings import TrainingSettings
 from higgs_model.training.trainer import Corpus
@@ -44,8 +44,8 @@ NETWORK = {
 }
 
 
-def settings(folder, network=None, **others):
-    """Settings of a short training in float32 on the CPU, of a network from nothing."""
+def build_settings(folder, network=None, **others):
+    """Build settings of a short training run from scratch, in float32 on the CPU."""
     TOKENIZER.save_pretrained(folder / "tokenizer")
     values = {
         "output": str(folder / "out"),
@@ -60,21 +60,21 @@ def settings(folder, network=None, **others):
     return TrainingSettings.model_validate(values)
 
 
-def codes(generator, frames):
+def random_codes(generator, frames):
     return generator.integers(0, SIZE, (K, frames))
 
 
-def rows(folder, count=6, seed=0, **columns):
-    """Rows of one short word and a few frames each, their codes beside the manifest."""
+def write_rows(folder, count=6, seed=0, **columns):
+    """Write rows of a short text and a few frames, with their codes next to the manifest; return the rows."""
     generator = np.random.default_rng(seed)
-    made = []
+    rows = []
     for number in range(count):
-        np.save(folder / f"{number}.npy", codes(generator, int(generator.integers(2, 9))))
+        np.save(folder / f"{number}.npy", random_codes(generator, int(generator.integers(2, 9))))
         text = f"{['ab', 'cd', 'ef', 'gh', 'ij', 'kl', 'mn', 'op'][number % 8]} {number}."
-        given = {name: value(number) if callable(value) else value for name, value in columns.items()}
-        made.append({"id": f"r{number}", "text": text, "audio": str(folder / f"{number}.npy"), **given})
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
-    return made
+        extra = {name: value(number) if callable(value) else value for name, value in columns.items()}
+        rows.append({"id": f"r{number}", "text": text, "audio": str(folder / f"{number}.npy"), **extra})
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
 
 
 def read_local(name):
@@ -83,27 +83,28 @@ def read_local(name):
 
 
 def no_codec():
-    raise AssertionError("nothing here is to be encoded")
+    raise AssertionError("these rows need no codec")
 
 
-def prepared(settings, given, folder=None, codec=no_codec, size=4):
-    """The corpus of some rows, prepared in shards of `size`."""
-    trainee = Trainee.of(settings.init)
+def prepare_dataset(settings, rows, folder=None, codec=no_codec, size=4):
+    """Prepare rows in shards of `size`, and return the dataset."""
+    source = ModelSource.from_settings(settings.init)
     folder = folder or Path(settings.output) / "prepared"
-    preparer = Preparer(SampleReader(trainee.tokenizer), Needs.of(trainee.config), codec, read_local)
-    for first, some in stretches(given, size):
-        preparer.write(shard_path(folder, first), some, first)
-    return Samples(folder, Needs.of(trainee.config), Sizes.of(trainee.config), settings.batch.longest)
+    requirements = AudioRequirements.from_config(source.config)
+    preparer = Preparer(SampleReader(source.tokenizer), requirements, codec, read_local)
+    for first, shard_rows in split_into_shards(rows, size):
+        preparer.write(shard_path(folder, first), shard_rows, first)
+    return PreparedDataset(folder, requirements, PositionCounter.from_config(source.config), settings.batch.longest)
 
 
-def trained(settings, given):
-    """A trainer of rows, ready to run."""
+def build_trainer(settings, rows):
+    """Build a trainer on rows, ready to run."""
     from higgs_model.training.trainer import Trainer
 
-    return Trainer(settings, Trainee.of(settings.init), Corpus(prepared(settings, given)))
+    return Trainer(settings, ModelSource.from_settings(settings.init), Corpus(prepare_dataset(settings, rows)))
 
 
-def log(settings):
-    """The losses that were logged, by step."""
+def read_losses(settings):
+    """Return the logged losses by step."""
     lines = map(json.loads, Path(settings.output, "log.jsonl").read_text().splitlines())
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
