@@ -1,1 +1,1 @@
-"""The HTTP endpoint on Ray Serve. It imports `higgs_model`, never `jobs`."""
+"""The HTTP endpoint on Ray Serve. Imports `higgs_model`, never `jobs`."""

@@ -24,19 +24,19 @@ def app(arguments: dict[str, Any]) -> Application:
     return build(resolve_config(arguments), replica.load_synthesizer)
 
 
-def build(config: EndpointConfig, factory: replica.Factory) -> Application:
+def build(config: EndpointConfig, factory: replica.SynthesizerFactory) -> Application:
     """Build the application with any synthesizer.
 
     Args:
-        factory: builds it; must be importable where the replicas run.
+        factory: builds the synthesizer of a replica; must be importable where replicas run.
     """
     gpus = config.gpus_per_replica
     if gpus is None:
         gpus = 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU") else 0.0
-    # On a CPU the number of threads affects the last bits of the audio, so it is that of a batch job's worker unless
-    # more CPUs are configured.
+    # On a CPU the thread count affects the last bits of the audio, so it matches a batch job's worker unless more CPUs
+    # are configured.
     threads = None if gpus else max(_CPU_THREADS, math.ceil(config.cpus_per_replica))
-    synthesizers = serve.deployment(replica.Replica).options(**replica.options(config, gpus))
-    workers = serve.deployment(ingress.Ingress).options(**ingress.options(config))
+    synthesizers = serve.deployment(replica.Replica).options(**replica.deployment_options(config, gpus))
+    workers = serve.deployment(ingress.Ingress).options(**ingress.deployment_options(config))
     digests = key_digests(config)
     return workers.bind(config, digests, synthesizers.bind(config, factory, threads))

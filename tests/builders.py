@@ -1,4 +1,4 @@
-"""Builders of small real things: configurations, networks, prompts. All random numbers come from a seed."""
+"""Builders of small but real configurations, networks and prompts, with seeded random numbers."""
 
 import torch
 from transformers import HubertConfig
@@ -58,7 +58,7 @@ def config(**overrides):
 
 
 def randomize(module, seed=0, std=0.25):
-    """Weights large enough that outputs differ clearly; norms around one."""
+    """Initialize weights large enough for clearly different outputs, and norms around one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -78,12 +78,12 @@ def silence_stream_tokens(heads_weight, num_codebooks, rows):
 
 
 def clip(generator, frames):
-    """A clip as the model sees it, in delayed form, of `frames` columns."""
+    """Return a clip in delayed form with `frames` columns."""
     return torch.randint(SIZE, (K, frames), generator=generator)
 
 
 def batch(lengths, clip_frames, seed=0, padding="left", end=OUT_BOS, kind=OUT):
-    """Uneven prompts, each with one clip: keyword arguments for `forward` and `generate`."""
+    """Return a batch of uneven prompts with one clip each: keyword arguments for `forward` and `generate`."""
     generator = torch.Generator().manual_seed(seed)
     longest = max(lengths)
     ids = torch.full((len(lengths), longest), PAD)
@@ -116,7 +116,7 @@ SEMANTIC = HubertConfig(
 
 
 def codec(**overrides):
-    """A codec of 3 codebooks that learns in seconds."""
+    """Return a codec configuration with 3 codebooks that trains in seconds."""
     torch.manual_seed(0)
     values = {
         "num_codebooks": 3,

@@ -1,4 +1,4 @@
-"""What every test shares: one thread a worker, no hub; Triton's kernels in its interpreter where there is no GPU."""
+"""Shared test set-up: one thread per worker, no Hub, and Triton's interpreter without a GPU."""
 
 import contextlib
 import os

@@ -15,7 +15,7 @@ FILES = sorted(str(path) for path in Path(__file__).parent.rglob("test_gpu.py"))
 
 
 class Outcomes:
-    """A pytest plugin: what each test came to, written line by line, until the device is broken."""
+    """A pytest plugin that writes each test's outcome, until the device is broken."""
 
     def __init__(self, path, done):
         self._path, self._done = Path(path), done
@@ -54,7 +54,7 @@ def _device_works():
 
 
 def _read(path):
-    """{test: outcome}; a process that dies leaves its last test `started`."""
+    """Return {test: outcome}; a process that dies leaves its last test `started`."""
     outcomes = {}
     for line in Path(path).read_text().splitlines():
         nodeid, outcome = json.loads(line)

@@ -1,4 +1,4 @@
-"""A real S3 server over HTTP for tests, and one in front of it that is slow and stumbles."""
+"""A real S3 server over HTTP, and a slow and unreliable proxy for it."""
 
 import http.client
 import http.server
@@ -11,7 +11,7 @@ from moto.server import ThreadedMotoServer
 
 
 class Bucket:
-    """A server with one bucket, and the environment in which it is found."""
+    """A server with one bucket, and the environment variables to find it."""
 
     def __init__(self, name="books"):
         self._server = ThreadedMotoServer(port=0, verbose=False)
@@ -65,12 +65,12 @@ class Bucket:
         self._server.stop()
 
 
-class Stumbling:
-    """Passes requests on; of some it loses the answer half-way, some it refuses, and it takes its time for all."""
+class UnreliableProxy:
+    """A proxy that delays all requests, refuses some, and breaks off some responses."""
 
     def __init__(self, address, share, slow_s, seed=0):
-        draw, stumbled = random.Random(seed), []
-        self.stumbled, self._lock = stumbled, threading.Lock()
+        draw, failures = random.Random(seed), []
+        self.failures, self._lock = failures, threading.Lock()
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -80,7 +80,7 @@ class Stumbling:
                 time.sleep(slow_s * draw.random())
                 kind = draw.random() / share
                 if kind < 0.5:
-                    stumbled.append("503")
+                    failures.append("503")
                     handler.send_error(503, "Slow Down")
                     return
                 link = http.client.HTTPConnection(*address, timeout=60)
@@ -95,7 +95,7 @@ class Stumbling:
                     handler.send_header("Content-Length", str(len(content)))
                 handler.end_headers()
                 if kind < 1:
-                    stumbled.append("cut")
+                    failures.append("cut")
                     handler.wfile.write(content[: len(content) // 2])
                     handler.close_connection = True
                     handler.connection.close()

@@ -1,4 +1,4 @@
-"""The runner of the GPU tests: a test that takes its process down fails alone, and no package beyond the network's is
+"""The runner of the GPU tests: only a test that kills its process fails, and no package beyond the network's is
 needed to collect them.
 """
 
@@ -14,7 +14,7 @@ import os
 
 def test_before(): pass
 def test_wrong(): assert False
-def test_takes_its_process_down(): os._exit(3)
+def test_kills_its_process(): os._exit(3)
 def test_after(): pass
 """
 # What a machine for GPU tests need not have.
@@ -28,19 +28,19 @@ raise SystemExit(pytest.main(["-q", "--collect-only", "-o", "addopts=", "-p", "n
 """
 
 
-def test_a_test_that_takes_its_process_down_fails_alone(tmp_path):
+def test_only_the_test_that_kills_its_process_fails(tmp_path):
     path = tmp_path / "test_four.py"
     path.write_text(TESTS)
     outcomes = {nodeid.split("::")[1]: outcome for nodeid, outcome in run_isolated([str(path)]).items()}
     assert outcomes == {
         "test_before": "passed",
         "test_wrong": "failed",
-        "test_takes_its_process_down": "started",
+        "test_kills_its_process": "started",
         "test_after": "passed",
     }
 
 
-def test_the_gpu_tests_need_the_networks_packages_only():
+def test_gpu_tests_need_only_the_models_packages():
     command = [sys.executable, "-c", COLLECT, *FILES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

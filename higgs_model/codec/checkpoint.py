@@ -114,26 +114,26 @@ def load_state(network: nn.Module, state: State, source: str | Path) -> None:
     Raises:
         BadCheckpoint: names or shapes do not match the network's.
     """
-    wanted = network.state_dict()
+    expected = network.state_dict()
     # Checkpoints may omit the codebooks' EMA statistics; reconstruct them from the codes.
-    for name, tensor in wanted.items():
+    for name, tensor in expected.items():
         leaf = name.rpartition(".")[2]
         if name in state or leaf not in ("inited", "cluster_size", "embed_avg"):
             continue
         embed = state.get(name.removesuffix(leaf) + "embed")
         if embed is not None:
             state[name] = embed.clone() if leaf == "embed_avg" else torch.ones_like(tensor)
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
         raise BadCheckpoint(
             f"{source}: the tensors do not match the codec's configuration: {len(missing)} missing"
             f"{_first_of(missing)}, {len(extra)} unknown{_first_of(extra)}."
         )
     for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
+        if tensor.shape != expected[name].shape:
             raise BadCheckpoint(
                 f"{source}: {name} has shape {tuple(tensor.shape)}; "
-                f"wanted {tuple(wanted[name].shape)} by the configuration."
+                f"wanted {tuple(expected[name].shape)} by the configuration."
             )
     network.load_state_dict(state)
 

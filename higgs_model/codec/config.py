@@ -248,10 +248,10 @@ def from_transformers(raw: Mapping[str, Any], num_codebooks: int) -> HiggsAudioC
         raw: the parsed file.
         num_codebooks: number of codebooks in the checkpoint; the file only implies it by its last target bandwidth.
     """
-    for key, wanted in _PORT_FIXED.items():
-        value = raw.get(key, wanted)
-        if (list(value) if isinstance(value, list | tuple) else value) != wanted:
-            raise BadConfig(f"codec config.json: {key} is {value}; Higgs Audio's network requires {wanted}.")
+    for key, required in _PORT_FIXED.items():
+        value = raw.get(key, required)
+        if (list(value) if isinstance(value, list | tuple) else value) != required:
+            raise BadConfig(f"codec config.json: {key} is {value}; Higgs Audio's network requires {required}.")
     acoustic = raw.get("acoustic_model_config") or {}
     ratios = tuple(acoustic.get("downsampling_ratios", (8, 5, 4, 2)))
     upsampling = tuple(acoustic.get("upsampling_ratios", ratios))

@@ -1,7 +1,7 @@
-"""How long a piece of text takes to say: bounds in frames, from how fast each kind of writing is read aloud.
+"""Estimates how long a text takes to speak, with bounds, from reading rates of different writing systems.
 
-The bounds are for catching takes that ran on or broke off, so they are generous on both sides; `expected` is
-the middle that plans are made with. Linear in the text; knows nothing of chunks, voices or the model.
+The bounds detect takes that ran on or broke off, so they are generous on both sides; `expected` is the estimate for
+planning. Linear in the text; does not depend on chunks, voices or the model.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ FRAMES_PER_S = 25
 
 _TAG = re.compile(r"<SE(?:_[se])?>[^<]{0,80}</SE(?:_[se])?>|\[SPEAKER\d+\]")
 _SOUND_S = (0.2, 2.0, 10.0)
-"""A sound tag: at least, as a rule, at most."""
+"""Duration of a sound tag: minimum, typical, maximum."""
 _START_S = (0.0, 0.3, 3.0)
-"""Around any speech: breath, and the room in which a short line may differ from the rule."""
+"""Added to any text: minimum, typical, maximum. Short lines deviate more from the rates."""
 
 _KINDS: tuple[tuple[re.Pattern[str], tuple[float, float, float]], ...] = (
-    # Characters a second: fastest, as a rule, slowest. Digits stand for whole words.
+    # Characters per second: fastest, typical, slowest. A digit is read as a whole word.
     (re.compile(r"\d"), (12.0, 3.5, 1.2)),
     (re.compile(rf"[{HAN_KANA}]"), (12.0, 5.0, 2.0)),
     (re.compile(r"[\uac00-\ud7a3]"), (12.0, 5.5, 2.2)),
@@ -32,7 +32,7 @@ _KINDS: tuple[tuple[re.Pattern[str], tuple[float, float, float]], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class FrameBudget:
-    """Bounds of a take: shorter than `least` has lost text, longer than `most` does not end."""
+    """Bounds of a take in frames: below `least` text is missing, above `most` it did not end."""
 
     least: int
     expected: int
@@ -40,7 +40,7 @@ class FrameBudget:
 
 
 def frame_budget(text: str, frames_per_s: float = FRAMES_PER_S) -> FrameBudget:
-    """Bounds for a chunk's text, tags included as they stand."""
+    """Return the bounds for a chunk's text, including its tags."""
     sounds = len([tag for tag in _TAG.findall(text) if tag.startswith("<")])
     text = _TAG.sub(" ", text)
     seconds = [start + sounds * sound for start, sound in zip(_START_S, _SOUND_S, strict=True)]

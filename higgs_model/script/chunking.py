@@ -1,14 +1,14 @@
-"""Pieces of a script that the model speaks one after the other: normalised text in, `Chunk`s out.
+"""Splits a script into chunks, which are generated one after the other.
 
-Invariants: no chunk is blank; the chunks' `text`, blanks aside, is the normalised text, in order, nothing
-    lost or doubled; the time is linear in the text. `word` and `speaker` cut exactly where the reference
-    implementation does (`word` within each paragraph, which the reference means to do). `sentence` and `auto`
-    never pass a boundary between speakers, keep within the word budget, and leave no chunk under `MIN_WORDS`
-    beside one of the same speaker.
+In: text, which is normalized here. Out: `Chunk`s. Invariants: no chunk is blank; the concatenated `text` of the chunks,
+whitespace aside, is the normalized text; linear time. `word` and `speaker` split exactly where the reference
+implementation does (`word` within each paragraph, as the reference intends). `sentence` and `auto` never cross a
+boundary between speakers, keep within the word budget, and leave no chunk under `MIN_WORDS` next to one of the same
+speaker.
 
-`[pause:1.5s]` ends a chunk under every method, and is silence between chunks instead of text.
+`[pause:1.5s]` ends a chunk with every method, and becomes silence between chunks instead of text.
 
-Knows nothing of voices, tokens, or how long anything takes.
+Does not depend on voices, tokens or durations.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from higgs_model.script.normalize import finish, paragraphs
 ChunkMethod = Literal["auto", "sentence", "word", "speaker", "none"]
 Boundary = Literal["sentence", "paragraph", "turn", "pause", "end"]
 
-WORDS_PER_WORD_CHUNK = 200
+DEFAULT_MAX_WORDS_WORD = 200
 """The reference's default for `word`."""
-WORDS_PER_SENTENCE_CHUNK = 100
-"""Default for `sentence` and `auto`: some forty seconds, within which the model keeps its manner."""
+DEFAULT_MAX_WORDS_SENTENCE = 100
+"""Default for `sentence` and `auto`: about forty seconds, over which the model's style is consistent."""
 MIN_WORDS = 4
-"""Shorter pieces are unstable: the model swallows them or adds to them."""
+"""Shorter chunks are unstable: the model omits or adds words."""
 MAX_PAUSE_MS = 600_000
-_MOST_WORDS = 1000
-"""More than the model's whole length can hold; a greater budget for `sentence` and `auto` means this."""
+_MAX_BUDGET_WORDS = 1000
+"""More than fits into the model's context; budgets of `sentence` and `auto` are capped here."""
 
 SPEAKER_TAG = re.compile(r"\[(SPEAKER\d+)\]")
 _TURN_STARTS = ("[SPEAKER", "<|speaker_id_start|>")
@@ -42,23 +42,23 @@ _GAP = r"[^\S\n]{0,40}"
 _PAUSE = re.compile(
     rf"[\[【]{_GAP}pause{_GAP}[:：]{_GAP}(\d{{1,9}}(?:\.\d{{1,9}})?){_GAP}(ms|s){_GAP}[\]】]", re.IGNORECASE
 )
-"""Full-width marks too, since normalisation would make the others of them."""
+"""Full-width brackets and colons too, because normalization would convert them."""
 _PAUSE_LIKE = re.compile(rf"[\[【]{_GAP}pause{_GAP}[:：][^\[\]【】\n]{{0,40}}[\]】]?", re.IGNORECASE)
 _ONLY_TAGS = re.compile(rf"(?:\s*{SPEAKER_TAG.pattern})*\s*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """One user message.
+    """A chunk, which becomes one user message.
 
     Attributes:
-        index: place in the script, from 0.
-        text: its piece of the normalised text.
-        speakers: whose turns it holds, as tags (`SPEAKER0`), in order of appearance; empty for untagged text.
-        resumes: the speaker to be named again in front of the text, because the text goes on inside a turn.
-        boundary: what ends it; longer pauses belong after greater boundaries.
-        silence_before_ms: exact silence before the audio; only ever set on the first chunk.
-        silence_after_ms: exact silence after the audio, 0 where the script asks for none.
+        index: position in the script, from 0.
+        text: its part of the normalized text.
+        speakers: tags (`SPEAKER0`) of the speakers in it, in order of appearance; empty for untagged text.
+        resumes: the speaker whose tag is repeated before the text, because the chunk starts inside a turn.
+        boundary: what ends it; larger boundaries get longer pauses.
+        silence_before_ms: exact silence before the audio; only set on the first chunk.
+        silence_after_ms: exact silence after the audio; 0 unless the script has a pause there.
     """
 
     index: int
@@ -71,18 +71,18 @@ class Chunk:
 
     @property
     def prompt_text(self) -> str:
-        """What the user message says."""
+        """The content of the user message."""
         return f"[{self.resumes}] {self.text}" if self.resumes else self.text
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Text between two pauses, as normalised paragraphs."""
+    """Text between two pauses, as normalized paragraphs."""
 
     paragraphs: list[str]
     silence_before_ms: int
     speaker: str | None = None
-    """Who goes on speaking in it, until a tag says otherwise."""
+    """The current speaker at its start."""
 
     @property
     def text(self) -> str:
@@ -92,18 +92,18 @@ class _Part:
 @dataclasses.dataclass(frozen=True)
 class _Piece:
     text: str
-    """While pieces are still being merged, with the blanks that part it from the next."""
+    """During merging, with the whitespace before the next piece."""
     boundary: Boundary
-    renames: bool = False
-    """Whether a piece that starts inside a turn names its speaker again."""
+    repeats_tag: bool = False
+    """Whether a piece that starts inside a turn repeats its speaker's tag."""
     words: int = 0
-    said: int = 0
-    """Its words without the tags; both counted once, so that merging many short pieces stays linear."""
+    spoken_words: int = 0
+    """Words without tags. Both are counted once, so that merging many short pieces stays linear."""
 
     @classmethod
-    def counted(cls, text: str, boundary: Boundary) -> _Piece:
-        said = count_words(SPEAKER_TAG.sub(" ", text))
-        return cls(text, boundary, renames=True, words=count_words(text), said=said)
+    def with_counts(cls, text: str, boundary: Boundary) -> _Piece:
+        spoken_words = count_words(SPEAKER_TAG.sub(" ", text))
+        return cls(text, boundary, repeats_tag=True, words=count_words(text), spoken_words=spoken_words)
 
 
 def chunk_text(
@@ -113,23 +113,23 @@ def chunk_text(
     max_turns: int = 1,
     language: str | None = None,
 ) -> list[Chunk]:
-    """Cut a script.
+    """Split a script into chunks.
 
     Args:
-        text: as the user wrote it; it is normalised here.
-        max_words: None is the method's default.
-        max_turns: turns a chunk for `speaker` and `auto`.
-        language: two-letter code for sentence boundaries; None detects it where needed.
+        text: as the user wrote it.
+        max_words: None: the method's default.
+        max_turns: turns per chunk for `speaker` and `auto`.
+        language: two-letter code for sentence boundaries; None: detected if needed.
     """
     parts, trailing_ms = _split_pauses(text)
-    cut = _cutter(method, parts, max_words, max_turns, language)
+    split = _splitter(method, parts, max_words, max_turns, language)
     chunks: list[Chunk] = []
     speaker: str | None = None
     for part in parts:
         before_ms = part.silence_before_ms
         if chunks and before_ms:
             chunks[-1] = dataclasses.replace(chunks[-1], silence_after_ms=before_ms, boundary="pause")
-        for number, piece in enumerate(cut(dataclasses.replace(part, speaker=speaker))):
+        for number, piece in enumerate(split(dataclasses.replace(part, speaker=speaker))):
             tags = list(dict.fromkeys(SPEAKER_TAG.findall(piece.text)))
             inside_turn = speaker is not None and not piece.text.startswith("[SPEAKER")
             names = [speaker, *tags] if inside_turn and speaker is not None else tags
@@ -138,7 +138,7 @@ def chunk_text(
                     index=len(chunks),
                     text=piece.text,
                     speakers=tuple(dict.fromkeys(names)),
-                    resumes=speaker if inside_turn and (piece.renames or number == 0) else None,
+                    resumes=speaker if inside_turn and (piece.repeats_tag or number == 0) else None,
                     boundary=piece.boundary,
                     silence_before_ms=0 if chunks else before_ms,
                 )
@@ -149,23 +149,23 @@ def chunk_text(
     return chunks
 
 
-def pause_faults(text: str) -> Iterator[str]:
-    """What is wrong with the pauses of a text, in words."""
+def find_pause_errors(text: str) -> Iterator[str]:
+    """Yield errors in the pauses of a text."""
     for match in _PAUSE_LIKE.finditer(text):
         pause = _PAUSE.fullmatch(match[0])
         if pause is None:
-            yield f"{match[0]!r} is no pause; write for example [pause:1.5s] or [pause:300ms]"
+            yield f"{match[0]!r} is not a pause; write for example [pause:1.5s] or [pause:300ms]"
         elif _milliseconds(pause) > MAX_PAUSE_MS:
-            yield f"{match[0]!r} is longer than {MAX_PAUSE_MS // 1000} s, the longest pause there is"
+            yield f"{match[0]!r} is longer than {MAX_PAUSE_MS // 1000} s, the maximum"
 
 
-def without_pauses(text: str) -> str:
-    """The text with a blank in place of each pause."""
+def remove_pauses(text: str) -> str:
+    """Replace each pause by a space."""
     return _PAUSE.sub(" ", text)
 
 
-def spoken_turns(text: str) -> list[str]:
-    """The turns of normalised text, each with its tag: exactly the reference's `speaker` chunks."""
+def split_turns(text: str) -> list[str]:
+    """Split normalized text into turns with their tags: exactly the reference's `speaker` chunks."""
     turns: list[list[str]] = []
     for line in text.split("\n"):
         if not turns or line.startswith(_TURN_STARTS):
@@ -175,7 +175,7 @@ def spoken_turns(text: str) -> list[str]:
 
 
 def is_only_tags(text: str) -> bool:
-    """Whether a piece names speakers and then says nothing."""
+    """Return whether a text has speaker tags and nothing else."""
     return _ONLY_TAGS.fullmatch(text) is not None
 
 
@@ -184,9 +184,9 @@ def _milliseconds(pause: re.Match[str]) -> int:
 
 
 def _split_pauses(text: str) -> tuple[list[_Part], int]:
-    """The normalised parts between pauses, and the silence after the last. Pauses in a row add up.
+    """Return the normalized parts between pauses, and the silence after the last. Consecutive pauses add up.
 
-    A tag with nothing but a pause after it belongs to what follows the pause, or, at the end, to what came before.
+    A tag that is followed only by a pause belongs to the text after the pause or, at the end, to the text before.
     """
     pieces = _PAUSE.split(text)
     pauses = [_milliseconds(match) for match in _PAUSE.finditer(text)]
@@ -214,7 +214,7 @@ def _split_pauses(text: str) -> tuple[list[_Part], int]:
 _Cut = Callable[[_Part], Iterable[_Piece]]
 
 
-def _cutter(
+def _splitter(
     method: ChunkMethod, parts: list[_Part], max_words: int | None, max_turns: int, language: str | None
 ) -> _Cut:
     if method == "auto":
@@ -229,24 +229,24 @@ def _cutter(
     if method == "speaker":
         return functools.partial(_cut_speaker, turns=max_turns)
     if method == "word":
-        # The reference judges the whole text once; a paragraph of another language does not change the way.
-        by_meaning = languages.detect(finish("\n".join(part.text for part in parts))) == "zh"
-        limit = WORDS_PER_WORD_CHUNK if max_words is None else max_words
-        return functools.partial(_cut_word, max_words=limit, by_meaning=by_meaning)
+        # The reference detects the language of the whole text once, whatever its paragraphs are.
+        chinese = languages.detect(finish("\n".join(part.text for part in parts))) == "zh"
+        limit = DEFAULT_MAX_WORDS_WORD if max_words is None else max_words
+        return functools.partial(_cut_word, max_words=limit, chinese=chinese)
     return functools.partial(_cut_sentences, budget=_Budget.of(max_words), language=language)
 
 
 def _cut_speaker(part: _Part, turns: int) -> list[_Piece]:
-    found = spoken_turns(part.text)
+    found = split_turns(part.text)
     return [_Piece("\n".join(found[at : at + turns]), "turn") for at in range(0, len(found), turns)]
 
 
-def _cut_word(part: _Part, max_words: int, by_meaning: bool) -> list[_Piece]:
-    """The last chunk of a paragraph ends in an empty line, as in the reference."""
+def _cut_word(part: _Part, max_words: int, chinese: bool) -> list[_Piece]:
+    """Split by words; the last chunk of a paragraph ends with an empty line, as in the reference."""
     pieces: list[_Piece] = []
     for paragraph in part.paragraphs:
-        found = _chinese_words(paragraph) if by_meaning else paragraph.split(" ")
-        glue = "" if by_meaning else " "
+        found = _chinese_words(paragraph) if chinese else paragraph.split(" ")
+        glue = "" if chinese else " "
         texts: list[str] = []
         for at in range(0, len(found), max_words):
             text = glue.join(found[at : at + max_words])
@@ -264,7 +264,7 @@ def _segmenter() -> Callable[[str], Iterator[str]]:
     import jieba
 
     tokenizer = jieba.Tokenizer()
-    # Its own set-up would read a marshalled cache from the machine's common temporary folder.
+    # jieba's own initialization would unmarshal a cache file from the shared temporary folder.
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True
     cut: Callable[[str], Iterator[str]] = tokenizer.cut
@@ -282,18 +282,18 @@ class _Budget:
 
     @classmethod
     def of(cls, max_words: int | None) -> _Budget:
-        limit = min(WORDS_PER_SENTENCE_CHUNK if max_words is None else max_words, _MOST_WORDS)
+        limit = min(DEFAULT_MAX_WORDS_SENTENCE if max_words is None else max_words, _MAX_BUDGET_WORDS)
         return cls(max_words=limit, min_words=min(MIN_WORDS, max(1, limit // 2)))
 
 
 def _cut_turns(part: _Part, budget: _Budget, turns: int, language: str | None) -> list[_Piece]:
-    """Turns as they are where they fit; those that do not, by sentences."""
+    """Keep turns that fit into the budget, and split the others by sentences."""
     found = _tagged_turns(part.text)
     pieces: list[_Piece] = []
     for at in range(0, len(found), turns):
         group = found[at : at + turns]
         text = "\n".join(group)
-        whole = _Piece.counted(text + "\n", "turn")
+        whole = _Piece.with_counts(text + "\n", "turn")
         if whole.words <= budget.max_words:
             pieces.append(whole)
             continue
@@ -313,7 +313,7 @@ def _cut_sentences(part: _Part, budget: _Budget, language: str | None) -> list[_
 
 
 def _tagged_turns(text: str) -> list[str]:
-    """Like `spoken_turns`, but a tag inside a line starts a turn too; a tag alone goes with what follows."""
+    """Split like `split_turns`, but tags inside a line start turns too; a lone tag joins the following text."""
     starts = [match.start() for match in SPEAKER_TAG.finditer(text)]
     edges = sorted({0, *starts, len(text)})
     turns: list[str] = []
@@ -330,20 +330,20 @@ def _tagged_turns(text: str) -> list[str]:
 
 def _sentence_pieces(text: str, budget: _Budget, language: str | None, last: Boundary) -> list[_Piece]:
     *pieces, tail = sentences.pack(text, budget.max_words, language)
-    whole = [_Piece.counted(piece, "sentence") for piece in pieces]
-    return [*whole, _Piece.counted(tail + "\n", last)]
+    whole = [_Piece.with_counts(piece, "sentence") for piece in pieces]
+    return [*whole, _Piece.with_counts(tail + "\n", last)]
 
 
 def _join_short(pieces: list[_Piece], budget: _Budget, language: str | None, speaker: str | None) -> list[_Piece]:
-    """Merge pieces that are too short into the piece before, or after, of the same speaker.
+    """Merge pieces that are too short with a neighbour of the same speaker.
 
-    Where the two together pass the budget, they are cut anew, further from the end.
+    If the two together exceed the budget, they are split again, further from the end.
     """
     done: list[_Piece] = []
     before = speaker
     for piece in _with_words(pieces):
         speaker = _only_speaker(piece.text, before)
-        if done and speaker == before != "" and min(done[-1].said, piece.said) < budget.min_words:
+        if done and speaker == before != "" and min(done[-1].spoken_words, piece.spoken_words) < budget.min_words:
             done[-1:] = _merge(done[-1], piece, budget, language)
         else:
             done.append(piece)
@@ -352,7 +352,7 @@ def _join_short(pieces: list[_Piece], budget: _Budget, language: str | None, spe
 
 
 def _with_words(pieces: list[_Piece]) -> list[_Piece]:
-    """Pieces that only name speakers go with what follows, or, at the end, with what came before."""
+    """Merge pieces that contain only tags with the following piece or, at the end, the preceding one."""
     found: list[_Piece] = []
     bare: list[str] = []
     for piece in pieces:
@@ -361,7 +361,7 @@ def _with_words(pieces: list[_Piece]) -> list[_Piece]:
             found.append(piece)
             bare = []
         elif _has_words(piece.text):
-            found.append(piece if len(bare) == 1 else _Piece.counted("".join(bare), piece.boundary))
+            found.append(piece if len(bare) == 1 else _Piece.with_counts("".join(bare), piece.boundary))
             bare = []
     if bare:
         last = ["".join(bare)]
@@ -370,17 +370,17 @@ def _with_words(pieces: list[_Piece]) -> list[_Piece]:
             last.append(before.rstrip() + " ")
             if _has_words(before):
                 break
-        found.append(_Piece.counted("".join(reversed(last)), pieces[-1].boundary))
+        found.append(_Piece.with_counts("".join(reversed(last)), pieces[-1].boundary))
     return found
 
 
 def _has_words(text: str) -> bool:
-    """Whether there is anything to say in it besides tags and punctuation."""
+    """Return whether a text has more than tags and punctuation."""
     return re.search(r"\w", SPEAKER_TAG.sub("", text)) is not None
 
 
 def _only_speaker(text: str, before: str | None) -> str | None:
-    """Who speaks the whole piece; None while nobody was named, "" when there are several."""
+    """Return the only speaker of a piece; None without any tag so far, "" for several speakers."""
     tags = set(SPEAKER_TAG.findall(text))
     if not text.startswith("[SPEAKER"):
         tags |= {before} if before is not None else set()
@@ -389,11 +389,12 @@ def _only_speaker(text: str, before: str | None) -> str | None:
 
 def _merge(first: _Piece, second: _Piece, budget: _Budget, language: str | None) -> list[_Piece]:
     text = first.text + second.text
-    words, said = first.words + second.words, first.said + second.said
+    words = first.words + second.words
+    spoken_words = first.spoken_words + second.spoken_words
     if words <= budget.max_words:
-        return [_Piece(text, second.boundary, renames=True, words=words, said=said)]
-    # Tags take room and say nothing, so where there are some, a piece needs more to be long enough.
+        return [_Piece(text, second.boundary, repeats_tag=True, words=words, spoken_words=spoken_words)]
+    # Tags count towards the budget without being spoken, so pieces with tags need more words.
     tags = len(SPEAKER_TAG.findall(text))
     min_words = max(budget.min_words, min(budget.min_words + tags, budget.max_words // 2))
     head, tail = sentences.split_in_two(text, budget.max_words, min_words, language)
-    return [_Piece.counted(head, "sentence"), _Piece.counted(tail, second.boundary)]
+    return [_Piece.with_counts(head, "sentence"), _Piece.with_counts(tail, second.boundary)]

@@ -1,10 +1,10 @@
-"""Text as the checkpoint was trained on it: any Unicode in, the reference implementation's normalisation out.
+"""Normalizes text to the form of the training data, as the reference implementation does.
 
-The tables are facts of the training data, so nothing is added to them, however tempting. `normalize` is total
-and linear, and `normalize(text) == finish("\\n".join(paragraphs(text)))`: the reference drops blank lines
-before it looks for paragraphs, so here they are found first and kept apart for whoever cuts by them.
+The tables are facts about the training data, so nothing may be added to them. `normalize` accepts any Unicode and is
+linear, and `normalize(text) == finish("\n".join(paragraphs(text)))`: the reference drops blank lines before it looks
+for paragraphs, so here paragraphs are found first, for chunking.
 
-Knows nothing of speakers, pauses, chunks or the model's special tokens (see `prompt.user_text` for those).
+Does not depend on speakers, pauses, chunks or special tokens (see `prompt.escape_user_text` for those).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SOUND_TAGS = {
     "[cheering]": "<SE>[Cheering]</SE>",
     "[cough]": "<SE>[Cough]</SE>",
 }
-"""What a user writes, and what the model knows it as."""
+"""Sound tags as users write them, and as the model was trained on them."""
 
 _REPLACED = _UNITS | SOUND_TAGS
 _REPLACED_RE = re.compile("|".join(map(re.escape, _REPLACED)))
@@ -64,12 +64,12 @@ _ENDINGS = (".", "!", "?", ",", ";", '"', "'", "</SE_e>", "</SE>")
 
 
 def normalize(text: str) -> str:
-    """The whole text on lines without blank ones between, ended by punctuation or a closing sound tag."""
+    """Return the text without blank lines, ending with punctuation or a closing sound tag."""
     return finish("\n".join(paragraphs(text)))
 
 
 def paragraphs(text: str) -> list[str]:
-    """Normalised paragraphs, none empty; lines inside a paragraph stay lines. The last is not yet ended."""
+    """Return normalized, non-empty paragraphs that keep their lines; `finish` is not applied."""
     text = _REPLACED_RE.sub(lambda match: _REPLACED[match[0]], text.translate(_CHARACTERS))
     found: list[str] = []
     lines: list[str] = []
@@ -84,5 +84,5 @@ def paragraphs(text: str) -> list[str]:
 
 
 def finish(text: str) -> str:
-    """Put a full stop where the text ends in nothing that the model takes for an end."""
+    """Append a full stop unless the text already ends with punctuation."""
     return text if text.endswith(_ENDINGS) else text + "."

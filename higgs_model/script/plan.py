@@ -1,9 +1,8 @@
-"""What will be said in one script, by whom, and with what in front of it.
+"""Plans a script: its chunks, their voices, and what precedes each chunk in its prompt.
 
-A `Script` and its voices in, a `Plan` out; then `Prompter.prompt` gives the prompt of chunk n from the takes
-of the chunks before it. References are always in front; generated chunks are dropped oldest first, until the
-prompt and the longest allowed answer fit the model. `dry_run` says the same without a model, with expected
-lengths for the takes.
+In: a `Script` and its voices. Out: a `Plan`; `Prompter.prompt` then builds the prompt of chunk n from the takes of the
+chunks before it. References are always included; generated chunks are dropped oldest first, until the prompt and the
+longest allowed answer fit the model. `dry_run` does the same without a model, with expected lengths for the takes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from higgs_model.errors import BadInput
 from higgs_model.script.budget import FRAMES_PER_S, frame_budget
 from higgs_model.script.chunking import Chunk
-from higgs_model.script.languages import unknown_language_warning
+from higgs_model.script.languages import unsupported_language_warning
 from higgs_model.script.prompt import (
     Encoder,
     Message,
@@ -33,24 +32,24 @@ if TYPE_CHECKING:
     from higgs_model.script.prompt import Codes
 
 MODEL_LENGTH = 8192
-"""Positions that the published model is served with."""
+"""Context length with which the published model is served."""
 NUM_CODEBOOKS = 8
 
 _BYTES_PER_TOKEN = 4
-"""A guess for the dry run, which has no tokenizer: true of English, and a little low of Chinese."""
+"""Estimate for the dry run, which has no tokenizer: right for English, slightly low for Chinese."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A script, ready to be spoken.
+    """A script ready for synthesis.
 
     Attributes:
-        chunks: what is said, in order.
-        references: the messages in front of everything.
-        voices: the recordings that the references name, by name.
-        context_chunks: how many takes stay in front; None: as many as fit.
-        max_frames: for each chunk, the longest take.
-        warnings: what the user should know, in words.
+        chunks: in order.
+        references: the messages that precede all chunks.
+        voices: reference recordings by name.
+        context_chunks: how many generated chunks remain in the prompt; None: as many as fit.
+        max_frames: maximum frames of each chunk's take.
+        warnings: messages for the author of the script.
     """
 
     script: Script
@@ -69,17 +68,17 @@ class Plan:
         lexicon: Lexicon | None = None,
         frames_per_s: float = FRAMES_PER_S,
     ) -> Plan:
-        """Cut the text and find the voices.
+        """Split the text and look up the voices.
 
         Raises:
-            BadInput: a voice is not there, or cannot be used.
+            BadInput: a voice does not exist, or cannot be used.
         """
         references = script.references(voices)
         warnings: list[str] = list(script.warnings())
         for name, voice in references.recordings.items():
             warnings += [f"voice {name!r}: {warning}" for warning in voice.warnings()]
         chunks = script.chunks(lexicon)
-        if language_warning := unknown_language_warning(script.tagged_text(), script.language):
+        if language_warning := unsupported_language_warning(script.tagged_text(), script.language):
             warnings.append(language_warning)
         budgets = [frame_budget(chunk.prompt_text, frames_per_s).most for chunk in chunks]
         return cls(
@@ -93,15 +92,15 @@ class Plan:
         )
 
     def dry_run(self, max_length: int = MODEL_LENGTH) -> list[dict[str, object]]:
-        """One record a chunk, as `--dry-run` prints it; takes are given their expected length.
+        """Return one record per chunk, as `--dry-run` prints it, with expected lengths for takes.
 
         Raises:
-            BadInput: the references alone are longer than the model's length.
+            BadInput: the references alone exceed the context length.
         """
         pairs = [(chunk_message(chunk.prompt_text), take_message(chunk.index)) for chunk in self.chunks]
         takes = [_stream_length(frame_budget(chunk.prompt_text).expected) for chunk in self.chunks]
-        sizes = [_token_guess(said) for said, _ in pairs]
-        references = sum(_token_guess(message) for message in self.references)
+        sizes = [_estimate_tokens(user) for user, _ in pairs]
+        references = sum(_estimate_tokens(message) for message in self.references)
         for message in self.references:
             references += sum(_stream_length(_reference_frames(self.voices[name])) for name in message.clips)
         if references > max_length:
@@ -135,7 +134,7 @@ class Plan:
         return [*messages, chunk_message(self.chunks[index].prompt_text)]
 
     def _first_in_context(self, index: int, room: int, size: Callable[[int], int]) -> int:
-        """The oldest chunk that may stay, going back from `index` while its size fits the room."""
+        """Return the oldest chunk that remains in context, going back from `index` while there is room."""
         oldest = 0 if self.context_chunks is None else max(0, index - self.context_chunks)
         first = index
         while first > oldest and size(first - 1) <= room:
@@ -145,12 +144,12 @@ class Plan:
 
 
 class Prompter:
-    """The prompts of one plan, for one model's tokenizer.
+    """Builds the prompts of one plan for a model's tokenizer.
 
     Args:
-        codes: gives the codes of a reference recording.
-        num_codebooks: the delay pattern makes a clip longer by this and one.
-        force_audio: append `<|audio_out_bos|>`, so that the model cannot answer in text.
+        codes: encodes reference recordings.
+        num_codebooks: with the delay pattern, a clip is this much plus one frame longer.
+        force_audio: append `<|audio_out_bos|>`, so that the model cannot answer with text.
     """
 
     def __init__(
@@ -177,17 +176,16 @@ class Prompter:
         self._references: list[Codes] = []
         for name in self._names:
             if codes is None:
-                raise BadInput(f"voice {name!r} is a recording, and there is no codec to read it with")
+                raise BadInput(f"voice {name!r} is a recording, but there is no codec to encode it")
             self._references.append(codes.get(plan.voices[name]))
         self._chunk_ids: dict[int, list[int]] = {}
         self._take_ids = self._encoder.message(take_message(0))
 
     def prompt(self, index: int, takes: Sequence[Codes | None]) -> Prompt:
-        """What the model is given for chunk `index`.
+        """Build the prompt of chunk `index`.
 
         Args:
-            takes: codes (K, T) of the chunks before it; None where a chunk has no audio, and so no place in
-                context.
+            takes: codes (K, T) of the chunks before it; None for chunks that must not be in the context.
 
         Raises:
             BadInput: the references and the chunk leave no room for an answer.
@@ -216,7 +214,7 @@ class Prompter:
         )
 
     def _answer_frames(self, index: int, fixed: int) -> int:
-        """The chunk's limit, or what the model's length leaves of it if that is enough to say the text."""
+        """Return the chunk's frame limit, reduced to what fits if that is enough for its text."""
         text = self._plan.chunks[index].prompt_text
         limit = self._plan.max_frames[index]
         left = self._max_length - fixed - self._answer_length(0)
@@ -244,19 +242,19 @@ class Prompter:
         return _stream_length(codes.shape[1], self._num_codebooks)
 
     def _answer_length(self, frames: int) -> int:
-        """An answer ends with `<|audio_eos|>` and the end of the message."""
+        """Positions of an answer, which ends with `<|audio_eos|>` and the end of the message."""
         return _stream_length(frames, self._num_codebooks) + 2
 
 
 def _stream_length(frames: int, num_codebooks: int = NUM_CODEBOOKS) -> int:
-    """Positions of a clip in delayed form: a BOS and an EOS frame, and one more for each further codebook."""
+    """Return the positions of a clip in delayed form: with BOS, EOS, and one more per additional codebook."""
     return frames + 2 + num_codebooks - 1
 
 
-def _token_guess(message: Message) -> int:
+def _estimate_tokens(message: Message) -> int:
     return len(message.text.encode()) // _BYTES_PER_TOKEN
 
 
 def _reference_frames(voice: Voice) -> int:
-    """Expected frames of a recording that nobody has encoded yet, by its length on disk."""
+    """Estimate the frames of a recording that has not been encoded, from its duration."""
     return round(voice.duration_s * FRAMES_PER_S)

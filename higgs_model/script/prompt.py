@@ -1,10 +1,10 @@
-"""ChatML: what stands in front of the model when it speaks a chunk, as text, as token ids, and as codes.
+"""ChatML prompts: the text, token ids and codes that precede the model's answer for a chunk.
 
-Messages in, `Prompt`s out. The text and the ids are the reference implementation's, piece by piece: it
-encodes each header, each stretch of text and each end of message by itself. User text enters through
-`user_text` only, so no special token can ever come from it; `encode` proves that after the fact.
+In: messages. Out: `Prompt`s. Text and ids equal the reference implementation's, piece by piece: it encodes each header,
+each part of the content and each end of message separately. User text enters only through `escape_user_text`, so it can
+never become a special token; `Encoder` verifies that for every piece.
 
-Knows nothing of rows, chunk methods or where codes come from.
+Does not depend on rows, chunk methods or the origin of codes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 BEGIN = "<|begin_of_text|>"
 END_OF_MESSAGE = "<|eot_id|>"
-MORE_FOLLOWS = "<|eom_id|>"
-"""Ends a message of the assistant after which it goes on with another."""
+END_OF_PART = "<|eom_id|>"
+"""Ends an assistant message that is followed by another one."""
 SCENE_START = "<|scene_desc_start|>"
 SCENE_END = "<|scene_desc_end|>"
 
@@ -39,8 +39,8 @@ SEVERAL_VOICES_INSTRUCTION = (
     "following text, using the specified voice.\n"
     "If no speaker tag is present, select a suitable voice on your own."
 )
-UNVOICED_SPEAKERS = ("feminine", "masculine")
-"""What speakers without a voice are called, in turn."""
+DEFAULT_SPEAKER_DESCRIPTIONS = ("feminine", "masculine")
+"""Descriptions of speakers without a voice, alternating."""
 
 Role = Literal["system", "user", "assistant"]
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
@@ -48,35 +48,35 @@ _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
 class Tokenizer(Protocol):
-    """What is asked of a transformers tokenizer."""
+    """The part of transformers' tokenizer interface that is used here."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Ids of the text; special tokens in it become their ids."""
+        """Return the ids of a text, in which special tokens are recognized."""
 
     def get_added_vocab(self) -> dict[str, int]:
-        """All special tokens and their ids."""
+        """Return all special tokens with their ids."""
 
     def convert_tokens_to_ids(self, tokens: str) -> int:
-        """The id of one token."""
+        """Return the id of one token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A place in a message for audio: a voice's name, or `chunk0`, `chunk1`, …"""
+    """A placeholder for audio in a message: a voice's name, or `chunk0`, `chunk1`, …"""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn of the conversation; each string of `content` is encoded by itself."""
+    """One message of the conversation; each string of `content` is encoded separately."""
 
     role: Role
     content: tuple[str | Clip, ...]
     end: str = END_OF_MESSAGE
 
     def pieces(self) -> Iterator[str]:
-        """The message as the reference encodes it, piece by piece."""
+        """Yield the pieces that the reference encodes separately."""
         yield header(self.role)
         for part in self.content:
             yield part if isinstance(part, str) else _placeholder(self.role)
@@ -84,24 +84,24 @@ class Message:
 
     @functools.cached_property
     def text(self) -> str:
-        """The whole message as ChatML."""
+        """The message as ChatML."""
         return "".join(self.pieces())
 
     @functools.cached_property
     def clips(self) -> tuple[str, ...]:
-        """Names of the audio in it, in order."""
+        """The names of its audio, in order."""
         return tuple(part.name for part in self.content if isinstance(part, Clip))
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeakerVoice:
-    """A speaker's voice as the prompt shows it: a recording with its transcript, or a description.
+    """A speaker's voice in a prompt: a recording with its transcript, or a description.
 
     Attributes:
         tag: `SPEAKER0`, …
-        name: what the recording is called in `Prompt.audio`.
-        description: stands in place of a recording.
-        transcript: what the recording says.
+        name: of the recording in `Prompt.audio`.
+        description: instead of a recording.
+        transcript: of the recording.
     """
 
     tag: str
@@ -112,18 +112,16 @@ class SpeakerVoice:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """Everything that the model is given for one chunk.
+    """The prompt of one chunk.
 
     Attributes:
         text: the full ChatML text, up to and including the assistant's header.
-        token_ids: its ids, one placeholder a clip; with `force_audio`, `<|audio_out_bos|>` after it.
-        audio: names of what fills the placeholders, in order.
-        codes: the same as codes (K, T), not yet delayed.
-        num_positions: places it takes in the model: ids, and clips in delayed form instead of their
-            placeholders.
-        max_frames: how many frames the answer may have.
-        first_context_chunk: the oldest chunk that is still in front of the model; the chunk's own index if
-            none is.
+        token_ids: its ids, with one placeholder per clip, and `<|audio_out_bos|>` at the end with `force_audio`.
+        audio: names of the clips, in order.
+        codes: codes (K, T) of the clips, without the delay pattern.
+        num_positions: length in the model: ids, and clips in delayed form in place of their placeholders.
+        max_frames: maximum frames of the answer.
+        first_context_chunk: the oldest chunk in the prompt; the chunk's own index if there is none.
     """
 
     text: str
@@ -135,13 +133,13 @@ class Prompt:
     first_context_chunk: int
 
 
-def user_text(text: str) -> str:
-    """Text that can be put anywhere in a prompt: `<|` is parted; control characters and half characters go."""
-    return _SURROGATES.sub("", without_controls(text)).replace("<|", "< |")
+def escape_user_text(text: str) -> str:
+    """Make text safe for a prompt: split `<|`, and remove control characters and surrogates."""
+    return _SURROGATES.sub("", remove_control_characters(text)).replace("<|", "< |")
 
 
-def without_controls(text: str) -> str:
-    """The text without control characters that are no blanks."""
+def remove_control_characters(text: str) -> str:
+    """Remove control characters other than whitespace."""
     return _CONTROLS.sub("", text)
 
 
@@ -152,46 +150,46 @@ def reference_messages(
     *,
     in_system: bool = False,
 ) -> list[Message]:
-    """The messages before the script's own.
+    """Build the messages that precede the script's own.
 
     Args:
-        scene: description of the surroundings.
-        voices: in the order of the speakers' numbers.
-        speaker_tags: the speakers of the script, described where no voice is given at all.
-        in_system: recordings go into the system message; forced by any described voice.
+        scene: description of the scene.
+        voices: ordered by speaker number.
+        speaker_tags: the script's speakers, who get default descriptions if there are no voices.
+        in_system: put recordings into the system message; implied by any described voice.
     """
-    scene = user_text(scene or "").strip() or None
+    scene = escape_user_text(scene or "").strip() or None
     if not voices:
         return [_system_without_voices(scene, speaker_tags)]
     if in_system or any(voice.description is not None for voice in voices):
         return [_system_with_voices(scene, voices)]
-    # A transcript names its speaker where there is more than one voice, or one that is not the first speaker's.
+    # Transcripts are tagged unless the only voice is the first speaker's.
     tagged = [voice.tag for voice in voices] != ["SPEAKER0"]
     messages = [Message("system", (f"{INSTRUCTION}\n\n{_scene_block(scene)}",))] if scene else []
     for voice in voices:
-        transcript = user_text(voice.transcript or "").strip()
-        said = f"[{voice.tag}] {transcript}" if tagged else transcript
-        messages += [Message("user", (said,)), Message("assistant", (Clip(voice.name),))]
+        transcript = escape_user_text(voice.transcript or "").strip()
+        content = f"[{voice.tag}] {transcript}" if tagged else transcript
+        messages += [Message("user", (content,)), Message("assistant", (Clip(voice.name),))]
     return messages
 
 
 def chunk_message(text: str) -> Message:
-    """The user message of a chunk."""
-    return Message("user", (user_text(text),))
+    """Return the user message of a chunk."""
+    return Message("user", (escape_user_text(text),))
 
 
 def take_message(index: int) -> Message:
-    """The assistant message that holds what was generated for a chunk."""
+    """Return the assistant message with the take of a chunk."""
     return Message("assistant", (Clip(f"chunk{index}"),))
 
 
 def render(messages: Sequence[Message]) -> str:
-    """The full ChatML text, ending in the assistant's header."""
+    """Return the full ChatML text, ending with the assistant's header."""
     return BEGIN + "".join(message.text for message in messages) + header("assistant")
 
 
 def header(role: Role) -> str:
-    """Opens a message."""
+    """Return the header of a message."""
     return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
 
 
@@ -208,7 +206,8 @@ def _scene_block(inside: str) -> str:
 def _system_without_voices(scene: str | None, speaker_tags: Sequence[str]) -> Message:
     if len(speaker_tags) > 1:
         described = "\n".join(
-            f"{tag}: {UNVOICED_SPEAKERS[at % len(UNVOICED_SPEAKERS)]}" for at, tag in enumerate(speaker_tags)
+            f"{tag}: {DEFAULT_SPEAKER_DESCRIPTIONS[at % len(DEFAULT_SPEAKER_DESCRIPTIONS)]}"
+            for at, tag in enumerate(speaker_tags)
         )
         inside = f"{scene}\n\n{described}" if scene else described
         return Message("system", (f"{SEVERAL_VOICES_INSTRUCTION}\n\n{_scene_block(inside)}",))
@@ -216,7 +215,7 @@ def _system_without_voices(scene: str | None, speaker_tags: Sequence[str]) -> Me
 
 
 def _system_with_voices(scene: str | None, voices: Sequence[SpeakerVoice]) -> Message:
-    """Text up to each recording is one piece, as in the reference."""
+    """Build the system message; the text up to each recording is one piece, as in the reference."""
     content: list[str | Clip] = []
     text = f"{INSTRUCTION}\n\n{SCENE_START}\n" + (f"{scene}\n\n" if scene else "")
     for at, voice in enumerate(voices):
@@ -225,13 +224,13 @@ def _system_with_voices(scene: str | None, voices: Sequence[SpeakerVoice]) -> Me
             content += [text, Clip(voice.name)]
             text = ""
         else:
-            text += user_text(voice.description)
+            text += escape_user_text(voice.description)
     content.append(f"{text}\n{SCENE_END}")
     return Message("system", tuple(content))
 
 
 class Encoder:
-    """Messages as token ids, with the proof that every special id was put there by us."""
+    """Encodes messages, and verifies that user text contributed no special token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -241,32 +240,32 @@ class Encoder:
         self._special_re = re.compile("|".join(map(re.escape, known)) or r"(?!)")
         missing = [token for token in (BEGIN, END_OF_MESSAGE, *_AUDIO_TOKENS) if token not in added]
         if missing:
-            raise BadInput(f"the tokenizer has no special token {missing[0]!r}; it is not Higgs Audio's")
+            raise BadInput(f"the tokenizer has no special token {missing[0]!r}; it is not a Higgs Audio tokenizer")
         self.audio_out_bos_id: int = added[tokens.AUDIO_OUT_BOS]
 
     def message(self, message: Message, *, first: bool = False) -> list[int]:
-        """Ids of one message; `first` opens the text."""
+        """Return the ids of a message; `first` prepends the beginning of text."""
         return [token_id for piece in self.pieces(message, first=first) for token_id in piece]
 
     def pieces(self, message: Message, *, first: bool = False) -> list[list[int]]:
-        """Ids of one message, those of the header, of each part of the content, and of the end by themselves."""
+        """Return the ids of a message by piece: header, each part of the content, end."""
         return [
             self._piece((BEGIN if first and number == 0 else "") + piece)
             for number, piece in enumerate(message.pieces())
         ]
 
     def header(self) -> list[int]:
-        """Ids of the assistant's header, where the answer begins."""
+        """Return the ids of the assistant's header."""
         return self._piece(header("assistant"))
 
     def _piece(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        wanted = [token for token in self._special_re.findall(text) if token in _OURS]
+        expected = [token for token in self._special_re.findall(text) if token in _PROMPT_TOKENS]
         got = sum(token_id in self._special_ids for token_id in ids)
-        if got != len(wanted):
+        if got != len(expected):
             raise BadInput(
-                f"the text has {got - len(wanted)} special token(s) of this tokenizer in it, "
-                f"near {text[:60]!r}; write them differently"
+                f"the text has {got - len(expected)} special token(s) of this tokenizer "
+                f"near {text[:60]!r}; spell them differently"
             )
         return ids
 
@@ -279,12 +278,12 @@ _AUDIO_TOKENS = (
     tokens.AUDIO_OUT,
 )
 _SOUND_MARKS = tuple(f"<{slash}SE{kind}>" for slash in ("", "/") for kind in ("", "_s", "_e"))
-"""Normalisation makes them of sound tags; a tokenizer may hold them as tokens of their own."""
-_OURS = frozenset(
+"""Normalized sound tags, which a tokenizer may have as special tokens."""
+_PROMPT_TOKENS = frozenset(
     (
         BEGIN,
         END_OF_MESSAGE,
-        MORE_FOLLOWS,
+        END_OF_PART,
         SCENE_START,
         SCENE_END,
         "<|start_header_id|>",

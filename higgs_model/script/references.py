@@ -1,7 +1,7 @@
-"""The voices of one script: which they are, and the messages that show them to the model.
+"""The voices of one script, and the messages that present them to the model.
 
-`VoiceChoice`s in, `References` out, for whoever makes prompts and whoever asks whether two scripts sound the
-same. A recording without a transcript cannot stand as a turn, so then all recordings go into the system message.
+In: `VoiceChoice`s. Out: `References`, for prompts and for content hashes. A recording without a transcript cannot be a
+turn, so then all recordings go into the system message.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from higgs_model.script.prompt import Message, SpeakerVoice, reference_messages
 if TYPE_CHECKING:
     from higgs_model.script.voices import Voice, Voices
 
-ONE_OFF_VOICE = "ref_audio"
-"""What a one-off recording is called among the audio of a prompt."""
+REFERENCE_NAME = "ref_audio"
+"""The name, in a prompt's audio, of a reference recording that belongs to the row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VoiceChoice:
-    """A speaker's voice as the row names it: a library's name, a profile, a description or a recording."""
+    """A speaker's voice in a row: a name in the library, a profile, a description, or a recording."""
 
     tag: str
     name: str
@@ -32,8 +32,8 @@ class VoiceChoice:
     ref_text: str | None = None
 
     @classmethod
-    def named(cls, tag: str, voice: str) -> VoiceChoice:
-        """`profile:NAME`, a description with spaces in it, or a recording's name."""
+    def parse(cls, tag: str, voice: str) -> VoiceChoice:
+        """Parse `profile:NAME`, a description (anything with spaces), or a recording's name."""
         if voice.startswith("profile:"):
             return cls(tag, voice, profile=voice.removeprefix("profile:").strip())
         if re.search(r"\s", voice.strip()):
@@ -43,18 +43,18 @@ class VoiceChoice:
 
 @dataclasses.dataclass(frozen=True)
 class References:
-    """What stands in front of all chunks.
+    """The messages that precede all chunks.
 
     Attributes:
         messages: in order.
-        recordings: what fills their places for audio, by name; empty where no library was asked.
+        recordings: the recordings in them, by name; empty without a library.
     """
 
     messages: tuple[Message, ...]
     recordings: dict[str, Voice]
 
     @classmethod
-    def of(
+    def from_choices(
         cls,
         choices: Sequence[VoiceChoice],
         voices: Voices | None,
@@ -63,31 +63,31 @@ class References:
         speaker_tags: Sequence[str],
         in_system: bool,
     ) -> References:
-        """Find the voices.
+        """Look up the voices and build the messages.
 
         Args:
-            voices: where they are; None lets names stand for what they name.
+            voices: the voice library; None uses names in place of content.
 
         Raises:
-            BadInput: a voice is not there, or cannot be read.
+            BadInput: a voice does not exist, or cannot be read.
         """
         recordings: dict[str, Voice] = {}
-        shown = [_shown(choice, voices, recordings) for choice in choices]
-        untold = any(voice.description is None and voice.transcript is None for voice in shown)
-        messages = reference_messages(scene, shown, speaker_tags, in_system=in_system or untold)
+        resolved = [_resolve(choice, voices, recordings) for choice in choices]
+        has_untranscribed = any(voice.description is None and voice.transcript is None for voice in resolved)
+        messages = reference_messages(scene, resolved, speaker_tags, in_system=in_system or has_untranscribed)
         return cls(tuple(messages), recordings)
 
 
-def _shown(choice: VoiceChoice, voices: Voices | None, recordings: dict[str, Voice]) -> SpeakerVoice:
-    name = ONE_OFF_VOICE if choice.ref_audio is not None else choice.name
+def _resolve(choice: VoiceChoice, voices: Voices | None, recordings: dict[str, Voice]) -> SpeakerVoice:
+    name = REFERENCE_NAME if choice.ref_audio is not None else choice.name
     if choice.description is not None:
         return SpeakerVoice(choice.tag, name, description=choice.description)
     if choice.profile is not None:
         text = f"profile:{choice.profile}" if voices is None else voices.profile(choice.profile)
         return SpeakerVoice(choice.tag, name, description=text)
     if voices is None:
-        itself = choice.name if choice.ref_audio is None else choice.ref_text
-        return SpeakerVoice(choice.tag, choice.ref_audio or name, transcript=itself)
+        placeholder = choice.name if choice.ref_audio is None else choice.ref_text
+        return SpeakerVoice(choice.tag, choice.ref_audio or name, transcript=placeholder)
     if choice.ref_audio is not None:
         recordings[name] = voices.one_off(choice.ref_audio, choice.ref_text)
     else:

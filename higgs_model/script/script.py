@@ -1,14 +1,14 @@
-"""The script: a manifest row or a request's body, checked, and everything that follows from it alone.
+"""The script: a validated manifest row or request body, and everything that follows from it alone.
 
-A mapping in; a `Script`, or one `ValidationError` that holds every fault of the row in words (`faults` lists
-them). Any value of any type is a fault at worst, never another exception, and takes linear time. Columns that
-are not the script's are ignored. Missing, null and NaN are the same.
+In: a mapping. Out: a `Script`, or one `ValidationError` with every error of the row (`error_messages` lists them). Any
+value of any type is a validation error at worst, never another exception, and validation takes linear time. Unknown
+columns are ignored. Missing, null and NaN values are equivalent.
 
-`content_hash` changes exactly when the audio could: two rows with the same prompts, pauses, voices and
-sampling have the same hash, however they were written. The id and whatever else the row holds do not count,
-so a seed that a row does not give must not be drawn from the id.
+`content_hash` changes exactly when the audio could: two rows with the same prompts, pauses, voices and sampling
+parameters have the same hash, however they were written. The id and unknown columns do not count, so a missing seed
+must not be derived from the id.
 
-Knows nothing of files or tokens, and of a voice library only that it may be asked.
+Does not depend on files or tokens; a voice library is only queried.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from higgs_model.script import chunking
 from higgs_model.script.chunking import SPEAKER_TAG, Chunk, ChunkMethod
 from higgs_model.script.normalize import SOUND_TAGS
-from higgs_model.script.prompt import Clip, user_text
-from higgs_model.script.references import ONE_OFF_VOICE, References, VoiceChoice
-from higgs_model.script.row import SPEAKER, plain_row, row_faults
+from higgs_model.script.prompt import Clip, escape_user_text
+from higgs_model.script.references import REFERENCE_NAME, References, VoiceChoice
+from higgs_model.script.row import SPEAKER, find_row_errors, normalize_row
 from higgs_model.script.spoken import Lexicon, spoken_forms
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _MAX_SEED = 2**63 - 1
 
 
 class Turn(BaseModel):
-    """What one speaker says in a row."""
+    """One speaker's turn in a row."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, hide_input_in_errors=True)
 
@@ -55,7 +55,7 @@ class Turn(BaseModel):
 
 
 class Script(BaseModel):
-    """One row of the manifest. The fields are documented in the README, with the manifest's columns."""
+    """One row of the manifest. For the fields see the columns in jobs/README.md."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, hide_input_in_errors=True)
 
@@ -85,47 +85,47 @@ class Script(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _check_all(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Faults of fields and between fields together, where pydantic would stop after the first kind."""
+        """Report errors of fields and between fields together, where pydantic would stop after the former."""
         if isinstance(data, Script):
             return handler(data)
         if not isinstance(data, Mapping):
-            raise _error([((), "a script is a mapping of column names to values")])
-        row, twice = plain_row(data, cls.model_fields)
-        details: list[tuple[tuple[int | str, ...], str]] = [((column,), message) for column, message in twice]
+            raise _error([((), "wanted a mapping of column names to values")])
+        row, duplicates = normalize_row(data, cls.model_fields)
+        details: list[tuple[tuple[int | str, ...], str]] = [((column,), message) for column, message in duplicates]
         script: Self | None = None
         try:
             script = handler(row)
         except ValidationError as error:
             found = error.errors(include_url=False, include_context=False, include_input=False)
-            details += [(fault["loc"], fault["msg"]) for fault in found]
+            details += [(item["loc"], item["msg"]) for item in found]
         failed = {location[0] for location, _ in details if location}
         known = {name: value for name, value in row.items() if name not in failed}
-        details += [((column,), message) for column, message in row_faults(known, failed)]
+        details += [((column,), message) for column, message in find_row_errors(known, failed)]
         if details or script is None:
             raise _error(details)
         return script
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
-        """The same script, with a job's settings where the row gives none."""
-        given = self.model_dump(exclude_none=True)
-        return type(self).model_validate({**defaults, **given})
+        """Return a copy with defaults for fields that the row does not set."""
+        values = self.model_dump(exclude_none=True)
+        return type(self).model_validate({**defaults, **values})
 
     def tagged_text(self) -> str:
-        """The script as one text, its turns with tags."""
+        """Return the script as one text, with tagged turns."""
         if self.turns is None:
             return (self.text or "").strip()
         return "\n".join(f"[{self._tags[turn.speaker]}] {turn.text.strip()}" for turn in self.turns)
 
     def speaker_tags(self) -> list[str]:
-        """The speakers in the order in which the reference lists them: by text, so 10 comes before 2."""
+        """Return the speakers' tags in the reference's order, which is alphabetical: 10 comes before 2."""
         return sorted(set(SPEAKER_TAG.findall(self.tagged_text())))
 
     def speaker_name(self, tag: str) -> str:
-        """What the row calls the speaker of a tag."""
+        """Return the row's name of the speaker with a tag."""
         return self._names.get(tag, tag)
 
     def chunks(self, lexicon: Lexicon | None = None) -> list[Chunk]:
-        """The pieces of the script, in order."""
+        """Split the script into chunks."""
         text = self.tagged_text()
         if lexicon is not None:
             text = lexicon.apply(text)
@@ -140,24 +140,24 @@ class Script(BaseModel):
         )
 
     def voice_choices(self) -> list[VoiceChoice]:
-        """The voices in the order of the speakers' numbers."""
+        """Return the voices, ordered by speaker number."""
         if self.ref_audio is not None:
-            return [VoiceChoice("SPEAKER0", ONE_OFF_VOICE, ref_audio=self.ref_audio, ref_text=self.ref_text)]
+            return [VoiceChoice("SPEAKER0", REFERENCE_NAME, ref_audio=self.ref_audio, ref_text=self.ref_text)]
         if self.voice is not None:
-            return [VoiceChoice.named("SPEAKER0", self.voice)]
+            return [VoiceChoice.parse("SPEAKER0", self.voice)]
         numbered = sorted((int(self._tags[name][7:]), voice) for name, voice in (self.voices or {}).items())
-        return [VoiceChoice.named(f"SPEAKER{number}", voice) for number, voice in numbered]
+        return [VoiceChoice.parse(f"SPEAKER{number}", voice) for number, voice in numbered]
 
     def references(self, voices: Voices | None) -> References:
-        """What stands in front of all chunks.
+        """Return the messages that precede all chunks.
 
         Args:
-            voices: where the voices are; None lets their names stand for them.
+            voices: the voice library; None uses the voices' names in place of their content.
 
         Raises:
-            BadInput: a voice is not there, or cannot be read.
+            BadInput: a voice does not exist, or cannot be read.
         """
-        return References.of(
+        return References.from_choices(
             self.voice_choices(),
             voices,
             scene=self.scene,
@@ -166,51 +166,54 @@ class Script(BaseModel):
         )
 
     def warnings(self) -> list[str]:
-        """What the row may not mean as it says it."""
+        """Return warnings about likely mistakes in the row."""
         found: list[str] = []
         text = self.tagged_text()
-        spoken = self.speaker_tags()
+        speakers = self.speaker_tags()
         unknown = {tag for tag in _TAG.findall(text) if tag not in SOUND_TAGS}
         if unknown:
             known = " ".join(SOUND_TAGS)
-            found.append(f"{', '.join(sorted(unknown)[:5])} may be read aloud; the known sound tags are {known}")
-        if len(spoken) > 1 and len(self.voice_choices()) == 1 and self.voices is None:
-            found.append(f"{len(spoken)} speakers share one voice; give each one in `voices`")
+            found.append(f"{', '.join(sorted(unknown)[:5])} may be read aloud; the sound tags are {known}")
+        if len(speakers) > 1 and len(self.voice_choices()) == 1 and self.voices is None:
+            found.append(f"{len(speakers)} speakers share one voice; assign one to each in `voices`")
         if self.voices is not None:
             voiced = {self._tags[name] for name in self.voices}
-            mute, silent = (
-                [tag for tag in spoken if tag not in voiced],
-                sorted(voiced.difference(spoken, ["SPEAKER0"])),
+            without_voice, without_turns = (
+                [tag for tag in speakers if tag not in voiced],
+                sorted(voiced.difference(speakers, ["SPEAKER0"])),
             )
-            found += [f"{self.speaker_name(tag)} has no voice, so the model picks one" for tag in mute]
-            found += [f"{self.speaker_name(tag)} has a voice but never speaks" for tag in silent]
+            found += [f"{self.speaker_name(tag)} has no voice, so the model picks one" for tag in without_voice]
+            found += [f"{self.speaker_name(tag)} has a voice but never speaks" for tag in without_turns]
         return found
 
     def content_hash(self, voices: Voices | None = None, lexicon: Lexicon | None = None) -> str:
-        """Changes exactly when the audio could.
+        """Return a hash that changes exactly when the audio could.
 
         Args:
-            voices: where the recordings and profiles are; without it, their names stand for them.
+            voices: the voice library; None uses the voices' names in place of their content.
 
         Raises:
-            BadInput: a voice is not there, or cannot be read.
+            BadInput: a voice does not exist, or cannot be read.
         """
         chunks = self.chunks(lexicon)
         references = self.references(voices)
-        heard = {name: recording.audio_sha256 for name, recording in references.recordings.items()}
+        recording_hashes = {name: recording.audio_sha256 for name, recording in references.recordings.items()}
         context = self.context_chunks
         content = {
             "references": [
-                [[heard.get(part.name, part.name), 0] if isinstance(part, Clip) else part for part in message.content]
+                [
+                    [recording_hashes.get(part.name, part.name), 0] if isinstance(part, Clip) else part
+                    for part in message.content
+                ]
                 for message in references.messages
             ],
             "chunks": [
-                [user_text(chunk.prompt_text), chunk.boundary, chunk.silence_before_ms, chunk.silence_after_ms]
+                [escape_user_text(chunk.prompt_text), chunk.boundary, chunk.silence_before_ms, chunk.silence_after_ms]
                 for chunk in chunks
             ],
-            # More context than there are chunks is all of it.
+            # Any value beyond the number of chunks means all of them.
             "context": None if context is None or context >= len(chunks) - 1 else context,
-            # A check of takes may listen for the language.
+            # A transcript check may depend on the language.
             "language": self.language and self.language.lower(),
             "seed": self.seed,
             "sampling": self.sampling(),
@@ -219,18 +222,18 @@ class Script(BaseModel):
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
     def sampling(self) -> dict[str, Any]:
-        """The arguments of `SamplingParams`, with the reference's defaults; temperature 0 takes the likeliest code."""
+        """Return the arguments of `SamplingParams`, with the reference's defaults; temperature 0 is greedy."""
         window = 7 if self.ras_win_len is None else self.ras_win_len
         repeats = 2 if self.ras_win_max_num_repeat is None else self.ras_win_max_num_repeat
         temperature = 1.0 if self.temperature is None else float(self.temperature)
-        drawn = {
+        sampled = {
             "do_sample": True,
             "temperature": temperature,
             "top_k": 50 if self.top_k is None else self.top_k,
             "top_p": 0.95 if self.top_p is None else float(self.top_p),
         }
         rule = {"ras_win_len": window, "ras_win_max_num_repeat": repeats} if window > 0 else {}
-        return ({"do_sample": False} if temperature == 0 else drawn) | rule
+        return ({"do_sample": False} if temperature == 0 else sampled) | rule
 
     @functools.cached_property
     def _names(self) -> dict[str, str]:
@@ -238,7 +241,7 @@ class Script(BaseModel):
 
     @functools.cached_property
     def _tags(self) -> dict[str, str]:
-        """Tags of the named speakers: their own where all have one, else by first appearance."""
+        """Map speakers' names to tags: their own if all are tags, else numbered by first appearance."""
         names = dict.fromkeys([*(turn.speaker for turn in self.turns or ()), *(self.voices or ())])
         if all(SPEAKER.fullmatch(name) for name in names):
             return {name: name for name in names}
@@ -246,14 +249,14 @@ class Script(BaseModel):
 
 
 def _error(details: Iterable[tuple[tuple[int | str, ...], str]]) -> ValidationError:
-    faults = [
+    errors = [
         InitErrorDetails(type=PydanticCustomError("row", "{message}", {"message": message}), loc=location, input=None)
         for location, message in details
     ]
-    return ValidationError.from_exception_data("Script", faults, hide_input=True)
+    return ValidationError.from_exception_data("Script", errors, hide_input=True)
 
 
-def faults(error: ValidationError) -> list[str]:
+def error_messages(error: ValidationError) -> list[str]:
     """Every fault of a row, each a line that starts with its column."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
-    return [f"{'.'.join(map(str, fault['loc'])) or 'row'}: {fault['msg']}" for fault in found]
+    return [f"{'.'.join(map(str, item['loc'])) or 'row'}: {item['msg']}" for item in found]

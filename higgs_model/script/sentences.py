@@ -1,8 +1,8 @@
-"""Whole sentences up to a word budget, and the best place to cut a sentence that is longer than that.
+"""Groups sentences up to a word budget, and splits sentences that exceed it at the best place.
 
-Text in, consecutive pieces of it out: joined, they are the text. Sentence boundaries come from Wikimedia's
-sentencex, which knows some 300 languages; it is given a window at a time, because on long texts it is not
-linear. Knows nothing of speakers or paragraphs.
+In: text. Out: consecutive pieces whose concatenation is the text. Sentence boundaries come from Wikimedia's sentencex,
+which supports some 300 languages; it gets windows of the text, because it is not linear on long ones. Does not depend
+on speakers or paragraphs.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from higgs_model.script.languages import count_words
 
 _WINDOW_CHARS = 2000
 _PROTECTED = re.compile(r"<SE(?:_[se])?>[^<]{0,80}</SE(?:_[se])?>|\[[^\[\]\n]{0,80}\]")
-"""A sound or speaker tag: never cut inside."""
+"""Sound and speaker tags, which are never split."""
 
-_STRONG, _CLAUSE, _BLANK, _ANYWHERE = 3, 2, 1, 0
+_SENTENCE, _CLAUSE, _SPACE, _ANYWHERE = 3, 2, 1, 0
 
 
 def pack(text: str, max_words: int, language: str | None = None) -> list[str]:
-    """Pieces of at most `max_words`, whole sentences where they fit, none blank; joined, the text."""
+    """Return pieces of at most `max_words`, of whole sentences if possible; none is blank."""
     if count_words(text) <= max_words:
         return [text]
     pieces: list[str] = []
@@ -31,7 +31,7 @@ def pack(text: str, max_words: int, language: str | None = None) -> list[str]:
             pieces.append(piece)
             piece, size = "", 0
         if words > max_words:
-            *full, sentence = cut(sentence, max_words)
+            *full, sentence = split_long(sentence, max_words)
             pieces += full
             words = count_words(sentence)
         piece, size = piece + sentence, size + words
@@ -39,7 +39,7 @@ def pack(text: str, max_words: int, language: str | None = None) -> list[str]:
 
 
 def split(text: str, language: str | None = None) -> list[str]:
-    """Sentences with the blanks after them; joined, exactly the text."""
+    """Return sentences with the whitespace after them; concatenated, they are exactly the text."""
     import sentencex
 
     code = language or languages.detect_start(text)
@@ -50,7 +50,7 @@ def split(text: str, language: str | None = None) -> list[str]:
         sentences: list[str] = sentencex.segment(code, window)
         if "".join(sentences) != window:
             sentences = [window]
-        # The last sentence of a window may go on after it, so it is looked at again.
+        # The last sentence of a window may continue after it, so it starts the next window.
         if len(sentences) > 1 and start + len(window) < len(text):
             sentences = sentences[:-1]
         found += sentences
@@ -59,7 +59,7 @@ def split(text: str, language: str | None = None) -> list[str]:
 
 
 def _rejoin_windows(sentences: list[str]) -> list[str]:
-    """Join what was parted only because a window ended there."""
+    """Join sentences that were split only because a window ended."""
     joined: list[list[str]] = []
     open_ended = False
     for sentence in sentences:
@@ -71,9 +71,9 @@ def _rejoin_windows(sentences: list[str]) -> list[str]:
     return ["".join(pieces) for pieces in joined]
 
 
-def cut(text: str, max_words: int) -> list[str]:
-    """Cut a long sentence into pieces of at most `max_words`, about equally long, where it hurts least."""
-    starts = _cut_places(text)
+def split_long(text: str, max_words: int) -> list[str]:
+    """Split a long sentence at the best points into pieces of at most `max_words` and similar length."""
+    starts = _split_points(text)
     pieces: list[str] = []
     first, begin = 0, 0
     while len(starts) - first > max_words:
@@ -87,38 +87,38 @@ def cut(text: str, max_words: int) -> list[str]:
 
 
 def split_in_two(text: str, max_words: int, min_words: int, language: str | None) -> tuple[str, str]:
-    """Part a text of more than `max_words`, at a sentence's end if possible, with `min_words` each side."""
-    places = _cut_places(text)
+    """Split a text of more than `max_words` in two, at a sentence end if possible, with `min_words` on each side."""
+    points = _split_points(text)
     ends: set[int] = set()
     at = 0
     for sentence in split(text, language):
         at += len(sentence)
         ends.add(at)
-    lowest = max(min_words, len(places) - max_words, 1)
-    highest = max(min(len(places) - min_words, max_words), lowest)
+    lowest = max(min_words, len(points) - max_words, 1)
+    highest = max(min(len(points) - min_words, max_words), lowest)
     best = max(
-        range(lowest, min(highest, len(places) - 1) + 1),
-        key=lambda i: (places[i][0] in ends, places[i][1], i),
+        range(lowest, min(highest, len(points) - 1) + 1),
+        key=lambda i: (points[i][0] in ends, points[i][1], i),
     )
-    place = places[best][0]
-    return text[:place], text[place:]
+    point = points[best][0]
+    return text[:point], text[point:]
 
 
-def _cut_places(text: str) -> list[tuple[int, int]]:
-    """For each unit of the budget: where a piece that starts with it would start, and how good a cut."""
+def _split_points(text: str) -> list[tuple[int, int]]:
+    """Return, for each word, where a piece that starts with it would begin, and how good a split that is."""
     inside = _protected_offsets(text)
-    places: list[tuple[int, int]] = []
+    points: list[tuple[int, int]] = []
     end = 0
     for match in languages.words(text):
-        # Punctuation between two units belongs to the first, opening marks to the second.
+        # Punctuation between two words belongs to the first, opening marks to the second.
         start = match.start()
         between = text[end:start]
         blank = re.search(r"\s\S*$", between[-40:])
         if blank:
             start -= len(blank[0]) - 1
-        places.append((start, -1 if start in inside else _quality(text, start)))
+        points.append((start, -1 if start in inside else _quality(text, start)))
         end = match.end()
-    return places
+    return points
 
 
 def _quality(text: str, start: int) -> int:
@@ -128,10 +128,10 @@ def _quality(text: str, start: int) -> int:
     mark = before.rstrip()[-1:]
     spaced = before[-1:].isspace()
     if mark in ".!?;:。" and (spaced or not text[start : start + 1].isdigit()):
-        return _STRONG
+        return _SENTENCE
     if mark in ",、-" and (spaced or re.match(rf"[{languages.HAN_KANA}]", text[start : start + 1])):
         return _CLAUSE
-    return _BLANK if spaced else _ANYWHERE
+    return _SPACE if spaced else _ANYWHERE
 
 
 def _protected_offsets(text: str) -> set[int]:

@@ -1,10 +1,8 @@
-"""Text that is read as its writer would say it: numbers, dates, money and abbreviations as words, names
-respelled.
+"""Writes text as it is spoken: numbers, dates, money and abbreviations as words, and names respelled.
 
-Text in, text out, before normalisation; tags in brackets and sound tags are left alone, and so is whatever is
-not understood. Number words come from Unicode's rule-based formats (unicode-rbnf), names of months and
-currencies from the CLDR (Babel). Linear in the text; a language that the libraries do not have comes out
-unchanged.
+Applied before normalization. Tags in brackets and sound tags are left alone, as is everything that is not understood.
+Number words come from Unicode's rule-based number formats (unicode-rbnf), names of months and currencies from CLDR
+(Babel). Linear in the text; text in an unsupported language is returned unchanged.
 """
 
 from __future__ import annotations
@@ -43,14 +41,14 @@ _PROTECTED = r"[\[【][^\[\]【】\n]{0,80}[\]】]|</?SE(?:_[se])?>"
 _WORD = re.compile(rf"(?P<keep>{_PROTECTED})|[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _SIGN = "[" + "".join(map(re.escape, CURRENCIES)) + "]"
 _MAX_DIGITS = 15
-"""Longer numbers are read digit by digit, as one reads out a number of an account."""
+"""Longer numbers are read digit by digit, like account numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Lexicon:
-    """Respellings of words for the model's ear: `word<TAB>respelling` a line, `#` starts a comment.
+    """Respellings of words that the model mispronounces: `word<TAB>respelling` per line, `#` starts a comment.
 
-    A word is found whole; one with a capital in it only as it is written, any other in every case.
+    Only whole words match; lower-case entries match any capitalization, others only their own.
     """
 
     respellings: dict[str, str]
@@ -60,7 +58,7 @@ class Lexicon:
         """Read a lexicon file.
 
         Raises:
-            BadInput: it cannot be read, or has a line that is no entry.
+            BadInput: it cannot be read, or has an invalid line.
         """
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
@@ -70,10 +68,10 @@ class Lexicon:
 
     @classmethod
     def parse(cls, text: str, name: str) -> Lexicon:
-        """Read a lexicon's text; errors call it by its name.
+        """Parse a lexicon; errors refer to it by `name`.
 
         Raises:
-            BadInput: it has a line that is no entry.
+            BadInput: it has an invalid line.
         """
         respellings: dict[str, str] = {}
         for number, line in enumerate(text.splitlines(), start=1):
@@ -83,13 +81,13 @@ class Lexicon:
             if not respelling or not _WORD.fullmatch(word):
                 raise BadInput(
                     f"line {number} of the lexicon {name!r} is {line[:80]!r}; "
-                    f"wanted are one word, a tab, and how to say it"
+                    f"wanted one word, a tab, and its respelling"
                 )
             respellings[word] = respelling
         return cls(respellings)
 
     def apply(self, text: str) -> str:
-        """The text with its words respelled."""
+        """Respell the words of a text."""
         return _WORD.sub(self._respell, text)
 
     def _respell(self, match: re.Match[str]) -> str:
@@ -100,14 +98,14 @@ class Lexicon:
 
 
 def spoken_forms(text: str, language: str | None = None) -> str:
-    """The text with what is written short said in full; `language` is a code such as `en` or `pt-BR`."""
+    """Expand numbers and abbreviations to words; `language` is a code such as `en` or `pt-BR`."""
     code = (language or detect_start(text)).replace("-", "_")
-    speaker = _speaker(code)
-    return text if speaker is None else speaker.say(text)
+    verbalizer = _verbalizer(code)
+    return text if verbalizer is None else verbalizer.expand(text)
 
 
 @functools.lru_cache(maxsize=64)
-def _speaker(code: str) -> _Speaker | None:
+def _verbalizer(code: str) -> _Verbalizer | None:
     import babel
     from unicode_rbnf import RbnfEngine
 
@@ -116,11 +114,11 @@ def _speaker(code: str) -> _Speaker | None:
         engine = RbnfEngine.for_language(locale.language)
     except (babel.UnknownLocaleError, ValueError):
         return None
-    return _Speaker(locale.language, locale, engine)
+    return _Verbalizer(locale.language, locale, engine)
 
 
-class _Speaker:
-    """How one language says what is written short."""
+class _Verbalizer:
+    """Expands text in one language."""
 
     def __init__(self, language: str, locale: Locale, engine: RbnfEngine) -> None:
         self._language = language
@@ -162,7 +160,7 @@ class _Speaker:
         }
 
     def _dates(self) -> str:
-        """Dates as this language writes them: in digits, and around the name of a month."""
+        """Return the pattern of the language's dates, numeric and with month names."""
         before = _either(GERMAN_BEFORE_DATE) if self._language == "de" else r"(?!)"
         pattern = self._locale.date_formats["short"].pattern
         self._date_order = "".join(dict.fromkeys(re.findall(r"[dMy]", pattern)))
@@ -180,8 +178,8 @@ class _Speaker:
             named = r"(?P<day>(?!))(?P<to_day>)(?P<month>)(?P<to_next>)(?P<next>)"
         return rf"(?<![\w.,/-])(?:{numeric}|{named})"
 
-    def say(self, text: str) -> str:
-        """All replacements in one pass."""
+    def expand(self, text: str) -> str:
+        """Expand everything in one pass."""
         return self._pattern.sub(self._replace, text)
 
     def _replace(self, match: re.Match[str]) -> str:
@@ -192,7 +190,7 @@ class _Speaker:
         return match[0]
 
     def _format(self, number: int, purpose: str, rules: str = "") -> str | None:
-        """The number in words; by certain rules, where the language has them."""
+        """Return a number in words, by the given rule set if the language has it."""
         from unicode_rbnf import FormatPurpose
 
         try:
@@ -265,8 +263,8 @@ class _Speaker:
             if self._language == "en":
                 return f"{month} {self._ordinal(str(date.day))}, {year}"
             return f"{self._after(before, date.day)} {month} {year}"
-        said = self.say(format_date(date, "long", self._locale))
-        # Where the day has an ordinal's dot, its word has an ending that depends on the sentence.
+        said = self.expand(format_date(date, "long", self._locale))
+        # A day with an ordinal dot has an ending that depends on the sentence.
         return None if re.match(r"\w+\. ", said) else said
 
     def _numeric_date(self, written: str, before: str | None) -> str | None:
@@ -282,7 +280,7 @@ class _Speaker:
         return (f"{before} " if before else "") + (self._after(before, int(digits)) or digits)
 
     def _after(self, before: str | None, number: int) -> str | None:
-        """A German ordinal, with the ending that the word before it asks for."""
+        """Return a German ordinal, with the ending that the preceding word requires."""
         ending = "-r" if before is None else GERMAN_BEFORE_DATE[before]
         return self._format(number, "ORDINAL", f"spellout-ordinal{ending}")
 
@@ -301,12 +299,12 @@ class _Speaker:
 
 
 def _short(language: str) -> str:
-    """The language's abbreviations, longest first."""
+    """Return the language's abbreviations, longest first."""
     words = sorted(ABBREVIATIONS.get(language, ()), key=len, reverse=True)
     return "|".join(re.escape(word) + (r"(?=\s*\d)" if word in ONLY_BEFORE_DIGIT else "") for word in words) or r"(?!)"
 
 
 def _either(words: Iterable[str]) -> str:
-    """A pattern for any of the words, longest first."""
+    """Return a pattern that matches any of the words, longest first."""
     found = sorted(words, key=len, reverse=True)
     return f"(?:{'|'.join(map(re.escape, found))})" if found else r"(?!)"

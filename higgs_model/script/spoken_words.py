@@ -1,4 +1,4 @@
-"""The few words that `spoken` needs and no library has: tables by language, nothing else."""
+"""Words that `spoken` needs and no library provides: tables by language."""
 
 from __future__ import annotations
 

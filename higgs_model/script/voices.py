@@ -1,11 +1,10 @@
-"""Voices: recordings with transcripts, and descriptions, from a library or one at a time; their checks and
-codes.
+"""Voices: recordings with transcripts, and descriptions, from a library or one at a time; their checks and codes.
 
-A library is a folder, or anything else that lists names and reads bytes (`VoiceStore`), with
-`NAME.wav|flac|mp3`, `NAME.txt` (what NAME says) and `profile.yaml` (`profiles: {NAME: description}`). A
-recording's identity is its content: codes are computed once for a content and a codec.
+A library is a folder, or anything else that lists names and reads bytes (`VoiceStore`), with `NAME.wav|flac|mp3`, its
+transcript `NAME.txt`, and `profile.yaml` (`profiles: {NAME: description}`). A recording is identified by its content:
+codes are computed once per content and codec.
 
-Knows nothing of scripts or prompts, and never imports the codec: `ReferenceCodes` is handed one.
+Does not depend on scripts or prompts, and never imports the codec: `ReferenceCodes` is given one.
 """
 
 from __future__ import annotations
@@ -38,135 +37,135 @@ _log = logging.getLogger(__name__)
 _SUFFIXES = (".wav", ".flac", ".mp3")
 _PROFILES = "profile.yaml"
 
-_SHORTEST_S, _LONGEST_S = 3.0, 30.0
-_REFUSED_BELOW_S, _REFUSED_ABOVE_S = 0.2, 300.0
-_LOWEST_HZ, _WANTED_HZ = 16_000, 24_000
-_CLIPPED_LEVEL, _CLIPPED_SHARE = 0.999, 1e-3
-_SILENT_RMS, _SILENT_SHARE, _EDGE_S = 10 ** (-50 / 20), 0.5, 0.5
+_RECOMMENDED_MIN_S, _RECOMMENDED_MAX_S = 3.0, 30.0
+_MIN_DURATION_S, _MAX_DURATION_S = 0.2, 300.0
+_MIN_HZ, _RECOMMENDED_HZ = 16_000, 24_000
+_CLIPPED_LEVEL, _MAX_CLIPPED_SHARE = 0.999, 1e-3
+_SILENT_RMS, _MAX_SILENT_SHARE, _EDGE_S = 10 ** (-50 / 20), 0.5, 0.5
 _WINDOW_S = 0.02
 _VOICES_IN_MEMORY = 256
 _WORDS_PER_S = (0.7, 6.0)
 
 
 class Codec(Protocol):
-    """What turns a recording into codes."""
+    """The part of the codec's interface that encodes recordings."""
 
     @property
     def sample_rate(self) -> int:
-        """Of the audio that it is made for, Hz."""
+        """In Hz."""
 
     def encode(self, waveform: NDArray[np.float32], sample_rate: int) -> Codes:
-        """(N,) samples to (K, T) codes."""
+        """Encode samples (N,) to codes (K, T)."""
 
 
 class VoiceStore(Protocol):
-    """Where a library lies."""
+    """Storage of a voice library."""
 
     def names(self) -> Iterable[str]:
-        """File names in the library, without folders."""
+        """Return the names of the library's files."""
 
     def read(self, name: str) -> bytes:
-        """The content of one of them."""
+        """Return the content of a file."""
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderStore:
+class LocalVoiceStore:
     """A library in a local folder."""
 
     folder: Path
 
     def names(self) -> list[str]:
-        """The folder's files."""
+        """Return the names of the folder's files."""
         return sorted(path.name for path in self.folder.iterdir() if path.is_file())
 
     def read(self, name: str) -> bytes:
-        """One file's bytes."""
+        """Return the content of a file."""
         return (self.folder / name).read_bytes()
 
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """A recording: its file's bytes, and what it says if anybody wrote that down."""
+    """A reference recording: the content of its file, and its transcript if there is one."""
 
     audio: bytes
     transcript: str | None = None
 
     @functools.cached_property
     def audio_sha256(self) -> str:
-        """Identity of the sound; the transcript has no part in it."""
+        """Identifies the recording, without its transcript."""
         return hashlib.sha256(self.audio).hexdigest()
 
     def read(self) -> tuple[NDArray[np.float32], int]:
-        """Samples (N,) and their rate.
+        """Return the samples (N,) and their sample rate.
 
         Raises:
-            BadInput: not audio, or of a length that no voice can be learnt from.
+            BadInput: it is not audio, or too short or long for a reference.
         """
         samples, sample_rate, _ = _read_audio(self.audio)
         return samples, sample_rate
 
     @property
     def duration_s(self) -> float:
-        """Length of the recording."""
-        return self._facts[0]
+        """The duration of the recording."""
+        return self._inspection[0]
 
     def warnings(self) -> tuple[str, ...]:
-        """What would make a better clone, in words; empty when the recording is good."""
-        return self._facts[1]
+        """Return advice on how to get a better clone; empty for a good recording."""
+        return self._inspection[1]
 
     @functools.cached_property
-    def _facts(self) -> tuple[float, tuple[str, ...]]:
+    def _inspection(self) -> tuple[float, tuple[str, ...]]:
         samples, sample_rate, channels = _read_audio(self.audio)
         found = check_recording(samples, sample_rate, self.transcript)
         if channels > 1:
             found = [
                 *found,
-                f"it has {channels} channels, which were mixed; give a mono recording of one speaker",
+                f"it has {channels} channels, which were mixed; use a mono recording of one speaker",
             ]
         return len(samples) / sample_rate, tuple(found)
 
 
 class Voices:
-    """Everything that a script may name as a voice.
+    """The voices that a script may name.
 
     Args:
-        store: the library, or None.
-        read_bytes: reads a one-off recording by its path or URI; may refuse with `BadInput` or `OSError`.
+        store: the library, if any.
+        read_bytes: reads a row's own reference recording by path or URI; may raise `BadInput` or `OSError`.
     """
 
     def __init__(self, store: VoiceStore | None = None, read_bytes: Callable[[str], bytes] | None = None) -> None:
         self._store = store
         self._read_bytes = read_bytes or _read_local
-        # A voice that stays here is not read and checked again; libraries can be larger than memory.
+        # Cached voices are not read and checked again; the cache is bounded, because libraries can exceed memory.
         self._recording = functools.lru_cache(maxsize=_VOICES_IN_MEMORY)(self._load)
         self._one_off = functools.lru_cache(maxsize=_VOICES_IN_MEMORY)(self._load_one_off)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Voices:
-        """A library in a local folder."""
+        """Open a library in a local folder."""
         path = Path(folder)
         if not path.is_dir():
             raise BadInput(f"the voice library {str(folder)!r} is not a folder")
-        return cls(FolderStore(path))
+        return cls(LocalVoiceStore(path))
 
     def names(self) -> list[str]:
-        """All recordings of the library."""
+        """Return the names of all recordings."""
         return sorted(self._files)
 
     def profiles(self) -> dict[str, str]:
-        """All described voices of the library."""
+        """Return all profiles."""
         return dict(self._profiles)
 
     def recording(self, name: str) -> Voice:
-        """A recording of the library.
+        """Return a recording of the library.
 
         Raises:
-            BadInput: there is none of that name, or it cannot be read.
+            BadInput: it does not exist, or cannot be read.
         """
         return self._recording(name)
 
     def one_off(self, source: str, transcript: str | None) -> Voice:
-        """A recording that a script brings along.
+        """Return a row's own reference recording.
 
         Raises:
             BadInput: it cannot be read.
@@ -174,14 +173,16 @@ class Voices:
         return self._one_off(source, (transcript or "").strip() or None)
 
     def profile(self, name: str) -> str:
-        """A description from the library."""
+        """Return the description of a profile."""
         if name not in self._profiles:
-            raise BadInput(_unknown("profile", name, self._profiles, f"profiles are in the library's {_PROFILES}"))
+            raise BadInput(
+                _unknown("profile", name, self._profiles, f"profiles are defined in the library's {_PROFILES}")
+            )
         return self._profiles[name]
 
     def _load(self, name: str) -> Voice:
         if name not in self._files:
-            raise BadInput(_unknown("voice", name, self._files, "a description has spaces in it"))
+            raise BadInput(_unknown("voice", name, self._files, "descriptions contain spaces"))
         audio = self._read(self._files[name])
         text = self._text(f"{name}.txt").strip() if f"{name}.txt" in self._all_files else ""
         return Voice(audio, text or None)
@@ -220,12 +221,12 @@ class Voices:
             raise BadInput(f"the library's {_PROFILES} is not YAML: {error}") from error
         profiles = loaded.get("profiles") if isinstance(loaded, dict) else None
         if not isinstance(profiles, dict) or not all(isinstance(text, str) for text in profiles.values()):
-            raise BadInput(f"the library's {_PROFILES} must hold `profiles:` with a description for each name")
+            raise BadInput(f"the library's {_PROFILES} must contain `profiles:` with a description per name")
         return {str(name): text for name, text in profiles.items()}
 
     def _read(self, name: str) -> bytes:
         if self._store is None:
-            raise BadInput(f"{name!r} is asked for, but there is no voice library")
+            raise BadInput(f"{name!r} cannot be read, because there is no voice library")
         try:
             return self._store.read(name)
         except OSError as error:
@@ -239,7 +240,7 @@ class Voices:
 
 
 def check_recording(samples: NDArray[np.float32], sample_rate: int, transcript: str | None) -> list[str]:
-    """What is wrong with a reference recording, and how to mend it.
+    """Return problems of a reference recording with advice on how to fix them.
 
     Args:
         samples: (N,) in −1 … 1.
@@ -248,14 +249,16 @@ def check_recording(samples: NDArray[np.float32], sample_rate: int, transcript: 
 
     duration_s = len(samples) / sample_rate
     found: list[str] = []
-    if duration_s < _SHORTEST_S:
-        found.append(f"it is {duration_s:.1f} s long; {_SHORTEST_S:.0f} s or more of speech give a steadier voice")
-    if duration_s > _LONGEST_S:
-        found.append(f"it is {duration_s:.1f} s long; cut it to {_LONGEST_S:.0f} s or less, the rest only costs room")
-    if sample_rate < _LOWEST_HZ:
-        found.append(f"its sample rate is {sample_rate} Hz and the result will be dull; record at {_WANTED_HZ} Hz")
+    if duration_s < _RECOMMENDED_MIN_S:
+        found.append(
+            f"it is {duration_s:.1f} s long; {_RECOMMENDED_MIN_S:.0f} s or more of speech give a more stable voice"
+        )
+    if duration_s > _RECOMMENDED_MAX_S:
+        found.append(f"it is {duration_s:.1f} s long; trim it to {_RECOMMENDED_MAX_S:.0f} s or less to save context")
+    if sample_rate < _MIN_HZ:
+        found.append(f"its sample rate is {sample_rate} Hz, which sounds dull; record at {_RECOMMENDED_HZ} Hz")
     clipped = float(np.mean(np.abs(samples) >= _CLIPPED_LEVEL))
-    if clipped > _CLIPPED_SHARE:
+    if clipped > _MAX_CLIPPED_SHARE:
         found.append(f"{clipped:.1%} of it is clipped; record it again at a lower level")
     found += _silence_warnings(samples, sample_rate)
     found += _transcript_warnings(duration_s, transcript)
@@ -273,30 +276,30 @@ def _silence_warnings(samples: NDArray[np.float32], sample_rate: int) -> list[st
     found: list[str] = []
     head_s, tail_s = loud[0] * _WINDOW_S, (len(whole) - 1 - loud[-1]) * _WINDOW_S
     if max(head_s, tail_s) > _EDGE_S:
-        found.append(f"it begins with {head_s:.1f} s and ends with {tail_s:.1f} s of silence; trim it")
+        found.append(f"it starts with {head_s:.1f} s and ends with {tail_s:.1f} s of silence; trim it")
     silent = 1 - len(loud) / len(whole)
-    if silent > _SILENT_SHARE:
-        found.append(f"{silent:.0%} of it is silence; choose a passage that is spoken through")
+    if silent > _MAX_SILENT_SHARE:
+        found.append(f"{silent:.0%} of it is silence; choose a passage with continuous speech")
     return found
 
 
 def _transcript_warnings(duration_s: float, transcript: str | None) -> list[str]:
     if transcript is None:
-        return ["it has no transcript and goes into the system message; write down what it says for a closer one"]
+        return ["it has no transcript, so it goes into the system message; a transcript gives a closer clone"]
     rate = count_words(transcript) / duration_s
     slowest, fastest = _WORDS_PER_S
     if not slowest <= rate <= fastest:
-        return [f"its transcript has {rate:.1f} words a second, so the two do not belong together; check it"]
+        return [f"its transcript has {rate:.1f} words per second, so it does not match the recording; check it"]
     return []
 
 
 class ReferenceCodes:
-    """Codes of recordings, computed once for a content, for all scripts of a worker. Safe between threads.
+    """Encodes reference recordings, with a cache that all scripts of a worker share. Thread-safe.
 
     Args:
-        codec_id: names the codec's weights; codes on disk are only used for the same one.
-        folder: where codes outlive the worker; None keeps them in memory only.
-        max_in_memory: how many recordings are held.
+        codec_id: identifies the codec's weights; part of the cache key.
+        folder: persistent cache; None: in memory only.
+        max_in_memory: maximum number of recordings in memory.
     """
 
     def __init__(
@@ -314,7 +317,7 @@ class ReferenceCodes:
         self._lock = threading.Lock()
 
     def get(self, voice: Voice) -> Codes:
-        """The codes (K, T) of a recording; not to be written to."""
+        """Return the codes (K, T) of a recording, read-only."""
         key = hashlib.sha256(f"{self._codec_id}\0{self._codec.sample_rate}\0{voice.audio_sha256}".encode()).hexdigest()
         with self._lock:
             codes = self._memory.get(key)
@@ -322,7 +325,7 @@ class ReferenceCodes:
                 codes = self._load(key)
             if codes is None:
                 codes = self._encode(voice)
-                self._keep(key, codes)
+                self._store(key, codes)
             codes.setflags(write=False)
             self._memory[key] = codes
             self._memory.move_to_end(key)
@@ -336,7 +339,7 @@ class ReferenceCodes:
         samples, sample_rate = voice.read()
         codes = np.array(self._codec.encode(samples, sample_rate), dtype=np.int64)
         if codes.ndim != 2 or codes.shape[1] == 0:
-            raise BadInput(f"the reference recording gave codes of shape {codes.shape}; it is too short")
+            raise BadInput(f"the reference recording is too short: its codes have the shape {codes.shape}")
         return codes
 
     def _load(self, key: str) -> Codes | None:
@@ -345,42 +348,42 @@ class ReferenceCodes:
         if self._folder is None:
             return None
         try:
-            # The format has a checksum of what is in it.
+            # The format has checksums.
             with (
                 (self._folder / f"{key}.npz").open("rb") as file,
                 np.load(file, allow_pickle=False) as archive,
             ):
                 codes: Codes = archive["codes"].astype(np.int64)
-        except Exception:  # noqa: BLE001  (not there yet, or damaged in whatever way: it is only a cache)
+        except Exception:  # noqa: BLE001  (missing or damaged: it is only a cache)
             return None
         return codes if codes.ndim == 2 and codes.shape[1] > 0 else None
 
-    def _keep(self, key: str, codes: Codes) -> None:
-        """Leave the codes on disk, where there is room; other workers see a whole file or none."""
+    def _store(self, key: str, codes: Codes) -> None:
+        """Write codes to the cache, atomically; failures are logged only."""
         import numpy as np
 
         if self._folder is None:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._folder) as drafts:
-                draft = Path(drafts) / f"{key}.npz"
-                np.savez(draft, codes=codes.astype(np.int32))
-                draft.replace(self._folder / draft.name)
+            with tempfile.TemporaryDirectory(dir=self._folder) as temporary:
+                path = Path(temporary) / f"{key}.npz"
+                np.savez(path, codes=codes.astype(np.int32))
+                path.replace(self._folder / path.name)
         except OSError as error:
-            _log.warning("codes of a voice are not kept in %s: %s", self._folder, error)
+            _log.warning("codes of a voice cannot be cached in %s: %s", self._folder, error)
 
 
 def _read_audio(source: bytes) -> tuple[NDArray[np.float32], int, int]:
-    """Mono samples (N,), their rate, and how many channels there were."""
+    """Return mono samples (N,), their sample rate, and the number of channels in the file."""
     from higgs_model.audio.files import read_header, read_recording
 
-    # The header is asked first: hours of audio are refused without being decoded.
+    # The header is read first, so that hours of audio are refused without decoding.
     header = read_header(io.BytesIO(source), "the reference recording")
-    if not _REFUSED_BELOW_S <= header.duration_s <= _REFUSED_ABOVE_S:
+    if not _MIN_DURATION_S <= header.duration_s <= _MAX_DURATION_S:
         raise BadInput(
             f"a reference recording of {header.duration_s:.2f} s cannot be used; "
-            f"give one of {_SHORTEST_S:.0f} to {_LONGEST_S:.0f} s"
+            f"wanted {_RECOMMENDED_MIN_S:.0f} to {_RECOMMENDED_MAX_S:.0f} s"
         )
     recording = read_recording(io.BytesIO(source), "the reference recording")
     return recording.samples, recording.sample_rate_hz, header.num_channels
@@ -392,5 +395,5 @@ def _read_local(source: str) -> bytes:
 
 def _unknown(kind: str, name: str, known: Iterable[str], hint: str) -> str:
     near = difflib.get_close_matches(name[:200], list(known), n=3)
-    nearest = f"; the nearest are {', '.join(near)}" if near else ""
-    return f"there is no {kind} {name[:200]!r} in the voice library{nearest} ({hint})"
+    nearest = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"the voice library has no {kind} {name[:200]!r}{nearest} ({hint})"

@@ -59,7 +59,7 @@ class PreparedDataset:
     def __init__(self, folder: Path, requirements: AudioRequirements, counter: PositionCounter, longest: int) -> None:
         self.name = folder.name
         self._shards = [Shard(path) for path in sorted(folder.glob("rows-*.safetensors"))]
-        self.row_errors = [fault for shard in self._shards for fault in shard.row_errors]
+        self.row_errors = [error for shard in self._shards for error in shard.row_errors]
         self._locations: list[tuple[int, int]] = []
         self._speakers: list[str | None] = []
         lengths = [np.empty((0, 3), np.int64)]

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from higgs_model.errors import BadInput
 from higgs_model.script.prompt import (
-    MORE_FOLLOWS,
+    END_OF_PART,
     SCENE_END,
     SCENE_START,
     Clip,
@@ -36,11 +36,11 @@ from higgs_model.script.prompt import (
     SpeakerVoice,
     Tokenizer,
     chunk_message,
+    escape_user_text,
     reference_messages,
     take_message,
-    user_text,
 )
-from higgs_model.script.script import Script, faults
+from higgs_model.script.script import Script, error_messages
 from higgs_model.script.voices import Voice, Voices
 
 Row = Mapping[str, Any]
@@ -99,7 +99,7 @@ class SampleReader:
         self._encoder = Encoder(tokenizer)
         self._voices = voices or Voices()
         added = tokenizer.get_added_vocab()
-        self._has_eom = MORE_FOLLOWS in added
+        self._has_eom = END_OF_PART in added
 
     def read(self, row: Row, number: int) -> Sample:
         """Parse a row; `number` is its index in the manifest and its id if it has none.
@@ -125,7 +125,7 @@ class SampleReader:
         try:
             script = Script.model_validate({**row, "id": row_id, "chunk_method": "none"})
         except ValidationError as error:
-            raise BadInput("; ".join(faults(error))) from None
+            raise BadInput("; ".join(error_messages(error))) from None
         chunks = script.chunks()
         if len(chunks) != 1:
             raise BadInput(f"the text has {len(chunks)} chunks; wanted 1, so it must not contain [pause:…]")
@@ -169,9 +169,9 @@ class SampleReader:
                 if not self._has_eom:
                     raise BadInput(
                         f"messages[{index}] and messages[{index + 1}] are both the assistant's, "
-                        f"but the tokenizer has no {MORE_FOLLOWS}"
+                        f"but the tokenizer has no {END_OF_PART}"
                     )
-                messages[index] = dataclasses.replace(message, end=MORE_FOLLOWS)
+                messages[index] = dataclasses.replace(message, end=END_OF_PART)
         if not any(message.role == "assistant" for message in messages[first:]):
             raise BadInput(f"no message from start_index={first} on is the assistant's, so there is no training target")
         empty = TokenSpan(np.empty(0, np.int32), np.empty(0, np.bool_), ())
@@ -251,7 +251,7 @@ def _neutralize_text(text: str) -> str:
     parts = [text]
     for token in (SCENE_START, SCENE_END):
         parts = [piece for part in parts for piece in _split_keeping(part, token)]
-    return "".join(part if part in (SCENE_START, SCENE_END) else user_text(part) for part in parts)
+    return "".join(part if part in (SCENE_START, SCENE_END) else escape_user_text(part) for part in parts)
 
 
 def _split_keeping(text: str, token: str) -> list[str]:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from higgs_model import demo
 from higgs_model.errors import BadConfig
-from higgs_model.script.script import Script, faults
+from higgs_model.script.script import Script, error_messages
 
 
 def _absolute_path(value: str) -> str:
@@ -195,7 +195,7 @@ class PreviewSettings(_Settings):
             try:
                 Script.model_validate({"id": f"row{number}", **row})
             except ValidationError as error:
-                raise ValueError(f"{number}: {'; '.join(faults(error))}") from None
+                raise ValueError(f"{number}: {'; '.join(error_messages(error))}") from None
         return tuple(
             row | ({"ref_audio": _absolute_path(row["ref_audio"])} if row.get("ref_audio") else {}) for row in rows
         )

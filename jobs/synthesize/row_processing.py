@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from higgs_model.audio.writers import WrittenFile
 from higgs_model.errors import BadInput, HiggsError
 from higgs_model.script.plan import Plan
-from higgs_model.script.script import Script, faults
+from higgs_model.script.script import Script, error_messages
 from higgs_model.script.spoken import Lexicon
 from higgs_model.synthesizer.records import Piece, SpokenChunk
 from jobs.storage.audio_writer import BufferedRecording, RecordingWriter, open_recording_writer
@@ -94,7 +94,7 @@ class RowProcessor:
         try:
             script = Script.model_validate(row).with_defaults(self._defaults)
         except ValidationError as error:
-            raise InvalidRow("invalid_row", "; ".join(faults(error))) from None
+            raise InvalidRow("invalid_row", "; ".join(error_messages(error))) from None
         try:
             plan = Plan.of(script, self._voices, self._lexicon)
             digest = script.content_hash(self._voices, self._lexicon)

@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.deployments import replica
 from serve.deployments.config import EndpointConfig
-from serve.http.errors import NotReady
+from serve.http.errors import ServiceUnavailable
 from serve.http.middleware import App
 from serve.http.request_log import log_to_stderr
 from serve.http.routes import create_app
@@ -74,7 +74,7 @@ class ServeBackend:
             raise
         except (RayError, RayServeException, AioRpcError) as error:
             logger.error("request %s lost its synthesizer", request.request_id, exc_info=error)
-            raise NotReady("the synthesizer was lost; try again", retry_after_s=_RETRY_LOST_S) from error
+            raise ServiceUnavailable("the synthesizer was lost; try again", retry_after_s=_RETRY_LOST_S) from error
 
     def slots(self) -> int:
         """Return the slots of the replicas that were running recently."""
@@ -94,7 +94,7 @@ class ServeBackend:
 
     def _query_serve(self) -> tuple[HealthStatus, int]:
         application = serve.status().applications.get(self._app)
-        deployment = application.deployments.get(replica.NAME) if application is not None else None
+        deployment = application.deployments.get(replica.DEPLOYMENT_NAME) if application is not None else None
         if deployment is None:
             return "loading", 0
         states: dict[str, int] = {str(state): count for state, count in deployment.replica_states.items()}
@@ -103,7 +103,7 @@ class ServeBackend:
         return ("broken" if deployment.status in ("UNHEALTHY", "DEPLOY_FAILED") else "loading"), 0
 
 
-def options(config: EndpointConfig) -> dict[str, Any]:
+def deployment_options(config: EndpointConfig) -> dict[str, Any]:
     """Return the Serve options of the deployment. It rejects excess requests itself, so Serve must not."""
     return {
         "name": "Ingress",
@@ -113,5 +113,5 @@ def options(config: EndpointConfig) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": config.request_timeout_s + _DRAIN_S,
         # Our request log has more detail.
         "logging_config": {"enable_access_log": False},
-        "ray_actor_options": {"num_cpus": 0, "runtime_env": replica.TRANSPORT},
+        "ray_actor_options": {"num_cpus": 0, "runtime_env": replica.RUNTIME_ENV},
     }

@@ -18,21 +18,21 @@ from serve.voices.voice_store import open_voice_store
 if TYPE_CHECKING:
     from serve.speech.synthesis import SynthesizerProtocol
 
-NAME = "Synthesizer"
+DEPLOYMENT_NAME = "Synthesizer"
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5, 30
 _DRAIN_S = 5
 
-TRANSPORT = {
+RUNTIME_ENV = {
     "env_vars": {
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
     }
 }
-"""Our coroutines do not block, so they may share Serve's event loop: audio then crosses fewer threads, which is costly while
-the engine keeps the interpreter busy. A gRPC message may contain a whole recording."""
+"""Our coroutines do not block, so they may share Serve's event loop: audio then crosses fewer threads, which is slow
+while the engine keeps the interpreter busy. A gRPC message may contain a whole recording."""
 
-Factory = Callable[[EndpointConfig], "SynthesizerProtocol"]
+SynthesizerFactory = Callable[[EndpointConfig], "SynthesizerProtocol"]
 """Builds the synthesizer of a replica."""
 
 
@@ -52,7 +52,7 @@ def load_synthesizer(config: EndpointConfig) -> SynthesizerProtocol:
 class Replica:
     """A synthesizer replica."""
 
-    def __init__(self, config: EndpointConfig, factory: Factory, threads: int | None) -> None:
+    def __init__(self, config: EndpointConfig, factory: SynthesizerFactory, threads: int | None) -> None:
         import torch
 
         from serve.speech.synthesis import RequestSynthesizer
@@ -81,7 +81,7 @@ class Replica:
             raise RuntimeError("the engine has failed") from self._synthesizer.engine_error
 
 
-def options(config: EndpointConfig, gpus: float) -> dict[str, Any]:
+def deployment_options(config: EndpointConfig, gpus: float) -> dict[str, Any]:
     """Return the Serve options of the deployment."""
     scaling: dict[str, Any] = {"num_replicas": config.min_replicas}
     if config.max_replicas > config.min_replicas:
@@ -96,7 +96,7 @@ def options(config: EndpointConfig, gpus: float) -> dict[str, Any]:
             }
         }
     return scaling | {
-        "name": NAME,
+        "name": DEPLOYMENT_NAME,
         "max_ongoing_requests": config.max_batch,
         # The HTTP workers bound the queue: Serve would also count requests on their way to a free slot.
         "max_queued_requests": -1,
@@ -105,5 +105,5 @@ def options(config: EndpointConfig, gpus: float) -> dict[str, Any]:
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
         # Our request log has more detail.
         "logging_config": {"enable_access_log": False},
-        "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": gpus, "runtime_env": TRANSPORT},
+        "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": gpus, "runtime_env": RUNTIME_ENV},
     }

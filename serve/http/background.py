@@ -1,4 +1,4 @@
-"""Runs blocking work in a thread, and short work directly."""
+"""Runs blocking functions in a thread, and cheap ones inline."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Result = TypeVar("Result")
 _SHORT_CHARS = 2000
 
 
-def is_short(row: Mapping[str, Any]) -> bool:
-    """Return whether validating and planning a row takes only about a millisecond.
+def is_cheap_to_plan(row: Mapping[str, Any]) -> bool:
+    """Return whether validating and planning a row takes at most about a millisecond.
 
-    Switching threads costs half of that, and far more while the engine keeps the interpreter busy.
+    Switching threads costs half a millisecond, and far more while the engine keeps the interpreter busy.
     """
-    simple = "turns" not in row and not row.get("spoken_forms") and row.get("chunk_method") != "word"
-    return simple and len(str(row.get("text", ""))) <= _SHORT_CHARS
+    is_simple = "turns" not in row and not row.get("spoken_forms") and row.get("chunk_method") != "word"
+    return is_simple and len(str(row.get("text", ""))) <= _SHORT_CHARS
 
 
 async def run_in_thread(function: Callable[..., Result], *arguments: object, inline: bool) -> Result:
-    """Return `function(*arguments)`, run in a thread unless `inline`, which is for short work."""
+    """Run `function(*arguments)` in a thread, or on the event loop if `inline`, and return its result."""
     return function(*arguments) if inline else await asyncio.to_thread(function, *arguments)

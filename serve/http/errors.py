@@ -1,18 +1,18 @@
-"""The endpoint's errors, in the form of OpenAI's.
+"""The endpoint's errors, in OpenAI's format.
 
     ApiError
-    ├── BadRequest        400  invalid request; names the field
-    ├── Unauthorized      401  missing or unknown API key
-    ├── NotFound          404  no such voice or path
-    ├── NotAllowed        405  method not allowed
-    ├── Conflict          409  the voice already exists
-    ├── TooLarge          413  body or recording too large
-    ├── Busy              429  all slots in use and the queue full; with retry-after
-    ├── Internal          500  internal error; the log has the traceback under the request's id
-    ├── NotReady          503  the model is loading, or its replica was lost; with retry-after
-    └── TooSlow           504  the request took too long
+    ├── BadRequest           400  invalid request; names the field
+    ├── Unauthorized         401  missing or unknown API key
+    ├── NotFound             404  unknown voice or path
+    ├── MethodNotAllowed     405  method not allowed for this path
+    ├── Conflict             409  the voice already exists
+    ├── PayloadTooLarge      413  request body or recording too large
+    ├── TooManyRequests      429  all slots in use and the queue full; with retry-after
+    ├── InternalServerError  500  internal error; the log has the traceback under the request id
+    ├── ServiceUnavailable   503  the model is loading, or its replica was lost; with retry-after
+    └── GatewayTimeout       504  the request exceeded its time limit
 
-Messages never contain server paths, tracebacks, or anything from other requests.
+Messages never contain server paths, tracebacks, or data of other requests.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ class ApiError(Exception):
     """An error response.
 
     Args:
+        message: what is wrong and how to fix it.
         param: the invalid field, if any.
-        retry_after_s: when to retry.
+        retry_after_s: the value of the `retry-after` header, if any.
     """
 
     status: ClassVar[int] = 500
@@ -37,11 +38,11 @@ class ApiError(Exception):
         self.message, self.param, self.retry_after_s = message, param, retry_after_s
 
     def body(self) -> dict[str, Any]:
-        """Return the body in OpenAI's form."""
+        """Return the response body in OpenAI's format."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of the response."""
+        """Return the response headers."""
         headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
         if isinstance(self, Unauthorized):
             headers["www-authenticate"] = "Bearer"
@@ -60,7 +61,7 @@ class NotFound(ApiError):
     status, kind, code = 404, "invalid_request_error", "not_found"
 
 
-class NotAllowed(ApiError):
+class MethodNotAllowed(ApiError):
     status, kind, code = 405, "invalid_request_error", "method_not_allowed"
 
 
@@ -68,30 +69,30 @@ class Conflict(ApiError):
     status, kind, code = 409, "invalid_request_error", "already_exists"
 
 
-class TooLarge(ApiError):
+class PayloadTooLarge(ApiError):
     status, kind, code = 413, "invalid_request_error", "too_large"
 
 
-class Busy(ApiError):
+class TooManyRequests(ApiError):
     status, kind, code = 429, "rate_limit_error", "queue_full"
 
 
-class Internal(ApiError):
+class InternalServerError(ApiError):
     status, kind, code = 500, "server_error", "internal_error"
 
 
-class NotReady(ApiError):
+class ServiceUnavailable(ApiError):
     status, kind, code = 503, "server_error", "not_ready"
 
 
-class TooSlow(ApiError):
+class GatewayTimeout(ApiError):
     status, kind, code = 504, "server_error", "timeout"
 
 
-LEAVES = tuple(ApiError.__subclasses__())
+ERROR_TYPES = tuple(ApiError.__subclasses__())
 
 
-def from_status(status: int, message: str) -> ApiError:
-    """Return the error for a status that a web framework raised."""
-    leaf = next((leaf for leaf in LEAVES if leaf.status == status), BadRequest if status < 500 else Internal)
-    return leaf(message)
+def error_from_status(status: int, message: str) -> ApiError:
+    """Return the error for an HTTP status raised by the web framework."""
+    fallback = BadRequest if status < 500 else InternalServerError
+    return next((error for error in ERROR_TYPES if error.status == status), fallback)(message)

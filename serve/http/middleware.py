@@ -1,6 +1,6 @@
-"""ASGI middleware around every request: its id and context, the limit on its body, and its entry in the request log.
+"""ASGI middleware for every request: request id and context, body size limit, and request log.
 
-The id is that of the header `x-request-id`, which Serve adds if the client sends none, and repeats in its response.
+The request id is the `x-request-id` header. Serve adds one if the client sends none, and echoes it in the response.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serve.http.errors import TooLarge
-from serve.http.request_log import RequestContext, RequestMetrics, access
+from serve.http.errors import PayloadTooLarge
+from serve.http.request_log import RequestContext, RequestMetrics, access_log
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -20,15 +20,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_ID = re.compile(rb"[A-Za-z0-9_-]{8,100}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{8,100}")
 _MAX_EXCESS_FACTOR = 4
 """An oversized body is read and discarded up to this multiple of the limit before the connection is closed."""
 UNLOGGED_PATHS = ("/healthz",)
-"""Polled every few seconds: logged only when they fail."""
+"""Polled every few seconds, so logged only on failure."""
 
 
 class RequestMiddleware:
-    """Gives every request a context, and limits its body."""
+    """Attaches a context to every request, limits its body, and logs it when it ends."""
 
     def __init__(self, app: App, max_body_bytes: int, metrics: RequestMetrics) -> None:
         self._app, self._max_body_bytes, self._metrics = app, max_body_bytes, metrics
@@ -51,29 +51,29 @@ class RequestMiddleware:
         finally:
             self._metrics.record(context)
             if context.path not in UNLOGGED_PATHS or context.outcome != "ok":
-                access.info(context.to_json())
+                access_log.info(context.to_json())
 
     def _limit_body(self, receive: Receive) -> Receive:
         limit = self._max_body_bytes
-        total = 0
+        received_bytes = 0
 
-        async def counted() -> Message:
-            nonlocal total
+        async def receive_limited() -> Message:
+            nonlocal received_bytes
             message = await receive()
-            total += len(message.get("body", b""))
-            if total <= limit:
+            received_bytes += len(message.get("body", b""))
+            if received_bytes <= limit:
                 return message
-            # Most clients read no response before they have sent everything.
-            while message.get("more_body") and total <= _MAX_EXCESS_FACTOR * limit:
+            # Most clients do not read the response until they have sent the full body.
+            while message.get("more_body") and received_bytes <= _MAX_EXCESS_FACTOR * limit:
                 message = await receive()
-                total += len(message.get("body", b""))
-            raise TooLarge(f"the request body exceeds {limit} bytes")
+                received_bytes += len(message.get("body", b""))
+            raise PayloadTooLarge(f"the request body exceeds {limit} bytes")
 
-        return counted
+        return receive_limited
 
 
 def _record_response(context: RequestContext, send: Send) -> Send:
-    async def recorded(message: Message) -> None:
+    async def send_recorded(message: Message) -> None:
         if message["type"] == "http.response.start":
             context.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
@@ -81,9 +81,9 @@ def _record_response(context: RequestContext, send: Send) -> Send:
             context.bytes_out += len(message.get("body", b""))
         await send(message)
 
-    return recorded
+    return send_recorded
 
 
 def _request_id(scope: Scope) -> str:
-    given: bytes = dict(scope["headers"]).get(b"x-request-id", b"")
-    return given.decode() if _ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    header: bytes = dict(scope["headers"]).get(b"x-request-id", b"")
+    return header.decode() if _REQUEST_ID.fullmatch(header) else f"req_{uuid.uuid4().hex}"

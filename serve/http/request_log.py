@@ -1,4 +1,4 @@
-"""The context of a request, logged as a JSON line and exported as metrics when the request ends."""
+"""Per-request context, logged as a JSON line and exported as Prometheus metrics when the request ends."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-_SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-access = logging.getLogger("higgs.access")
+access_log = logging.getLogger("higgs.access")
 
 
 @dataclasses.dataclass
 class RequestContext:
-    """What is known about a request; every layer adds to it.
+    """Mutable record of one request; each layer fills in its fields.
 
     Attributes:
-        outcome: `ok`, `gone` (the client disconnected), or the code of the error.
-        first_audio_s: from the request's arrival to its first samples.
-        queued_s: from the request's arrival to the start of its synthesis.
+        outcome: `ok`, `gone` (the client disconnected), `broken_off` (the response was aborted), or the error's code.
+        queued_s: seconds from the request's arrival to the start of its synthesis.
+        first_audio_s: seconds from the request's arrival to its first samples.
     """
 
     request_id: str
@@ -48,10 +48,10 @@ class RequestContext:
         return time.monotonic() - self.arrived_s
 
     def to_json(self) -> str:
-        """Return the JSON log line, without unknown fields."""
-        kept = {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, 0, 0.0)}
-        kept.pop("arrived_s", None)
-        rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in kept.items()}
+        """Return the JSON log line; fields that are unset or zero are omitted."""
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, 0, 0.0)}
+        fields.pop("arrived_s", None)
+        rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()}
         return json.dumps({"time": round(time.time(), 3), **rounded, "seconds": round(self.elapsed_s(), 4)})
 
 
@@ -66,18 +66,18 @@ class RequestMetrics:
         self._characters = Counter("higgs_characters", description="characters of text synthesized")
         self._first_audio = Histogram(
             "higgs_first_audio_seconds",
-            description="from a request's arrival to its first samples",
-            boundaries=list(_SECONDS),
+            description="seconds from a request's arrival to its first samples",
+            boundaries=list(_BUCKETS_S),
         )
         self._queued = Histogram(
             "higgs_queued_seconds",
-            description="from a request's arrival to the start of its synthesis",
-            boundaries=list(_SECONDS),
+            description="seconds from a request's arrival to the start of its synthesis",
+            boundaries=list(_BUCKETS_S),
         )
-        self._seconds = Histogram(
+        self._request_duration = Histogram(
             "higgs_request_seconds",
-            description="from a request's arrival to its end",
-            boundaries=list(_SECONDS),
+            description="seconds from a request's arrival to its end",
+            boundaries=list(_BUCKETS_S),
             tag_keys=("route",),
         )
         self._waiting = Gauge("higgs_requests_waiting", description="requests waiting for their first samples")
@@ -86,7 +86,7 @@ class RequestMetrics:
     def record(self, context: RequestContext) -> None:
         """Record a finished request."""
         self._requests.inc(1, {"route": context.route, "outcome": context.outcome})
-        self._seconds.observe(context.elapsed_s(), {"route": context.route})
+        self._request_duration.observe(context.elapsed_s(), {"route": context.route})
         if context.audio_s:
             self._audio.inc(context.audio_s, {"format": context.format or "none"})
             self._characters.inc(context.characters)
@@ -96,7 +96,7 @@ class RequestMetrics:
             self._queued.observe(context.queued_s)
 
     def set_in_flight(self, waiting: int, running: int) -> None:
-        """Export the current number of requests."""
+        """Export the current number of waiting and running requests."""
         self._waiting.set(waiting)
         self._running.set(running)
 
@@ -121,18 +121,18 @@ class EngineMetrics:
             name: Gauge(f"higgs_engine_{name}", description=f"{name} of a synthesizer's engine") for name in self._NAMES
         }
 
-    def update(self, numbers: dict[str, float]) -> None:
-        """Export the known metrics."""
+    def update(self, metrics: dict[str, float]) -> None:
+        """Export those of the engine's metrics that have a gauge."""
         for name, gauge in self._gauges.items():
-            if name in numbers:
-                gauge.set(numbers[name])
+            if name in metrics:
+                gauge.set(metrics[name])
 
 
 def log_to_stderr() -> None:
-    """Log one bare line per request to stderr."""
-    if not access.handlers:
+    """Send the request log to stderr, one JSON line per request without a prefix."""
+    if not access_log.handlers:
         handler: Any = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
-        access.addHandler(handler)
-        access.setLevel(logging.INFO)
-        access.propagate = False
+        access_log.addHandler(handler)
+        access_log.setLevel(logging.INFO)
+        access_log.propagate = False

@@ -1,6 +1,6 @@
 """Request bodies: OpenAI's speech fields with our extensions, and delivery options.
 
-Unknown fields are ignored, as OpenAI's clients expect; known ones are honoured or refused, never silently changed.
+Unknown fields are ignored, as OpenAI's clients expect. Known fields are honoured or rejected, never silently changed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from higgs_model.audio.speed import MAX_SPEED, MIN_SPEED
 from higgs_model.audio.streams import StreamFormat
-from higgs_model.script.script import Script, faults
+from higgs_model.script.script import Script, error_messages
 from serve.http.errors import BadRequest
 
 OPENAI_VOICES = (
@@ -24,16 +24,17 @@ _SCRIPT_FIELDS = (
 )
 
 
-def _voice_name(value: object) -> object:
+def _unwrap_voice_id(value: object) -> object:
     """Accept `{"id": NAME}` as well as a name."""
     return value["id"] if isinstance(value, dict) and "id" in value else value
 
 
-class Delivery(BaseModel):
-    """How audio is delivered.
+class DeliveryOptions(BaseModel):
+    """How the audio is encoded and streamed.
 
     Attributes:
-        live: stream samples while they are generated; otherwise stream each chunk once it has passed its checks.
+        speed: playback speed; the pitch is preserved.
+        live: stream samples while they are generated; otherwise stream each chunk once its best take is determined.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -44,12 +45,12 @@ class Delivery(BaseModel):
     live: bool = True
 
 
-class SpeechRequest(Delivery):
+class SpeechRequest(DeliveryOptions):
     """`POST /v1/audio/speech`."""
 
     input: str = Field(min_length=1, description="the text to synthesize")
     model: str | None = Field(default=None, description="ignored; the endpoint has one model")
-    voice: Annotated[str | None, BeforeValidator(_voice_name)] = Field(
+    voice: Annotated[str | None, BeforeValidator(_unwrap_voice_id)] = Field(
         default=None, description="a voice's name, profile:NAME, a description (anything with spaces), or {id}"
     )
     instructions: str | None = Field(default=None, description="ignored; describe a voice or a scene instead")
@@ -70,7 +71,7 @@ class SpeechRequest(Delivery):
     chunk_max_words: int | None = None
     context_chunks: int | None = None
 
-    def row(self, request_id: str) -> dict[str, Any]:
+    def to_row(self, request_id: str) -> dict[str, Any]:
         """Return the request as a manifest row, without its reference recording."""
         fields = {name: getattr(self, name) for name in (*_SCRIPT_FIELDS, "voice")}
         return {"id": request_id, "text": self.input} | {
@@ -78,42 +79,47 @@ class SpeechRequest(Delivery):
         }
 
 
-def read_speech(body: Mapping[str, Any]) -> SpeechRequest:
-    """Validate a body of `/v1/audio/speech`.
+def parse_speech_request(body: Mapping[str, Any]) -> SpeechRequest:
+    """Parse the body of `/v1/audio/speech`.
 
     Raises:
-        BadRequest: names the first invalid field.
+        BadRequest: a field is invalid; `param` names the first one.
     """
     try:
-        # Clients send null for fields that are not set.
+        # Some clients send null for unset fields.
         return SpeechRequest.model_validate({name: value for name, value in body.items() if value is not None})
     except ValidationError as error:
-        raise _first_error(error) from None
+        raise _bad_request_from(error) from None
 
 
-def read_delivery(body: Mapping[str, Any]) -> Delivery:
-    """Return the delivery options of a script; `live` defaults to false."""
-    try:
-        options = {name: body[name] for name in Delivery.model_fields if body.get(name) is not None}
-        return Delivery.model_validate({"live": False} | options)
-    except ValidationError as error:
-        raise _first_error(error) from None
-
-
-def read_script(row: Mapping[str, Any]) -> Script:
-    """Validate a manifest row.
+def parse_delivery_options(body: Mapping[str, Any]) -> DeliveryOptions:
+    """Parse the delivery options of `/v1/audio/scripts`; here `live` defaults to false.
 
     Raises:
-        BadRequest: lists all errors.
+        BadRequest: an option is invalid; `param` names the first one.
+    """
+    try:
+        options = {name: body[name] for name in DeliveryOptions.model_fields if body.get(name) is not None}
+        return DeliveryOptions.model_validate({"live": False} | options)
+    except ValidationError as error:
+        raise _bad_request_from(error) from None
+
+
+def parse_script(row: Mapping[str, Any]) -> Script:
+    """Parse a manifest row.
+
+    Raises:
+        BadRequest: the row is invalid; the message lists all errors, `param` names the field of the first one.
     """
     try:
         return Script.model_validate(row)
     except ValidationError as error:
-        found = faults(error)
-        raise BadRequest("; ".join(found)[:2000], param=found[0].partition(":")[0].partition(".")[0]) from None
+        messages = error_messages(error)
+        param = messages[0].partition(":")[0].partition(".")[0]
+        raise BadRequest("; ".join(messages)[:2000], param=param) from None
 
 
-def _first_error(error: ValidationError) -> BadRequest:
+def _bad_request_from(error: ValidationError) -> BadRequest:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     param = str(first["loc"][0]) if first["loc"] else None
     return BadRequest(f"{param or 'body'}: {first['msg']}", param=param)

@@ -21,10 +21,10 @@ from starlette.exceptions import HTTPException
 
 from higgs_model.audio.streams import MEDIA_TYPES
 from serve.http import openapi
-from serve.http.errors import ApiError, BadRequest, Internal, NotAllowed, from_status
+from serve.http.errors import ApiError, BadRequest, InternalServerError, MethodNotAllowed, error_from_status
 from serve.http.middleware import App, Receive, RequestMiddleware, Scope, Send
 from serve.http.request_log import RequestContext
-from serve.http.request_models import read_delivery, read_speech
+from serve.http.request_models import parse_delivery_options, parse_speech_request
 from serve.http.security import ApiKeys
 from serve.speech.endpoint import Endpoint
 from serve.speech.streaming import SpeechStream
@@ -80,13 +80,13 @@ def _add_errors(app: FastAPI) -> None:
         return AsciiJsonResponse(error.body(), error.status, headers=error.headers())
 
     async def api_error(request: Request, error: Exception) -> Response:
-        return respond(request, error if isinstance(error, ApiError) else Internal("unknown"))
+        return respond(request, error if isinstance(error, ApiError) else InternalServerError("unknown"))
 
     async def http_error(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         known = {404: f"no route {request.method} {request.url.path[:200]}"}
-        response = respond(request, from_status(status, known.get(status, str(getattr(error, "detail", "")))))
-        if status == NotAllowed.status and isinstance(error, HTTPException):
+        response = respond(request, error_from_status(status, known.get(status, str(getattr(error, "detail", "")))))
+        if status == MethodNotAllowed.status and isinstance(error, HTTPException):
             response.headers.update(error.headers or {})
         return response
 
@@ -98,7 +98,7 @@ def _add_errors(app: FastAPI) -> None:
     async def unexpected_error(request: Request, error: Exception) -> Response:
         context: RequestContext = request.state.context
         logger.error("request %s", context.request_id, exc_info=error)
-        return respond(request, Internal("internal error; the log has the details under this request's id"))
+        return respond(request, InternalServerError("internal error; the log has the details under this request's id"))
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)
@@ -114,7 +114,7 @@ def _add_speech(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
     async def speech(request: Request, context: Context) -> Response:
         keys.check(request.headers)
         async with _body(request) as (fields, recording):
-            speech_request = read_speech(fields)
+            speech_request = parse_speech_request(fields)
             stream = await endpoint.speech(speech_request, recording, context)
         if speech_request.stream_format == "sse":
             return _SpeechResponse(endpoint, stream, stream.server_sent_events(with_chunks=False), "text/event-stream")
@@ -124,7 +124,7 @@ def _add_speech(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
     async def scripts(request: Request, context: Context) -> Response:
         keys.check(request.headers)
         async with _body(request, json_field="script") as (fields, recording):
-            delivery = read_delivery(fields)
+            delivery = parse_delivery_options(fields)
             stream = await endpoint.script(fields, recording, delivery, context)
         if _prefers_json(request.headers.get("accept", "")):
             try:

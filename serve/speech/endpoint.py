@@ -13,10 +13,10 @@ from typing import Any
 
 from higgs_model.script.script import Script
 from serve.deployments.config import EndpointConfig
-from serve.http.background import is_short, run_in_thread
-from serve.http.errors import ApiError, BadRequest, Busy, NotReady
+from serve.http.background import is_cheap_to_plan, run_in_thread
+from serve.http.errors import ApiError, BadRequest, TooManyRequests, ServiceUnavailable
 from serve.http.request_log import RequestContext, RequestMetrics
-from serve.http.request_models import OPENAI_VOICES, Delivery, SpeechRequest, read_script
+from serve.http.request_models import OPENAI_VOICES, DeliveryOptions, SpeechRequest, parse_script
 from serve.speech.events import HealthStatus, SynthesisRequest, SynthesizerBackend
 from serve.speech.streaming import SpeechStream, open_speech_stream
 from serve.voices.reference_audio import ReferenceLimits, check_reference, decode_reference
@@ -70,7 +70,7 @@ class Endpoint:
             raise
 
     async def script(
-        self, row: Mapping[str, Any], recording: bytes | None, delivery: Delivery, context: RequestContext
+        self, row: Mapping[str, Any], recording: bytes | None, delivery: DeliveryOptions, context: RequestContext
     ) -> SpeechStream:
         """Open the stream for a script in the form of a manifest row."""
         row = {"id": context.request_id} | {name: value for name, value in row.items() if value is not None}
@@ -88,14 +88,14 @@ class Endpoint:
         row: Mapping[str, Any],
         ref_audio: str | None,
         recording: bytes | None,
-        delivery: Delivery,
+        delivery: DeliveryOptions,
         context: RequestContext,
         warnings: tuple[str, ...],
     ) -> SpeechStream:
         deadline_s = asyncio.get_running_loop().time() + self.config.request_timeout_s - context.elapsed_s()
         has_reference = ref_audio is not None or recording is not None
         with_reference = dict(row) | ({"ref_audio": _ATTACHED} if has_reference else {})
-        script = await run_in_thread(self._validate, with_reference, inline=is_short(row))
+        script = await run_in_thread(self._validate, with_reference, inline=is_cheap_to_plan(row))
         context.characters, context.format = len(script.tagged_text()), delivery.response_format
         context.voice = _ATTACHED if has_reference else script.voice
         reference = await self._reference(ref_audio, recording)
@@ -107,7 +107,7 @@ class Endpoint:
             return await open_speech_stream(self.backend, request, delivery, context, warnings, deadline_s)
 
     def _validate(self, row: dict[str, Any]) -> Script:
-        script = read_script(row)
+        script = parse_script(row)
         self._check_length(script.tagged_text(), self.config.max_script_chars, "text")
         aliases = self.config.voice_aliases
         changed: dict[str, Any] = {}
@@ -154,11 +154,11 @@ class Endpoint:
         """Hold a place in the queue until a request's first samples are available.
 
         Raises:
-            Busy: all slots are in use and the queue is full.
+            TooManyRequests: all slots are in use and the queue is full.
         """
         slots = -(-self.backend.slots() // self.config.ingress_replicas)
         if self._waiting + self._running >= slots + self.config.max_queued:
-            raise Busy(
+            raise TooManyRequests(
                 "all slots are in use and the queue is full; try again later", retry_after_s=self.retry_after_s()
             )
         self._waiting += 1
@@ -250,4 +250,4 @@ class Endpoint:
         except ApiError:
             raise
         except (OSError, ValueError) as error:
-            raise NotReady("the voice store cannot be reached at the moment", retry_after_s=_MIN_RETRY_S) from error
+            raise ServiceUnavailable("the voice store cannot be reached at the moment", retry_after_s=_MIN_RETRY_S) from error

@@ -86,7 +86,7 @@ class SynthesizerBackend(Protocol):
         """Yield the events of a request; closing the generator frees its slot.
 
         Raises:
-            NotReady: the replica was lost.
+            ServiceUnavailable: the replica was lost.
         """
 
     def slots(self) -> int:

@@ -24,9 +24,9 @@ from higgs_model.audio.streams import StreamEncoder
 from higgs_model.audio.writers import to_pcm16
 from higgs_model.errors import BadInput
 from serve.http.background import run_in_thread
-from serve.http.errors import ApiError, BadRequest, Internal, NotReady, TooSlow
+from serve.http.errors import ApiError, BadRequest, InternalServerError, ServiceUnavailable, GatewayTimeout
 from serve.http.request_log import RequestContext
-from serve.http.request_models import Delivery
+from serve.http.request_models import DeliveryOptions
 from serve.speech.events import AudioChunk, ChunkMetadata, Event, Failed, Started, SynthesisRequest, SynthesizerBackend
 
 _RETRY_UNAVAILABLE_S = 10
@@ -45,7 +45,7 @@ class SpeechStream:
         started: Started,
         first_chunks: list[AudioChunk],
         events: AsyncGenerator[Event],
-        delivery: Delivery,
+        delivery: DeliveryOptions,
         request_id: str,
         context: RequestContext,
     ) -> None:
@@ -167,7 +167,7 @@ class SpeechStream:
 async def open_speech_stream(
     backend: SynthesizerBackend,
     request: SynthesisRequest,
-    delivery: Delivery,
+    delivery: DeliveryOptions,
     context: RequestContext,
     warnings: tuple[str, ...],
     deadline_s: float,
@@ -184,7 +184,7 @@ async def open_speech_stream(
     try:
         started = _raise_if_failed(await anext(events, None))
         if not isinstance(started, Started):
-            raise Internal("the synthesizer returned no events")
+            raise InternalServerError("the synthesizer returned no events")
         context.queued_s = context.elapsed_s()
         first_chunks: list[AudioChunk] = []
         while not any(chunk.pcm for chunk in first_chunks):
@@ -210,7 +210,7 @@ async def _with_deadline(events: AsyncGenerator[Event], deadline_s: float) -> As
                 async with asyncio.timeout_at(deadline_s):
                     event = await anext(events, None)
             except TimeoutError:
-                raise TooSlow("the request took too long; send less text at a time") from None
+                raise GatewayTimeout("the request took too long; send less text at a time") from None
             if event is None:
                 return
             yield event
@@ -222,14 +222,14 @@ def _raise_if_failed(event: Event | None) -> Event | None:
     if event.kind == "input":
         raise BadRequest(event.message)
     if event.kind == "unavailable":
-        raise NotReady(event.message, retry_after_s=_RETRY_UNAVAILABLE_S)
-    raise Internal(event.message)
+        raise ServiceUnavailable(event.message, retry_after_s=_RETRY_UNAVAILABLE_S)
+    raise InternalServerError(event.message)
 
 
 class _OutputEncoder:
     """Changes the speed of samples and encodes them."""
 
-    def __init__(self, delivery: Delivery, sample_rate_hz: int) -> None:
+    def __init__(self, delivery: DeliveryOptions, sample_rate_hz: int) -> None:
         try:
             self._encoder = StreamEncoder(delivery.response_format, sample_rate_hz)
         except BadInput as error:

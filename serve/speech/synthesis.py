@@ -19,10 +19,10 @@ from higgs_model.engine.codec_worker import WorkerStopped
 from higgs_model.engine.loop import EngineStopped
 from higgs_model.errors import BadInput, HiggsError
 from higgs_model.script.plan import Plan
-from higgs_model.script.script import Script, faults
+from higgs_model.script.script import Script, error_messages
 from higgs_model.script.voices import Voice, Voices
 from higgs_model.synthesizer.records import Piece, SpokenChunk
-from serve.http.background import is_short, run_in_thread
+from serve.http.background import is_cheap_to_plan, run_in_thread
 from serve.speech.events import AudioChunk, ChunkMetadata, Event, Failed, Started, SynthesisRequest
 from serve.voices.voice_library import VoiceLibrary
 
@@ -72,7 +72,7 @@ class RequestSynthesizer:
         try:
             # Reading voices may block; planning a short text without any is fast.
             needs_voices = request.reference is not None or bool({"voice", "voices"} & request.row.keys())
-            plan = await run_in_thread(self._plan, request, inline=not needs_voices and is_short(request.row))
+            plan = await run_in_thread(self._plan, request, inline=not needs_voices and is_cheap_to_plan(request.row))
             text = plan.script.tagged_text()
             tokens = self.synthesizer.count_tokens(text)
             yield Started(self.synthesizer.sample_rate, len(plan.chunks), tokens, plan.warnings)
@@ -99,7 +99,7 @@ class RequestSynthesizer:
         try:
             script = Script.model_validate(request.row).with_defaults({"seed": self._seed})
         except ValidationError as error:
-            raise BadInput("; ".join(faults(error))) from None
+            raise BadInput("; ".join(error_messages(error))) from None
         return Plan.of(script, self._voices(script, request))
 
     def _voices(self, script: Script, request: SynthesisRequest) -> Voices:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from higgs_model.audio.waveform import MAX_CHANNELS, to_mono
 from higgs_model.errors import BadInput
 from higgs_model.script.voices import check_recording
-from serve.http.errors import BadRequest, TooLarge
+from serve.http.errors import BadRequest, PayloadTooLarge
 
 _DATA_URI = re.compile(
     r"data:[A-Za-z0-9.+-]{1,50}/[A-Za-z0-9.+-]{1,50}(?:;[A-Za-z0-9.=+\"-]{1,100})*;base64,", re.ASCII
@@ -83,7 +83,7 @@ def decode_reference(value: str, limits: ReferenceLimits) -> bytes:
 
     Raises:
         BadRequest: it is neither.
-        TooLarge: the recording is too large.
+        PayloadTooLarge: the recording is too large.
     """
     if value.startswith("data:"):
         head = _DATA_URI.match(value[:1000])
@@ -91,7 +91,7 @@ def decode_reference(value: str, limits: ReferenceLimits) -> bytes:
             raise BadRequest("ref_audio: a data URI must look like data:audio/wav;base64,…", param="ref_audio")
         value = value[head.end() :]
     if len(value) * 3 // 4 > limits.max_bytes + 3:
-        raise TooLarge(f"ref_audio: a recording may have at most {limits.max_bytes} bytes", param="ref_audio")
+        raise PayloadTooLarge(f"ref_audio: a recording may have at most {limits.max_bytes} bytes", param="ref_audio")
     try:
         return base64.b64decode("".join(value.split()), validate=True)
     except (binascii.Error, ValueError):
@@ -107,10 +107,10 @@ def check_reference(content: bytes, limits: ReferenceLimits, param: str = "ref_a
 
     Raises:
         BadRequest: it is not a recording, or unusable as a reference.
-        TooLarge: it has too many bytes.
+        PayloadTooLarge: it has too many bytes.
     """
     if len(content) > limits.max_bytes:
-        raise TooLarge(f"{param}: {len(content)} bytes; a recording may have {limits.max_bytes}", param=param)
+        raise PayloadTooLarge(f"{param}: {len(content)} bytes; a recording may have {limits.max_bytes}", param=param)
     if not any(magic.match(content) for magic in _MAGIC_BYTES):
         raise BadRequest(f"{param}: not a WAV, FLAC, MP3, Ogg or AIFF recording", param=param)
     try:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from serve.http.errors import BadRequest, TooLarge
+from serve.http.errors import BadRequest, PayloadTooLarge
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class ReferenceDownloader:
 
         Raises:
             BadRequest: it is not allowed, or cannot be downloaded.
-            TooLarge: the response is too large.
+            PayloadTooLarge: the response is too large.
         """
         parts = self._check_allowed(url)
         host, port = parts.hostname or "", parts.port or 443
@@ -118,7 +118,7 @@ class ReferenceDownloader:
             while block := response.read1(_BLOCK_BYTES):
                 total += len(block)
                 if total > self._max_bytes:
-                    raise TooLarge(
+                    raise PayloadTooLarge(
                         f"ref_audio: a recording may have at most {self._max_bytes} bytes", param="ref_audio"
                     )
                 if time.monotonic() > deadline_s:

@@ -1,4 +1,4 @@
-"""Ray clusters of several nodes on this machine, each node in a process group of its own, as machines would be."""
+"""Ray clusters with several nodes on this machine, each in a process group of its own."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ IMPATIENT = {
 
 
 class Head(Cluster):
-    """A head with a dashboard, which takes jobs."""
+    """A head node with a dashboard, which accepts jobs."""
 
     def __init__(self, num_cpus):
         self.dashboard_port, self.metrics_port = free_port(), free_port()
@@ -78,13 +78,13 @@ class Head(Cluster):
 
 
 def processes(node, name):
-    """Those of a node whose title has a name in it; Ray gives actors theirs."""
+    """Return a node's processes whose title contains a name, such as an actor's class."""
     titles = [Path(f"/proc/{pid}/cmdline") for pid in children(node.process.pid)]
     return [path.parent.name for path in titles if path.exists() and name.encode() in path.read_bytes()]
 
 
 class Node:
-    """A further node of a cluster."""
+    """A worker node of a cluster."""
 
     def __init__(self, head, num_cpus, *options):
         self.process = start_ray(

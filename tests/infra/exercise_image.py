@@ -1,4 +1,4 @@
-"""The image's steps where no Docker engine runs: `python -m tests.infra.exercise_image FOLDER`.
+"""Runs the image's build steps without a Docker engine: `python -m tests.infra.exercise_image FOLDER`.
 
 Files that `.dockerignore` lets through are copied as COPY says, and RUN lines are run in their order and environment,
 with a fresh virtual environment in place of the base image's Python. What needs root, which is there for the operating
@@ -20,12 +20,12 @@ DOCKERFILE = ROOT / "infra/Dockerfile"
 
 
 def steps():
-    """Commands of the Dockerfile in order."""
+    """Return the Dockerfile's commands in order."""
     return dockerfile.parse_file(str(DOCKERFILE))
 
 
 def context():
-    """Files that a COPY can reach, by Docker's own rules; it also sends its list of exceptions."""
+    """Return the files of the build context, by Docker's own rules."""
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     return sorted(
         name for name in exclude_paths(str(ROOT), patterns) if (ROOT / name).is_file() and name != ".dockerignore"
@@ -33,7 +33,7 @@ def context():
 
 
 def copy(step, into):
-    """What one COPY does; says how many files there were."""
+    """Run one COPY; return the number of files."""
     *sources, target = step.value
     count = 0
     for source in sources:
@@ -47,7 +47,7 @@ def copy(step, into):
 
 
 def main(folder):
-    """Go through the Dockerfile; gives nothing back, and raises where the image's build would end."""
+    """Run the Dockerfile's steps; raise where the build would fail."""
     work = Path(folder).resolve() / "work"
     work.mkdir(parents=True)
     venv.create(work.parent / "venv", with_pip=True)

@@ -1,4 +1,4 @@
-"""What `kubectl kustomize` makes of a folder, as far as our folders use it; anything else in them is refused.
+"""A subset of `kubectl kustomize`, as far as our folders use it; anything else is refused.
 
 Where there is a kubectl, a test compares the two.
 """
@@ -12,7 +12,7 @@ KNOWN = {"resources", "images", "patches", "configMapGenerator", "generatorOptio
 
 
 def build(folder):
-    """Resources of a folder in order."""
+    """Return the resources of a folder in order."""
     wanted = yaml.safe_load((folder / "kustomization.yaml").read_text())
     assert set(wanted) <= KNOWN, f"{folder}: {set(wanted) - KNOWN}"
     found = []
@@ -45,7 +45,7 @@ class _NoAliases(yaml.SafeDumper):
 
 
 def containers(value):
-    """Every container somewhere in resources."""
+    """Yield every container in resources."""
     if isinstance(value, list):
         for one in value:
             yield from containers(one)

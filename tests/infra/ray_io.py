@@ -49,7 +49,7 @@ SPECS = {
 
 
 def faults(resource):
-    """What is wrong with a resource of ours, each with its place."""
+    """Return the errors in a resource with their paths."""
     whole = {"apiVersion!": ("ray.io/v1",), "kind!": tuple(SPECS), "metadata!": {"name!": str}}
     return list(_faults(resource, whole | {"spec!": SPECS.get(resource.get("kind"), {})}, resource.get("kind", "?")))
 
@@ -84,7 +84,7 @@ def _map_faults(value, kind, place):
 
 
 def pod_faults(template, place):
-    """What Kubernetes' schema says of a pod."""
+    """Validate a pod against Kubernetes' schema."""
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **template}
     try:
         kubernetes_validate.validate(pod, "1.33", strict=True)
@@ -93,7 +93,7 @@ def pod_faults(template, place):
 
 
 def check_crd(resource, text):
-    """Faults of a resource by a CustomResourceDefinition: its own schema, in which unknown fields are errors too."""
+    """Validate a resource against a CustomResourceDefinition, with unknown fields as errors."""
     definition = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     version = next(one for one in definition["spec"]["versions"] if one["name"] == "v1")
     schema = _strict(version["schema"]["openAPIV3Schema"])

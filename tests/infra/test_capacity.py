@@ -1,4 +1,4 @@
-"""The capacity page: its numbers are those that were measured, and its tables follow from them."""
+"""The capacity page: its numbers are the measured ones, and its tables are computed from them."""
 
 import pickle
 import re
@@ -19,7 +19,7 @@ N = capacity.numbers(TEXT)
 BENCHMARKS = (ROOT / "jobs/benchmark/README.md").read_text()
 
 
-def test_every_number_says_how_it_is_known():
+def test_every_number_states_its_source():
     rows = [line for line in TEXT.split("## ")[0].splitlines() if line.startswith("| `")]
     assert len(rows) == len(N) >= 12
     known = {name: how for name, _, _, how, _ in capacity._NUMBER.findall(TEXT)}
@@ -31,13 +31,13 @@ def test_every_number_says_how_it_is_known():
     }
 
 
-def test_the_tables_follow_from_the_numbers():
+def test_tables_are_computed_from_the_numbers():
     """`python -m jobs.benchmark capacity --write infra/capacity.md` makes it so."""
     assert capacity.computed(TEXT, N) == TEXT
     assert capacity.computed(TEXT, N | {"gpu_audio_s_per_s": 250.0}) != TEXT
 
 
-def test_a_few_of_them_by_hand():
+def test_formulas_by_hand():
     # 100 audio seconds a second, 0.94 of it in a job: 94 audio hours an hour, for 3 $.
     assert capacity.effective_rate({"gpu_audio_s_per_s": 100, "job_share": 0.94}) == pytest.approx(94)
     assert capacity.cost_an_audio_hour(3, 94) == pytest.approx(0.0319, abs=1e-4)
@@ -49,14 +49,14 @@ def test_a_few_of_them_by_hand():
     assert [capacity.s3_writes(seconds, N) for seconds in (60, 600)] == [1, 6]
 
 
-def test_what_is_measured_is_what_the_readme_says():
+def test_measured_numbers_match_the_benchmark_page():
     (rows_per_s,) = re.findall(r"(\d[\d,]*) rows a second", BENCHMARKS)
     assert N["rows_per_s"] == float(rows_per_s.replace(",", ""))
     assert N["wav_mb_an_hour"] == 24_000 * 2 * 3600 / 1e6
     assert N["result_part_every_s"] == ledger._MAX_COMMIT_INTERVAL_S
 
 
-def test_what_the_driver_keeps_of_a_row():
+def test_driver_memory_per_row():
     from jobs.synthesize.pipeline import plan_units
 
     count, draw = 200_000, np.random.default_rng(0)
@@ -71,12 +71,12 @@ def test_what_the_driver_keeps_of_a_row():
     assert 0.5 * N["driver_bytes_a_row"] < peak / count < 1.1 * N["driver_bytes_a_row"]
 
 
-def test_both_are_benchmarks():
+def test_capacity_and_scale_are_benchmarks():
     assert {"capacity", "scale"} <= set(NAMES)
 
 
-def test_fake_gpus_are_as_fast_as_they_say():
-    """Rows together take as long as their audio does at the rate of all slots."""
+def test_fake_gpus_have_the_given_rate():
+    """Concurrent rows take as long as their audio at the rate of all slots."""
     import asyncio
     import time
 

@@ -1,4 +1,4 @@
-"""The job as a cluster runs it: submitted to a head from a packaged folder, and with machines that come and go."""
+"""The job on a cluster: submitted from a packaged folder, and with nodes that join and leave."""
 
 import contextlib
 import json
@@ -16,9 +16,9 @@ from tests.jobs.running import FAKE, ROOT, free_port, kill_group, results, start
 
 pytestmark = [
     pytest.mark.cluster,
-    # Ray warns of its own deprecations.
+    # Ray's own deprecation warnings.
     pytest.mark.filterwarnings("ignore"),
-    # One cluster serves all of these tests.
+    # All of these tests share one cluster.
     pytest.mark.xdist_group("cluster"),
 ]
 SECRET = "hunter2-and-nothing-else"
@@ -37,7 +37,7 @@ def head():
 
 
 def submit(head, *arguments):
-    """Submit a job from this checkout and see it to its end: its state, exit status and log."""
+    """Submit a job from this checkout and wait for it; return its state, exit status and log."""
     client = head.client()
     words = [sys.executable, "-W", "ignore", "-m", "jobs.synthesize", *map(str, arguments)]
     job = client.submit_job(entrypoint=" ".join(words), runtime_env={"working_dir": str(ROOT)})
@@ -45,7 +45,7 @@ def submit(head, *arguments):
     return client.get_job_status(job), client.get_job_info(job).driver_exit_code, client.get_job_logs(job)
 
 
-def test_a_submitted_job_runs_to_its_end(head, tmp_path):
+def test_submitted_job_succeeds_and_resumes(head, tmp_path):
     rows = [{"id": f"r{number}", "text": "A few words.", "seed": number} for number in range(3)]
     arguments = ("--manifest", write_manifest(tmp_path / "m.jsonl", rows), "--output", tmp_path / "out")
     state, status, said = submit(head, *arguments, "--max-frames", 20, "--attempts", 1)
@@ -62,8 +62,8 @@ def test_a_submitted_job_runs_to_its_end(head, tmp_path):
     assert results(tmp_path / "out")[3]["error_type"] == "invalid_row"
 
 
-def test_the_package_was_small_and_whole(head):
-    """What the jobs above ran from, as Ray unpacked it."""
+def test_working_dir_package_is_small_and_complete(head):
+    """The package of the jobs above, as Ray unpacked it."""
     (package,) = [path for path in head.session.glob("runtime_resources/working_dir_files/_ray_pkg_*") if path.is_dir()]
     names = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
     tops = {name.split("/")[0] for name in names}
@@ -73,7 +73,7 @@ def test_the_package_was_small_and_whole(head):
     assert sum((package / name).stat().st_size for name in names) < 20 * MEGABYTE
 
 
-def test_no_secret_is_in_the_logs(head):
+def test_logs_contain_no_secrets(head):
     logs = [path for path in head.session.glob("logs/**/*") if path.is_file()]
     assert len(logs) > 10
     assert [path for path in logs if SECRET.encode() in path.read_bytes()] == []
@@ -84,14 +84,14 @@ def uneven(count):
 
 
 def begin(head, folder, rows, *options):
-    """A job whose rows take a second or two."""
+    """Start a job whose rows take a second or two."""
     manifest = write_manifest(folder / "m.jsonl", uneven(rows))
     arguments = ("--manifest", manifest, "--output", folder / "out", "--max-batch", 2, *options)
     return start(FAKE, *arguments, FAKE_PACE="0.3", RAY_ADDRESS=head.address), folder / "out"
 
 
 def made(job, out, count):
-    """Wait until so many rows are made, or say what the job said."""
+    """Wait until `count` rows are done, or raise with the job's output."""
     with contextlib.suppress(TimeoutError):
         wait_for(lambda: job.poll() is not None or len(list(out.rglob("*.wav"))) >= count)
     if len(list(out.rglob("*.wav"))) < count:
@@ -106,8 +106,8 @@ def ended_well(job, out, rows):
     assert not list(out.rglob("*.part"))
 
 
-def test_a_machine_is_lost_and_none_comes(head, tmp_path):
-    """The rows that it had under way are made on those that are left, and every row is there once."""
+def test_job_survives_the_loss_of_a_node(head, tmp_path):
+    """Its running rows are done again on the remaining nodes, and every row is in the results once."""
     with Node(head, 2) as node:
         wait_for(lambda: len(head.nodes()) == 2)
         # More workers than the head has room for.
@@ -124,8 +124,8 @@ def test_a_machine_is_lost_and_none_comes(head, tmp_path):
         ended_well(job, out, 80)
 
 
-def test_machines_come_when_they_are_asked_for_and_all_of_them_are_lost(head, tmp_path):
-    """As on spot machines that an autoscaler adds from none: the job waits, works, loses all, and goes on."""
+def test_job_waits_for_gpu_nodes_and_survives_losing_all(head, tmp_path):
+    """As with spot instances that an autoscaler scales from zero: the job waits, runs, loses all nodes, continues."""
     job, out = begin(head, tmp_path, 12, "--workers", 1, "--gpus-per-worker", 1)
     with Node(head, 1, "--num-gpus", 1) as node:
         made(job, out, 3)
@@ -136,7 +136,7 @@ def test_machines_come_when_they_are_asked_for_and_all_of_them_are_lost(head, tm
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="there is no prometheus")
-def test_prometheus_finds_the_nodes_with_our_configuration(head, tmp_path):
+def test_prometheus_discovers_the_nodes(head, tmp_path):
     config = (ROOT / "infra/observability/prometheus.yml").read_text().replace("/tmp/ray/", f"{head.folder}/")
     shutil.copy(ROOT / "infra/observability/alerts.yml", tmp_path)
     (tmp_path / "prometheus.yml").write_text(config.replace("10s", "1s"))

@@ -1,4 +1,4 @@
-"""The image, without an engine that builds it: see `exercise_image.py` for its steps, run."""
+"""The Dockerfile, without building it; `exercise_image.py` runs its steps."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from tests.infra.exercise_image import DOCKERFILE, ROOT, context, copy, steps
 MEGABYTE = 1 << 20
 
 
-def test_a_linter_has_nothing_to_say():
+def test_hadolint_accepts_the_dockerfile():
     """hadolint: unknown instructions, unpinned bases, shells that swallow errors."""
     done = subprocess.run(
         [Path(sys.executable).with_name("hadolint"), "--no-color", DOCKERFILE],
@@ -21,7 +21,7 @@ def test_a_linter_has_nothing_to_say():
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_it_stands_on_rays_image_and_ends_without_root():
+def test_image_is_based_on_ray_and_runs_without_root():
     commands = steps()
     (base,) = [step.value[0] for step in commands if step.cmd == "FROM"]
     (argument,) = [step.value[0] for step in commands if step.cmd == "ARG" and "=" in step.value[0]]
@@ -33,21 +33,21 @@ def test_it_stands_on_rays_image_and_ends_without_root():
     assert users[-1] == "1000"
 
 
-def test_packages_come_before_code():
-    """So that a change of code leaves the largest layer as it is."""
+def test_packages_are_installed_before_code_is_copied():
+    """So that code changes do not invalidate the largest layer."""
     order = [(step.cmd, " ".join(step.value)) for step in steps()]
     packages = next(n for n, (command, text) in enumerate(order) if command == "RUN" and "--requirement" in text)
     code = [n for n, (command, text) in enumerate(order) if command == "COPY" and "higgs_model" in text]
     assert packages < min(code)
 
 
-def test_weights_are_kept_in_a_volume():
+def test_weights_are_in_a_volume():
     (environment,) = [step.value for step in steps() if step.cmd == "ENV"]
     (volume,) = [step.value for step in steps() if step.cmd == "VOLUME"]
     assert dict(zip(environment[::2], environment[1::2], strict=True))["HF_HOME"] == volume[0]
 
 
-def test_the_context_is_small_and_has_all_that_is_copied(tmp_path):
+def test_build_context_is_small_and_complete(tmp_path):
     names = context()
     tops = {name.split("/")[0] for name in names}
     files = {"pyproject.toml", "constraints.txt", "LICENSE", "THIRD_PARTY.md", "README.md"}

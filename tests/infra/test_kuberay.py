@@ -1,4 +1,4 @@
-"""The manifests for KubeRay: every field one that exists, every setting in them one that the commands read."""
+"""The KubeRay manifests: all fields exist, and all settings are valid."""
 
 import copy
 import os
@@ -21,7 +21,7 @@ RAY = "2.60.0"
 
 
 def clusters(resource):
-    """The cluster in a resource."""
+    """Return the cluster specification of a resource."""
     spec = resource["spec"]
     return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
 
@@ -36,7 +36,7 @@ def rays(overlay):
     return [one for one in build(overlay) if one["apiVersion"].startswith("ray.io")]
 
 
-def test_every_field_is_one_that_kuberay_has(rays):
+def test_every_field_exists_in_kuberay(rays):
     assert len(rays) == 1
     assert faults(rays[0]) == []
 
@@ -55,7 +55,7 @@ def test_every_field_is_one_that_kuberay_has(rays):
         ("rayClusterSpec.headGroupSpec.template.spec.containers.0.ports.0.containerPort", "6379"),
     ],
 )
-def test_a_typo_is_caught(path, value):
+def test_typo_is_detected(path, value):
     job = next(copy.deepcopy(one) for one in build(KUBERAY / "gpu/job") if one["kind"] == "RayJob")
     *above, last = path.split(".")
     place = job["spec"]
@@ -69,7 +69,7 @@ def test_a_typo_is_caught(path, value):
 
 
 @pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS names no folder with KubeRay's definitions")
-def test_kuberays_own_definitions_agree(rays):
+def test_kuberay_crds_accept_the_manifests(rays):
     """`KUBERAY_CRDS`: `ray-operator/config/crd/bases` of a KubeRay checkout."""
     text = (Path(os.environ["KUBERAY_CRDS"]) / f"ray.io_{rays[0]['kind'].lower()}s.yaml").read_text()
     assert check_crd(rays[0], text) == []
@@ -87,7 +87,7 @@ def test_kubectl_builds_the_same(overlay):
     assert by_name(yaml.safe_load_all(done.stdout)) == by_name(build(overlay))
 
 
-def test_all_pods_run_one_image_of_the_pinned_ray(overlay, rays):
+def test_all_pods_run_one_image_with_the_pinned_ray(overlay, rays):
     images = {container["image"] for container in containers(rays)}
     assert images == {f"registry.example.com/higgs-audio-batch:0.1.0-{overlay.parts[-2]}"}
     assert clusters(rays[0])["rayVersion"] == RAY
@@ -95,7 +95,7 @@ def test_all_pods_run_one_image_of_the_pinned_ray(overlay, rays):
     assert f"RAY_VERSION={RAY}" in (ROOT / "infra/Dockerfile").read_text()
 
 
-def test_gpus_are_asked_for_by_workers_alone(overlay, rays):
+def test_only_workers_request_gpus(overlay, rays):
     cluster = clusters(rays[0])
     wanted = "1" if overlay.parts[-2] == "gpu" else None
     for group in cluster["workerGroupSpecs"]:
@@ -114,7 +114,7 @@ def test_secrets_are_references(rays):
 
 
 @pytest.mark.parametrize("place", ["cpu", "gpu"])
-def test_the_jobs_settings_are_ones_that_the_job_reads(place, tmp_path):
+def test_job_settings_are_valid(place, tmp_path):
     resources = {one["kind"]: one for one in build(KUBERAY / place / "job")}
     (name, text), *more = resources["ConfigMap"]["data"].items()
     assert not more
@@ -140,7 +140,7 @@ def test_the_jobs_settings_are_ones_that_the_job_reads(place, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("place", ["cpu", "gpu"])
-def test_the_services_settings_are_ones_that_the_endpoint_reads(place):
+def test_service_settings_are_valid(place):
     from ray.serve.schema import ServeDeploySchema
 
     (service,) = [one["spec"] for one in build(KUBERAY / place / "service") if one["kind"] == "RayService"]

@@ -1,4 +1,4 @@
-"""Third parties, as their packages say."""
+"""Licences of dependencies, according to their packages."""
 
 import importlib.metadata
 import re
@@ -9,11 +9,11 @@ ROOT = Path(__file__).parents[2]
 NOTICES = (ROOT / "THIRD_PARTY.md").read_text()
 FAMILIES = ("LGPL", "GPL", "Apache", "BSD", "MIT", "Zlib", "MPL")
 HARMLESS = {"Zlib", "MIT", "BSD"}
-"""May stand beside others without being named."""
+"""Need not be listed."""
 
 
 def stated(package):
-    """Families of licences that a package names."""
+    """Return the licence families that a package declares."""
     metadata = importlib.metadata.metadata(package)
     classifiers = [one for one in metadata.get_all("Classifier") or [] if one.startswith("License")]
     text = " ".join([metadata.get("License-Expression") or metadata.get("License") or "", *classifiers])
@@ -24,7 +24,7 @@ def families(text):
     return {name for name in FAMILIES if re.search(rf"(?<![A-Z]){name}", text)}
 
 
-def test_every_package_that_is_needed_is_named_with_its_licence():
+def test_every_dependency_is_listed_with_its_licence():
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     rows = [row.split("|")[1:4] for row in NOTICES.splitlines() if row.startswith("| ")]
     licences = {name.strip(): families(licence) for names, licence, _ in rows for name in names.split(",")}
@@ -35,7 +35,7 @@ def test_every_package_that_is_needed_is_named_with_its_licence():
         assert stated(name) - HARMLESS <= licences[name], (name, licences[name], stated(name))
 
 
-def test_the_models_licence_has_one_name():
+def test_model_licence_has_one_name():
     from jobs.synthesize.cli import MODEL_LICENCE
 
     assert MODEL_LICENCE in NOTICES

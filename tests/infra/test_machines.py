@@ -1,4 +1,4 @@
-"""The cluster on AWS, as Ray's own launcher reads it, and the monitor of pods."""
+"""The AWS cluster configuration, checked by Ray's launcher, and the pod monitor."""
 
 import copy
 from pathlib import Path
@@ -12,7 +12,7 @@ CONFIG = yaml.safe_load((ROOT / "infra/cluster.yaml").read_text())
 
 
 def read_by_ray(config):
-    """The configuration with Ray's defaults for AWS, checked by Ray."""
+    """The configuration with Ray's AWS defaults, validated by Ray."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     whole = prepare_config(copy.deepcopy(config))
@@ -20,7 +20,7 @@ def read_by_ray(config):
     return whole
 
 
-def test_rays_launcher_reads_it():
+def test_ray_launcher_accepts_the_configuration():
     whole = read_by_ray(CONFIG)
     assert whole["available_node_types"]["speakers"]["min_workers"] == 0
     for path, value in {("max_worker",): 3, ("docker", "imag"): "x", ("auth", "ssh_usr"): "x"}.items():
@@ -33,7 +33,7 @@ def test_rays_launcher_reads_it():
             read_by_ray(broken)
 
 
-def test_workers_are_spot_machines_with_gpus_and_the_head_stays():
+def test_workers_are_gpu_spot_instances_and_the_head_is_not():
     types = CONFIG["available_node_types"]
     assert types[CONFIG["head_node_type"]]["node_config"].get("InstanceMarketOptions") is None
     assert types["speakers"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
@@ -41,7 +41,7 @@ def test_workers_are_spot_machines_with_gpus_and_the_head_stays():
     assert types["speakers"]["max_workers"] <= CONFIG["max_workers"]
 
 
-def test_machines_run_the_image_and_nobody_else_sees_the_dashboard():
+def test_nodes_run_the_image_and_the_dashboard_is_private():
     assert CONFIG["docker"]["image"] == "registry.example.com/higgs-audio-batch:0.1.0-gpu"
     assert "--dashboard-host=127.0.0.1" in CONFIG["head_start_ray_commands"][-1]
     # Weights are where the image keeps them.
@@ -49,13 +49,13 @@ def test_machines_run_the_image_and_nobody_else_sees_the_dashboard():
     assert "HF_HOME=/models" in (ROOT / "infra/Dockerfile").read_text()
 
 
-def test_nothing_here_is_a_secret():
+def test_configuration_contains_no_secrets():
     text = "".join(path.read_text() for path in (ROOT / "infra").rglob("*") if path.is_file())
     for mark in ("AKIA", "BEGIN", "secret_key", "aws_secret", "hf_"):
         assert mark not in text, mark
 
 
-def test_the_monitor_asks_ports_that_pods_have():
+def test_pod_monitor_scrapes_existing_ports():
     from tests.infra.kustomized import build, containers
 
     (monitor,) = build(ROOT / "infra/kuberay/monitoring")

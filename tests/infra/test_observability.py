@@ -1,4 +1,4 @@
-"""What watches a cluster asks for nothing that is not there, and reads as those read it that it is made for."""
+"""Monitoring: queries refer to exported metrics, and the tools accept the configuration."""
 
 import json
 import re
@@ -19,7 +19,7 @@ EVERYWHERE = {"job", "instance", "le"}
 
 
 def metrics_of(*makers):
-    """Names under which Ray exports what these objects make, and the labels of each."""
+    """Return the exported names and labels of the metrics that these objects create."""
     made = {}
     with pytest.MonkeyPatch.context() as patch:
         import ray.util.metrics
@@ -52,7 +52,7 @@ def exported():
 
 
 def selectors(query):
-    """Every metric that a query asks for, with the labels that it names there."""
+    """Return every metric of a query with the labels used."""
     found = []
 
     def see(node):
@@ -73,7 +73,7 @@ def queries():
 
 
 @pytest.mark.parametrize(("where", "query"), list(queries()), ids=lambda value: re.sub(r"\W+", "-", value)[:40])
-def test_every_metric_that_is_asked_for_is_exported(exported, where, query):
+def test_every_queried_metric_is_exported(exported, where, query):
     found = selectors(query)
     assert found
     for name, labels in found:
@@ -84,20 +84,20 @@ def test_every_metric_that_is_asked_for_is_exported(exported, where, query):
     assert {label for inside in re.findall(r"by \((.*?)\)", query) for label in inside.split(", ")} <= known
 
 
-def test_a_metric_that_is_not_there_would_be_seen(exported):
+def test_unknown_metric_is_detected(exported):
     ((name, labels),) = selectors('sum(rate(ray_higgs_job_rows{status="ok"}[5m]))')
     assert (name, labels) == ("ray_higgs_job_rows", {"status"})
     assert name not in exported
 
 
-def test_legends_name_labels_that_there_are(exported):
+def test_legends_use_existing_labels(exported):
     for panel in PANELS:
         for target in panel["targets"]:
             labels = set().union(*(exported[name] for name, _ in selectors(target["expr"]))) | EVERYWHERE
             assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= labels, panel["title"]
 
 
-def test_engines_say_all_that_is_exported_of_them():
+def test_engine_snapshot_has_all_exported_metrics():
     from higgs_model import Synthesizer
     from jobs.synthesize.metrics import ENGINE
     from serve.http.request_log import EngineMetrics
@@ -109,7 +109,7 @@ def test_engines_say_all_that_is_exported_of_them():
     assert set(EngineMetrics._NAMES) <= said
 
 
-def test_a_jobs_counters_count_what_was_not_told_yet(monkeypatch):
+def test_job_counters_export_increments(monkeypatch):
     from jobs.synthesize import metrics
     from jobs.synthesize.ledger import Totals
 
@@ -143,7 +143,7 @@ def test_a_jobs_counters_count_what_was_not_told_yet(monkeypatch):
 
 
 def read_by_grafana(dashboard):
-    """A dashboard as Grafana's own model of it reads and writes it."""
+    """Round-trip a dashboard through Grafana's own model."""
     from grafana_foundation_sdk.cog import plugins
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -153,7 +153,7 @@ def read_by_grafana(dashboard):
 
 
 def lost(ours, theirs, place="dashboard"):
-    """What is in ours and not in theirs."""
+    """Return what is in one value and missing in the other."""
     if isinstance(ours, dict):
         for name, value in ours.items():
             inside = theirs.get(name, theirs) if isinstance(theirs, dict) else theirs
@@ -165,14 +165,14 @@ def lost(ours, theirs, place="dashboard"):
         yield place
 
 
-def test_grafana_reads_the_dashboard_without_loss():
+def test_grafana_model_round_trips_the_dashboard():
     assert list(lost(DASHBOARD, read_by_grafana(DASHBOARD))) == []
     broken = json.loads(json.dumps(DASHBOARD))
     broken["panels"][1]["targts"] = broken["panels"][1].pop("targets")
     assert list(lost(broken, read_by_grafana(broken))) == ["dashboard.panels[1].targts"]
 
 
-def test_panels_lie_beside_each_other():
+def test_panels_do_not_overlap():
     taken = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
@@ -184,7 +184,7 @@ def test_panels_lie_beside_each_other():
     assert all(panel["description"] for panel in PANELS)
 
 
-def test_every_alert_says_what_is_wrong_and_where_to_look():
+def test_every_alert_has_a_summary_and_a_runbook():
     assert len({rule["alert"] for rule in RULES}) == len(RULES)
     for rule in RULES:
         assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
@@ -232,7 +232,7 @@ tests:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool")
-def test_prometheus_itself_reads_the_configuration_and_the_alerts_fire(tmp_path):
+def test_promtool_accepts_the_configuration_and_alerts_fire(tmp_path):
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     (tmp_path / "told.yml").write_text(TOLD)
     for command in (["check", "config", "prometheus.yml"], ["test", "rules", "told.yml"]):
@@ -240,7 +240,7 @@ def test_prometheus_itself_reads_the_configuration_and_the_alerts_fire(tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_configuration_scrapes_what_ray_says_there_is():
+def test_configuration_uses_rays_service_discovery():
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
     (places,) = job["file_sd_configs"]

@@ -1,4 +1,4 @@
-"""The deployment's README: every command is one that there is, with flags that it has; every file is there."""
+"""The deployment's README: all commands, flags and files exist."""
 
 import re
 import shlex
@@ -20,14 +20,14 @@ def words_of(command):
     return shlex.split(re.sub(r"\$\(.*?\)|\$PWD", "/x", command))
 
 
-def test_every_command_is_one_that_this_page_can_use():
+def test_every_command_is_known():
     known = {"make", "export", ".venv/bin/ray", "docker", "kubectl", "helm", "curl", "prometheus"}
     assert {words_of(command)[0] for command in COMMANDS} <= known
     assert len(COMMANDS) > 20
 
 
 @pytest.mark.parametrize("command", RAY, ids=lambda line: "-".join(line.split()[1:4]))
-def test_rays_commands_have_these_flags(command):
+def test_ray_commands_have_these_flags(command):
     words, _, _ = (part.split() for part in command.partition(" -- "))
     names = [word for word in words[1:3] if not word.startswith("-") and word.isalpha()]
     names = names if names[0] == "job" else names[:1]
@@ -40,7 +40,7 @@ def test_rays_commands_have_these_flags(command):
     assert {word for word in words if word.startswith("--")} <= flags, command
 
 
-def test_jobs_that_are_submitted_have_settings_that_there_are():
+def test_submitted_jobs_have_valid_settings():
     found = [command.partition(" -- ")[2] for command in RAY if "job submit" in command]
     assert len(found) >= 3
     for job in found:
@@ -49,15 +49,15 @@ def test_jobs_that_are_submitted_have_settings_that_there_are():
         parse_settings(words[3:])
 
 
-def test_everything_that_is_named_is_there():
+def test_referenced_files_exist():
     for path in re.findall(r"infra/[\w./-]+", README):
         assert (ROOT / path.rstrip(".")).exists(), path
     listed = re.findall(r"^\| `([\w./]+)`", README, re.MULTILINE)
     assert {name.rstrip("/") for name in listed} | {"README.md"} == {path.name for path in (ROOT / "infra").iterdir()}
 
 
-def test_kubernetes_names_are_those_of_the_manifests():
-    """KubeRay calls a job's submitter as the job, services and the token after the cluster."""
+def test_kubernetes_names_match_the_manifests():
+    """KubeRay names a job's submitter after the job, and services and the token after the cluster."""
     manifests = [one for kind in ("job", "service", "cluster") for one in build(ROOT / f"infra/kuberay/gpu/{kind}")]
     names = {one["kind"]: one["metadata"]["name"] for one in manifests}
     for part in (

@@ -39,16 +39,16 @@ def decode_in_one_pass(codec, codes):
 def test_stream_equals_single_pass(load, name, num_frames, sizes, seed):
     codec = load(name)
     codes = random_codes(codec, num_frames, seed)
-    stream, pieces, pushed, push = StreamingDecoder(codec), [], 0, 0
-    while pushed < num_frames:
-        size = max(sizes[push % len(sizes)], 0 if any(sizes) else 1)
-        pieces.append(stream.push(codes[:, pushed : pushed + size]))
-        pushed, push = pushed + size, push + 1
-        final = max(min(pushed, num_frames) - stream.lookahead_frames, 0)
-        emitted = sum(len(piece) for piece in pieces)
+    stream, parts, num_pushed, num_calls = StreamingDecoder(codec), [], 0, 0
+    while num_pushed < num_frames:
+        size = max(sizes[num_calls % len(sizes)], 0 if any(sizes) else 1)
+        parts.append(stream.push(codes[:, num_pushed : num_pushed + size]))
+        num_pushed, num_calls = num_pushed + size, num_calls + 1
+        final = max(min(num_pushed, num_frames) - stream.lookahead_frames, 0)
+        emitted = sum(len(part) for part in parts)
         assert final * codec.hop_samples <= emitted < (final + 1) * codec.hop_samples
-    pieces.append(stream.finish())
-    torch.testing.assert_close(torch.cat(pieces), decode_in_one_pass(codec, codes), atol=TOLERANCE, rtol=0)
+    parts.append(stream.finish())
+    torch.testing.assert_close(torch.cat(parts), decode_in_one_pass(codec, codes), atol=TOLERANCE, rtol=0)
 
 
 @settings(max_examples=10, deadline=None)

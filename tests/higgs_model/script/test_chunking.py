@@ -50,11 +50,11 @@ def _bare(text):
 
 @given(text=TEXTS, method=st.sampled_from(METHODS), max_words=st.integers(1, 40), max_turns=st.integers(1, 3))
 @settings(max_examples=150, deadline=None)
-def test_chunks_rejoin_to_the_normalised_text(text, method, max_words, max_turns):
+def test_chunks_concatenate_to_the_normalized_text(text, method, max_words, max_turns):
     chunks = chunk_text(text, method, max_words, max_turns)
     assert all(chunk.text.strip() for chunk in chunks)
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
-    plain = chunking.without_pauses(text)
+    plain = chunking.remove_pauses(text)
     if chunks:
         assert _bare("".join(chunk.text for chunk in chunks)) == _bare(normalize(plain))
     else:
@@ -71,7 +71,7 @@ def _splittable(text):
 @example(text="[SPEAKER0] Hello there. yes, I do; " + "word " * 24)
 @given(text=st.lists(PIECES, min_size=1, max_size=30).map("".join))
 @settings(max_examples=150, deadline=None)
-def test_no_piece_is_too_short_beside_one_of_its_speaker(text):
+def test_no_chunk_is_too_short_next_to_one_of_its_speaker(text):
     # A tag that says nothing is not a turn.
     text = SPEAKER_TAG.sub(r"\g<0> Well,", text)
     chunks = chunk_text(text, "sentence", 30)
@@ -81,33 +81,33 @@ def test_no_piece_is_too_short_beside_one_of_its_speaker(text):
         assert apart or min(said) >= chunking.MIN_WORDS
 
 
-def test_normalisation_is_its_paragraphs_joined():
+def test_normalize_joins_its_paragraphs():
     text = "One line\n here.\n\n\n(Second)  paragraph\n \nThird"
     assert paragraphs(text) == ["One line\nhere.", "Second paragraph", "Third"]
     assert normalize(text) == finish("\n".join(paragraphs(text)))
 
 
-def test_auto_chooses_by_turns_and_length():
+def test_auto_selects_by_turns_and_length():
     assert [chunk.text for chunk in chunk_text("Short.\n\nText")] == ["Short.\nText."]
     assert len(chunk_text("A sentence of six words here. " * 40)) == 3
     turns = chunk_text("[SPEAKER0] Hello there, my friend.\n[SPEAKER1] Hi, how are you?")
     assert [chunk.speakers for chunk in turns] == [("SPEAKER0",), ("SPEAKER1",)]
 
 
-def test_a_long_turn_names_its_speaker_again():
+def test_long_turn_repeats_its_speaker_tag():
     chunks = chunk_text("[SPEAKER1] " + "This goes on and on. " * 30)
     assert len(chunks) == 2
     assert chunks[1].speakers == ("SPEAKER1",)
     assert chunks[1].prompt_text == f"[SPEAKER1] {chunks[1].text}"
 
 
-def test_a_mid_line_tag_starts_a_turn():
+def test_tag_inside_a_line_starts_a_turn():
     chunks = chunk_text("[SPEAKER0] Well, hello to you. [SPEAKER1] And hello to you too.", "sentence")
     assert [chunk.speakers for chunk in chunks] == [("SPEAKER0",), ("SPEAKER1",)]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_pauses_are_silence_and_never_text(method):
+def test_pauses_become_silence_and_never_text(method):
     chunks = chunk_text(
         "[pause:1s]One two three four. [pause: 250ms][pause:1.5s] Five six seven eight [PAUSE:2 s]", method
     )
@@ -116,7 +116,7 @@ def test_pauses_are_silence_and_never_text(method):
     assert [chunk.silence_after_ms for chunk in chunks] == [1750, 2000]
 
 
-def test_a_tag_before_a_pause_goes_with_what_follows():
+def test_tag_before_a_pause_belongs_to_the_following_text():
     chunks = chunk_text("[SPEAKER0] [pause:1s] Hello to you.", "speaker")
     assert [(chunk.text, chunk.silence_before_ms) for chunk in chunks] == [("[SPEAKER0] Hello to you.", 1000)]
 
@@ -136,16 +136,16 @@ def test_a_tag_before_a_pause_goes_with_what_follows():
     ],
 )
 @pytest.mark.parametrize("max_words", [None, 4])
-def test_no_chunk_only_names_a_speaker(text, method, max_words):
+def test_no_chunk_consists_of_tags_only(text, method, max_words):
     chunks = chunk_text(text, method, max_words)
     assert all(_has_words(chunk.text) for chunk in chunks)
-    assert _bare("".join(chunk.text for chunk in chunks)) == _bare(normalize(chunking.without_pauses(text)))
+    assert _bare("".join(chunk.text for chunk in chunks)) == _bare(normalize(chunking.remove_pauses(text)))
 
 
 @given(text=st.lists(PIECES, min_size=1, max_size=30).map("".join), max_words=st.integers(1, 30))
 @settings(max_examples=150, deadline=None)
-def test_chunks_speak(text, max_words):
-    if not _has_words(chunking.without_pauses(text)):
+def test_every_chunk_has_words(text, max_words):
+    if not _has_words(chunking.remove_pauses(text)):
         return
     for method in ("auto", "sentence"):
         for chunk in chunk_text(text, method, max_words):
@@ -156,7 +156,7 @@ def _has_words(text):
     return re.search(r"\w", SPEAKER_TAG.sub("", text)) is not None
 
 
-def test_long_sentences_are_cut_at_clauses_and_never_in_tags():
+def test_long_sentences_are_split_at_clauses_and_never_in_tags():
     text = "one two three four five six, seven eight nine ten eleven <SE>[Laughter]</SE> twelve thirteen"
     assert chunk_text(text, "sentence", 8)[0].text == "one two three four five six,"
     assert all(chunk.text.count("<SE>") == chunk.text.count("</SE>") for chunk in chunk_text(text, "sentence", 5))
@@ -183,7 +183,7 @@ def test_chinese_is_counted_by_characters():
     ],
 )
 @pytest.mark.parametrize("method", ["auto", "sentence"])
-def test_no_text_is_read_more_often_than_a_few_times(unit, method, monkeypatch):
+def test_chunking_is_linear(unit, method, monkeypatch):
     """However many pieces are merged, the words of a text are counted, and its sentences sought, in linear time."""
     import sentencex
 
@@ -210,7 +210,7 @@ def test_no_text_is_read_more_often_than_a_few_times(unit, method, monkeypatch):
     window=st.integers(8, 60),
 )
 @settings(max_examples=100, deadline=None)
-def test_windows_part_no_sentence(texts, window):
+def test_windows_split_no_sentence(texts, window):
     """A text that is looked at through a small window has no ends but those that it has as a whole."""
     text = "".join(texts)
     with pytest.MonkeyPatch.context() as patch:
@@ -242,9 +242,9 @@ def test_windows_part_no_sentence(texts, window):
         ("[ pause:1s", None),
     ],
 )
-def test_every_pause_is_silence_or_a_fault(pause, wanted_ms):
+def test_every_pause_is_silence_or_an_error(pause, wanted_ms):
     text = f"One two three four {pause} five six seven eight"
-    found = list(chunking.pause_faults(text))
+    found = list(chunking.find_pause_errors(text))
     if wanted_ms is None:
         assert len(found) == 1
     else:

@@ -37,7 +37,7 @@ HOSTILE = [
     method=st.sampled_from(["none", "word", "sentence"]),
 )
 @settings(max_examples=150, deadline=None)
-def test_user_text_is_never_special(tokenizer, text, method):
+def test_user_text_never_becomes_a_special_token(tokenizer, text, method):
     text = "Hi " + text.encode("utf-8", "ignore").decode().replace("[pause:", "")
     row = {
         "id": "a",
@@ -64,7 +64,7 @@ def test_user_text_is_never_special(tokenizer, text, method):
     max_length=st.integers(700, 2500),
 )
 @settings(max_examples=100, deadline=None)
-def test_context_fits_and_references_stay(tokenizer, library, lengths, context, max_length):
+def test_context_fits_and_references_remain(tokenizer, library, lengths, context, max_length):
     row = {
         "id": "a",
         "text": LONG,
@@ -88,13 +88,13 @@ def test_context_fits_and_references_stay(tokenizer, library, lengths, context, 
         assert prompt.num_positions + answer <= max_length
 
 
-def test_a_chunk_without_room_says_what_to_do(tokenizer):
+def test_chunk_that_does_not_fit_raises_with_advice(tokenizer):
     plan = Plan.of(Script(id="a", text="word " * 3000, chunk_method="none"), Voices())
     with pytest.raises(BadInput, match="chunk_method 'sentence'"):
         Prompter(plan, tokenizer, None).prompt(0, [])
 
 
-def test_a_foreign_tokenizer_is_refused(tokenizer):
+def test_other_tokenizers_are_refused(tokenizer):
     class Foreign:
         def get_added_vocab(self):
             return {"<s>": 1}
@@ -111,12 +111,12 @@ def test_a_foreign_tokenizer_is_refused(tokenizer):
         ("我来到北京清华大学,今天天气很好.", 3.5),
     ],
 )
-def test_budget_brackets_what_people_need(text, seconds):
+def test_budget_brackets_real_reading_times(text, seconds):
     budget = frame_budget(text)
     assert budget.least < 0.7 * seconds * 25 < budget.expected < 1.6 * seconds * 25 < budget.most
 
 
-def test_max_frames_of_the_row_goes_first():
+def test_max_frames_of_the_row_takes_precedence():
     assert Plan.of(Script(id="a", text="Hello there.", max_frames=77), Voices()).max_frames == (77,)
     free = Plan.of(Script(id="a", text="Hello there."), Voices())
     assert free.max_frames == (frame_budget("Hello there.").most,)

@@ -19,7 +19,7 @@ def _digest(text):
 
 
 @pytest.mark.parametrize(("text", "wanted"), REFERENCE["normalized"])
-def test_normalisation(text, wanted):
+def test_normalization(text, wanted):
     assert normalize(text) == wanted
 
 
@@ -66,7 +66,7 @@ def test_token_ids(name, voices, tokenizer, codes):
         assert prompt.num_positions == len(prompt.token_ids) + spent
 
 
-def test_forced_audio_adds_one_token(voices, tokenizer, codes):
+def test_force_audio_appends_one_token(voices, tokenizer, codes):
     plan = Plan.of(Script(id="a", text="Hello there."), voices)
     free = Prompter(plan, tokenizer, codes, force_audio=False).prompt(0, [])
     forced = Prompter(plan, tokenizer, codes).prompt(0, [])
@@ -74,7 +74,7 @@ def test_forced_audio_adds_one_token(voices, tokenizer, codes):
     assert forced.num_positions == free.num_positions + 1
 
 
-def test_word_cuts_each_paragraph_by_itself(voices):
+def test_word_splits_each_paragraph_separately(voices):
     case = next(case for case in CASES.values() if _in_paragraphs(case))
     lines = Plan.of(Script.model_validate(case["row"]), voices).dry_run()
     cut = "".join(line["text"] + " " for line in lines)
@@ -82,14 +82,14 @@ def test_word_cuts_each_paragraph_by_itself(voices):
     assert sum(line["text"].endswith("\n\n") for line in lines) == 2
 
 
-def test_blank_chunks_join_their_neighbour(voices):
+def test_blank_chunks_are_merged(voices):
     case = next(case for case in CASES.values() if _has_blank_chunks(case))
     lines = Plan.of(Script.model_validate(case["row"]), voices).dry_run()
     assert all(line["text"].strip() for line in lines)
     assert "".join(line["text"] for line in lines) == "".join(chunk["text"] for chunk in case["chunks"])
 
 
-def test_a_voice_for_the_first_speaker_is_the_voice_of_the_script(voices):
+def test_voice_of_the_first_speaker_is_the_voice_of_the_script(voices):
     row = dict(CASES["shared"]["row"])
     assert len(Script.model_validate(row).speaker_tags()) > 1
     row["voices"] = {"SPEAKER0": row.pop("voice")}

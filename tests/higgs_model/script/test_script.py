@@ -17,7 +17,7 @@ from higgs_model.errors import BadInput
 from higgs_model.sampling import SamplingParams
 from higgs_model.script.plan import Plan
 from higgs_model.script.prompt import render
-from higgs_model.script.script import faults
+from higgs_model.script.script import error_messages
 from higgs_model.script.spoken import Lexicon
 from higgs_model.script.voices import Voices
 
@@ -63,10 +63,10 @@ def _checked(row):
     )
 )
 @settings(max_examples=250, deadline=None)
-def test_a_row_is_a_script_or_a_validation_error(row):
+def test_any_row_is_a_script_or_a_validation_error(row):
     script, error = _checked(row)
     if error is not None:
-        assert faults(error)
+        assert error_messages(error)
         assert str(error)
     if script is not None:
         assert script.chunks()
@@ -74,19 +74,19 @@ def test_a_row_is_a_script_or_a_validation_error(row):
         script.warnings()
 
 
-def test_a_number_too_long_to_print_is_a_fault():
+def test_number_too_long_to_print_is_an_error():
     with pytest.raises(ValidationError):
         Script.model_validate({"id": "a", "text": "Hello.", "seed": 10**5000})
 
 
 @pytest.mark.parametrize("unit", ["[", "[pause:", "{", "\u202e", "[SPEAKER0] ", "x ", "\n", "<|", "。", "a"])
-def test_a_huge_text_is_a_script_or_a_fault(unit):
+def test_huge_text_is_a_script_or_an_error(unit):
     script, error = _checked({"id": "a", "text": unit * 300_000})
-    assert script is not None or faults(error)
+    assert script is not None or error_messages(error)
 
 
 @pytest.mark.parametrize("column", ["turns", "voices", "text", "scene", "seed", "id"])
-def test_values_of_any_type_and_depth_are_faults(column):
+def test_values_of_any_type_and_depth_are_errors(column):
     deep = "x"
     for _ in range(5000):
         deep = {"speaker": "a", "text": "b", "x": [deep]}
@@ -94,7 +94,7 @@ def test_values_of_any_type_and_depth_are_faults(column):
     oddities += [np.array([[1, 2]]), {1, 2}, range(3), b"a", 10**5000, {None: None}, lambda: None, pa.scalar("a")]
     for value in oddities:
         script, error = _checked({"id": "a", "turns": [{"speaker": "a", "text": "b"}], column: value})
-        assert script is not None or faults(error)
+        assert script is not None or error_messages(error)
 
 
 def test_any_null_is_a_missing_value():
@@ -111,13 +111,13 @@ def test_many_speakers():
         Plan.of(Script.model_validate({"id": "a", "turns": turns}), Voices()).dry_run()
 
 
-def test_control_characters_hide_nothing():
+def test_control_characters_are_removed_before_checks():
     script = Script(id="a", text="[SPEA\x00KER1] Hi [pau\x07se:1s]there <\x00|eot_id|>, you.\x1b")
     assert script.speaker_tags() == ["SPEAKER1"]
     assert [chunk.text for chunk in script.chunks()] == ["[SPEAKER1] Hi", "there <|eot_id|>, you."]
 
 
-def test_every_fault_is_said_at_once():
+def test_all_errors_are_reported_at_once():
     row = {
         "id": "../x",
         "text": "[SPEAKER0]\n[SPEAKER1] hi [pause:x]",
@@ -130,39 +130,39 @@ def test_every_fault_is_said_at_once():
     }
     with pytest.raises(ValidationError) as caught:
         Script.model_validate(row)
-    columns = {line.split(":")[0] for line in faults(caught.value)}
+    columns = {line.split(":")[0] for line in error_messages(caught.value)}
     assert columns == {"id", "text", "turns", "voices.Bob", "ref_text", "seed", "temperature"}
 
 
 @pytest.mark.parametrize(
     ("row", "word"),
     [
-        ({}, "nothing to say"),
-        ({"text": "..."}, "nothing in it that can be spoken"),
-        ({"text": "a", "voice": "x", "ref_audio": "y"}, "give one of"),
+        ({}, "set text or turns"),
+        ({"text": "..."}, "contains nothing to say"),
+        ({"text": "a", "voice": "x", "ref_audio": "y"}, "set only one of"),
         ({"text": "a", "voices": {"Bob": "x"}}, "SPEAKER0"),
         (
             {"turns": [{"speaker": "SPEAKER0", "text": "a"}, {"speaker": "Bob", "text": "b"}]},
-            "or none of them",
+            "or none",
         ),
-        ({"turns": [{"speaker": "Al", "text": "[SPEAKER1] b"}]}, "give each speaker a turn"),
-        ({"text": "a [pause:9999s] b"}, "longest pause"),
+        ({"turns": [{"speaker": "Al", "text": "[SPEAKER1] b"}]}, "use one turn per speaker"),
+        ({"text": "a [pause:9999s] b"}, "the maximum"),
         ({"text": "a\ud800"}, "surrogate"),
-        ({"text": "a", "voices": [("SPEAKER0", "x"), ("SPEAKER0", "y")]}, "in it twice"),
+        ({"text": "a", "voices": [("SPEAKER0", "x"), ("SPEAKER0", "y")]}, "appears twice"),
     ],
 )
-def test_faults_in_words(row, word):
+def test_error_messages(row, word):
     with pytest.raises(ValidationError, match=word):
         Script.model_validate({"id": "a", **row})
 
 
 @pytest.mark.parametrize("name", ["", ".", "a/b", "a..b", "a\n", "é", "x" * 201, " a", "C:\\x"])
-def test_ids_that_name_no_file(name):
+def test_invalid_ids(name):
     with pytest.raises(ValidationError):
         Script(id=name, text="Hello.")
 
 
-def test_what_tables_make_of_a_row():
+def test_values_of_tables_are_normalized():
     plain = Script(
         id="a",
         turns=[{"speaker": "Al", "text": "Hi."}, {"speaker": "Bo", "text": "Oh."}],
@@ -297,7 +297,7 @@ def test_the_hash_changes_exactly_when_the_audio_could(first, second, keep):
     assert (one.content_hash(HASH_VOICES) == two.content_hash(HASH_VOICES)) == (_heard(one) == _heard(two))
 
 
-def test_hash_follows_the_contents_of_voices(tmp_path):
+def test_hash_depends_on_the_content_of_voices(tmp_path):
     script = Script(id="a", text="Hello there.", voice="ada")
     hashes = set()
     for audio, transcript in [(b"1", "one"), (b"2", "one"), (b"2", "two"), (b"2", " two\n")]:
@@ -307,7 +307,7 @@ def test_hash_follows_the_contents_of_voices(tmp_path):
     assert len(hashes) == 3
 
 
-def test_hash_follows_the_lexicon_only_where_it_is_used():
+def test_hash_depends_on_the_lexicon_only_if_it_applies():
     script = Script(id="a", text="Hello Siobhan.")
     assert script.content_hash(lexicon=Lexicon({"Siobhan": "Shivawn"})) != script.content_hash()
     assert script.content_hash(lexicon=Lexicon({"Niamh": "Neev"})) == script.content_hash()
@@ -318,7 +318,7 @@ def test_defaults_fill_gaps_only():
     assert (script.seed, script.temperature) == (5, 0.5)
 
 
-def test_warnings_name_what_to_mend():
+def test_warnings():
     script = Script(id="a", text="[SPEAKER0] Hi [whisper].\n[SPEAKER1] Oh.", voices={"SPEAKER0": "x", "SPEAKER7": "y"})
     found = " ".join(script.warnings())
     assert "[whisper]" in found
@@ -338,12 +338,12 @@ def test_warnings_name_what_to_mend():
         ),
     ],
 )
-def test_sampling_is_what_the_sampler_takes(row, wanted):
+def test_sampling_parameters(row, wanted):
     assert SamplingParams(**Script(id="a", text="Hello.", **row).sampling()) == wanted
 
 
 @pytest.mark.parametrize("temperature", [-1, float("inf"), "warm", 11])
-def test_impossible_temperatures_are_faults(temperature):
+def test_invalid_temperatures_are_errors(temperature):
     with pytest.raises(ValidationError) as error:
         Script(id="a", text="Hello.", temperature=temperature)
-    assert [fault.split(":")[0] for fault in faults(error.value)] == ["temperature"]
+    assert [fault.split(":")[0] for fault in error_messages(error.value)] == ["temperature"]

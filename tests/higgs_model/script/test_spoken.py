@@ -47,7 +47,7 @@ TAGGED = "[SPEAKER0] {} [pause:1.5s] <SE_s>[Music]</SE_s> x2y v1.2.3"
         ("qq", "5 apples", "5 apples"),
     ],
 )
-def test_forms(language, text, wanted):
+def test_expansions(language, text, wanted):
     assert spoken_forms(text, language) == wanted
 
 
@@ -56,11 +56,11 @@ def test_forms(language, text, wanted):
     language=st.sampled_from(["en", "de", "fr", "zh", "ru", "ar", "hi"]),
 )
 @settings(max_examples=200, deadline=None)
-def test_any_text_has_a_spoken_form(text, language):
+def test_any_text_can_be_expanded(text, language):
     assert isinstance(spoken_forms(text, language), str)
 
 
-def test_only_on_request():
+def test_expansion_is_opt_in():
     assert Script(id="a", text="I have 2.", language="en").chunks()[0].text == "I have 2."
     assert Script(id="a", text="I have 2.", language="en", spoken_forms=True).chunks()[0].text == "I have two."
 

@@ -29,27 +29,27 @@ from tests.higgs_model.script.conftest import TinyCodec, tone, wav
             "2.0 s and ends with 0.0 s",
         ),
         (tone(5), 24_000, None, "no transcript"),
-        (tone(5), 24_000, "word " * 100, "20.0 words a second"),
+        (tone(5), 24_000, "word " * 100, "20.0 words per second"),
         (np.stack([tone(5)] * 2, axis=1), 24_000, "one two three four five six", "2 channels"),
     ],
 )
-def test_each_flaw_is_said(samples, sample_rate, transcript, word):
+def test_each_flaw_has_a_warning(samples, sample_rate, transcript, word):
     warnings = Voice(wav(samples, sample_rate), transcript).warnings()
     assert len(warnings) == 1
     assert word in warnings[0]
 
 
-def test_a_good_recording_gives_no_warning():
+def test_good_recording_has_no_warnings():
     assert Voice(wav(tone(8)), "one two three four five six seven eight").warnings() == ()
 
 
 @pytest.mark.parametrize("audio", [b"", b"RIFF", b"no audio at all" * 100, wav(tone(0.01))])
-def test_what_is_no_recording_is_refused(audio):
+def test_invalid_recordings_are_refused(audio):
     with pytest.raises(BadInput):
         Voice(audio).warnings()
 
 
-def test_codes_are_computed_once_for_a_content(tmp_path):
+def test_codes_are_computed_once_per_content(tmp_path):
     codec = TinyCodec()
     first = ReferenceCodes(codec, "tiny", tmp_path / "codes")
     codes = first.get(Voice(wav(tone(4)), "one"))
@@ -65,7 +65,7 @@ def test_codes_are_computed_once_for_a_content(tmp_path):
 
 @given(at=st.integers(0, 2000), junk=st.binary(min_size=1, max_size=40), cut=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_damaged_codes_are_computed_again(tmp_path_factory, at, junk, cut):
+def test_damaged_cache_entries_are_recomputed(tmp_path_factory, at, junk, cut):
     folder = tmp_path_factory.mktemp("codes")
     voice = Voice(wav(tone(0.5)))
     codes = ReferenceCodes(TinyCodec(), "tiny", folder).get(voice)
@@ -76,13 +76,13 @@ def test_damaged_codes_are_computed_again(tmp_path_factory, at, junk, cut):
     assert np.array_equal(ReferenceCodes(TinyCodec(), "tiny", folder).get(voice), codes)
 
 
-def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, caplog):
+def test_unwritable_cache_is_not_an_error(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     assert ReferenceCodes(TinyCodec(), "tiny", tmp_path / "file").get(Voice(wav(tone(4)))).shape == (8, 100)
-    assert "not kept" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
-def test_many_workers_share_a_folder(tmp_path):
+def test_workers_share_a_cache_folder(tmp_path):
     voices = [Voice(wav(tone(1, hz=200 + number))) for number in range(8)]
     wanted = [ReferenceCodes(TinyCodec(), "tiny").get(voice) for voice in voices]
 
@@ -95,7 +95,7 @@ def test_many_workers_share_a_folder(tmp_path):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npz"] * 8
 
 
-def test_a_library_of_another_kind(tokenizer, codes):
+def test_custom_voice_store(tokenizer, codes):
     class Remote:
         files = {"zoe.flac": wav(tone(4)), "zoe.txt": b"\xef\xbb\xbfOne two three four five."}
 
@@ -113,14 +113,14 @@ def test_a_library_of_another_kind(tokenizer, codes):
     assert prompt.codes[0].shape == (8, 100)
 
 
-def test_unknown_voices_name_the_nearest(voices):
-    with pytest.raises(BadInput, match="nearest are ada"):
+def test_unknown_voice_suggests_the_nearest(voices):
+    with pytest.raises(BadInput, match="did you mean ada"):
         Plan.of(Script(id="a", text="Hello.", voice="adda"), voices)
     with pytest.raises(BadInput, match="no profile 'loud'"):
         Plan.of(Script(id="a", text="Hello.", voice="profile:loud"), voices)
 
 
-def test_paths_are_no_voices(voices):
+def test_paths_are_not_voices(voices):
     with pytest.raises(BadInput, match="no voice"):
         Plan.of(Script(id="a", text="Hello.", voice="../../etc/passwd"), voices)
 
@@ -138,7 +138,7 @@ def test_one_off_recordings(tmp_path, tokenizer, codes):
         Plan.of(Script(id="a", text="Hello.", ref_audio=str(tmp_path / "nobody.wav")), Voices())
 
 
-def test_languages_that_the_model_does_not_know_are_said():
+def test_unsupported_language_has_a_warning():
     russian = Script(id="a", text="Это довольно длинное предложение на русском языке.")
     assert "'ru'" in Plan.of(russian, Voices()).warnings[0]
     english = Script(id="a", text="This is quite a long sentence in the English language.")

@@ -29,7 +29,9 @@ LIMITS = st.builds(
     longest=st.integers(100, 200),
     pack=st.booleans(),
 )
-DATA = st.builds(DataSettings, manifest=st.just("x"), reference=st.sampled_from([0.0, 0.5, 1.0]), turns=st.integers(1, 4))
+DATA = st.builds(
+    DataSettings, manifest=st.just("x"), reference=st.sampled_from([0.0, 0.5, 1.0]), turns=st.integers(1, 4)
+)
 
 
 @settings(max_examples=40)

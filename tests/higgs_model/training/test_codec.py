@@ -59,9 +59,9 @@ def test_three_stages_reduce_the_losses():
     assert np.mean(distances[160:170]) < 0.7 * np.mean(distances[:5])
     # The encoder predicts the target codes far more often than chance, one in sixteen.
     audio = vowels()
-    losses, expected = trainer.codec.eval().encode(audio, 24_000), trainer.target_codes(torch.from_numpy(audio))
-    assert losses.shape == expected.shape
-    assert (losses[0] == expected[0]).float().mean() > 0.15
+    codes, expected = trainer.codec.eval().encode(audio, 24_000), trainer.target_codes(torch.from_numpy(audio))
+    assert codes.shape == expected.shape
+    assert (codes[0] == expected[0]).float().mean() > 0.15
 
 
 def test_joint_training_alone_reduces_the_loss():

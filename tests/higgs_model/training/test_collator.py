@@ -78,7 +78,9 @@ def test_batch_contains_all_tokens_clips_and_recordings(variant, data):
         assert batch.audio_features is None
     else:
         lengths = batch.audio_feature_attention_mask.sum(dim=1).tolist()
-        expected = [-(-len(window) // MEL_HOP_SAMPLES) for audio in inputs for window in _split_windows(audio.samples_N)]
+        expected = [
+            -(-len(window) // MEL_HOP_SAMPLES) for audio in inputs for window in _split_windows(audio.samples_N)
+        ]
         assert lengths == expected
         assert len(batch.audio_features) == int((batch.input_ids == IN).sum())
 
@@ -167,7 +169,10 @@ def test_mel_spectrograms_match_whisper():
     assert torch.equal(batch.audio_feature_attention_mask, expected["attention_mask"].long())
 
 
-MODELS = {variant: HiggsAudioModel(HiggsAudioConfig(**builders.config(**VARIANTS[variant]).to_dict())).eval() for variant in VARIANTS}
+MODELS = {
+    variant: HiggsAudioModel(HiggsAudioConfig(**builders.config(**VARIANTS[variant]).to_dict())).eval()
+    for variant in VARIANTS
+}
 
 
 def _of_kind(example, kind):

@@ -113,7 +113,9 @@ def test_loss_weights_are_applied(examples):
     batch = Collator(model.config)([[example] for example in examples])
     plain = compute_losses(Objective(model, LossSettings()), batch)
     means = plain.codebooks / torch.tensor(batch.num_code_labels)
-    weighted = compute_losses(Objective(model, LossSettings(text=0.5, audio=2.0, codebooks=(3.0, 1.0, 0.0, 0.0))), batch)
+    weighted = compute_losses(
+        Objective(model, LossSettings(text=0.5, audio=2.0, codebooks=(3.0, 1.0, 0.0, 0.0))), batch
+    )
     expected = 0.5 * plain.text / batch.num_labels + 2 * (3 * means[0] + means[1]) / 4
     torch.testing.assert_close(weighted.total, expected)
     with pytest.raises(BadConfig, match="loss.codebooks has 2 weights, but the model has 4 codebooks"):

@@ -8,7 +8,7 @@ import soundfile
 
 from higgs_model.errors import BadInput
 from higgs_model.script.plan import Plan, Prompter
-from higgs_model.script.prompt import MORE_FOLLOWS
+from higgs_model.script.prompt import END_OF_PART
 from higgs_model.script.script import Script
 from higgs_model.script.voices import ReferenceCodes, Voices
 from higgs_model.training.samples import SampleReader
@@ -138,7 +138,7 @@ def chat_row(*content):
 
 INVALID_ROWS = {
     "audio is None; wanted the recording's path": {"text": "a"},
-    "text: there is nothing to say": {"audio": "a.wav"},
+    "text: missing: set text or turns": {"audio": "a.wav"},
     "the text has 2 chunks; wanted 1": {"audio": "a.wav", "text": "One. [pause:1s] Two."},
     "messages must be a list": {"messages": 3},
     "messages is a string, but not valid JSON": {"messages": "{"},
@@ -173,8 +173,8 @@ def test_consecutive_answers_require_an_end_of_message_token():
 
         @staticmethod
         def get_added_vocab():
-            return {token: number for token, number in TOKENIZER.get_added_vocab().items() if token != MORE_FOLLOWS}
+            return {token: number for token, number in TOKENIZER.get_added_vocab().items() if token != END_OF_PART}
 
     with pytest.raises(BadInput, match=r"are both the assistant's, but the tokenizer has no <\|eom_id\|>"):
         SampleReader(Plain()).read(row, 0)
-    assert TOKENIZER.convert_tokens_to_ids(MORE_FOLLOWS) in SampleReader(TOKENIZER).read(row, 0).prefix.ids
+    assert TOKENIZER.convert_tokens_to_ids(END_OF_PART) in SampleReader(TOKENIZER).read(row, 0).prefix.ids

@@ -9,9 +9,9 @@ from jobs.benchmark import scale
 
 pytestmark = [
     pytest.mark.usefixtures("cluster"),
-    # Ray warns of its own deprecations.
+    # Ray's own deprecation warnings.
     pytest.mark.filterwarnings("ignore"),
-    # One cluster serves all of these tests.
+    # All of these tests share one cluster.
     pytest.mark.xdist_group("ray"),
 ]
 

@@ -1,4 +1,4 @@
-"""The examples are what their README says they are."""
+"""The examples match their README."""
 
 import re
 from pathlib import Path
@@ -19,17 +19,17 @@ VOICES = Voices.from_folder(FOLDER / "voices")
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory):
     out = str(tmp_path_factory.mktemp("out"))
-    maker = RowProcessor(JobSettings(manifest="-", output=out, voices=str(FOLDER / "voices")))
-    return {name: maker.check(row).plan for name, row in ROWS.items()}
+    processor = RowProcessor(JobSettings(manifest="-", output=out, voices=str(FOLDER / "voices")))
+    return {name: processor.validate(row).plan for name, row in ROWS.items()}
 
 
-def test_every_script_can_be_spoken_and_nothing_is_to_be_mended(plans):
+def test_every_script_is_valid_and_without_warnings(plans):
     assert {name: plan.warnings for name, plan in plans.items() if plan.warnings} == {}
     assert all(plan.chunks for plan in plans.values())
 
 
 @pytest.mark.parametrize("name", VOICES.names())
-def test_every_voice_is_as_the_library_asks(name):
+def test_every_voice_meets_the_recommendations(name):
     voice = VOICES.recording(name)
     assert voice.warnings() == ()
     assert 5 <= voice.duration_s <= 8
@@ -38,12 +38,12 @@ def test_every_voice_is_as_the_library_asks(name):
     assert (FOLDER / "voices" / f"{name}.flac").stat().st_size < 200_000
 
 
-def test_the_readme_names_every_script():
+def test_readme_lists_every_script():
     listed = re.findall(r"^\| `([a-z-]+)` \|", (FOLDER / "README.md").read_text(), re.MULTILINE)
     assert listed == list(ROWS)
 
 
-def test_the_scripts_show_what_the_readme_says(plans):
+def test_scripts_show_what_the_readme_says(plans):
     first, second, *_ = plans["story-chapter"].chunks
     assert "\n" not in first.text
     assert (first.boundary, second.boundary) == ("paragraph", "paragraph")

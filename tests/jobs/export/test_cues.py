@@ -1,4 +1,4 @@
-"""Subtitles' cues: nothing lost, nothing at the same time, no line too wide. Other people's readers judge."""
+"""Subtitle cues: complete, not overlapping, no line too wide; checked with other parsers."""
 
 import re
 
@@ -15,7 +15,7 @@ TEXTS = st.lists(WORDS | st.sampled_from(["the.", "cat,", "<SE>[Laughter]</SE>",
 
 
 def chunks_of(texts, lengths):
-    """Chunks one after the other, with pauses of a third of their lengths."""
+    """Consecutive chunks, with pauses of a third of their durations."""
     clock, found = 0.0, []
     for text, length in zip(texts, lengths, strict=False):
         found.append(Spoken(text, clock, clock + length, "Ann"))
@@ -35,7 +35,7 @@ CHUNKS = st.builds(
 
 
 @given(TEXTS.map(" ".join))
-def test_pages_hold_all_words_in_lines_that_fit(text):
+def test_cues_contain_all_words_in_lines_that_fit(text):
     pages = list(pack(text))
     assert letters("".join(line for page in pages for line in page)) == letters(text)
     for page in pages:
@@ -44,7 +44,7 @@ def test_pages_hold_all_words_in_lines_that_fit(text):
 
 
 @given(CHUNKS)
-def test_times_strictly_increase_and_stay_in_their_chunk(chunks):
+def test_times_increase_strictly_within_their_chunk(chunks):
     made = cues(chunks, lambda tag: tag)
     edges = [edge for cue in made for edge in (cue.start_ms, cue.end_ms)]
     assert all(cue.start_ms < cue.end_ms for cue in made)
@@ -59,7 +59,7 @@ def test_times_strictly_increase_and_stay_in_their_chunk(chunks):
 
 
 @given(CHUNKS)
-def test_other_peoples_readers_read_the_same(chunks):
+def test_other_parsers_read_the_same(chunks):
     made = cues(chunks, lambda tag: tag)
     read = list(srt.parse(_srt(made)))
     assert [(one.start.total_seconds(), one.content) for one in read] == [
@@ -73,7 +73,7 @@ def test_other_peoples_readers_read_the_same(chunks):
         assert len(caption.raw_text.split("\n")) == len(cue.lines)
 
 
-def test_a_chunk_is_shared_out_by_what_each_cue_says():
+def test_chunk_time_is_divided_by_text_length():
     text = "This sentence has some words in it, and then a few more. " * 4
     made = cues([Spoken(text, 1.0, 13.0)], str)
     assert (made[0].start_ms, made[-1].end_ms) == (1000, 13_000)
@@ -105,11 +105,11 @@ def test_turns_and_sounds_inside_a_chunk():
     ]
 
 
-def test_what_was_not_heard_is_not_shown():
+def test_chunks_without_duration_have_no_cues():
     assert cues([Spoken("Nothing came of this.", 3.0, 3.0), Spoken("This did.", 3.0, 4.0)], str) == [
         Cue(3000, 4000, ("This did.",), None, False)
     ]
 
 
-def test_hours_are_written_out():
+def test_times_beyond_an_hour():
     assert "25:01:02,007 --> 25:01:03,000" in _srt(cues([Spoken("Late.", 90_062.007, 90_063.0)], str))

@@ -50,7 +50,7 @@ def lines(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def test_nemo_names_the_jobs_files_with_their_lengths(tmp_path, capsys):
+def test_nemo_manifest_refers_to_the_jobs_files(tmp_path, capsys):
     job(tmp_path / "out")
     status, said = run(capsys, "--results", tmp_path / "out", "--to", "nemo")
     assert status == 0
@@ -76,7 +76,7 @@ def test_nemo_names_the_jobs_files_with_their_lengths(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("rate", [None, 16_000])
-def test_nemo_chunks_lie_at_their_offsets(tmp_path, capsys, rate):
+def test_nemo_chunks_have_offsets(tmp_path, capsys, rate):
     made = job(tmp_path / "out", sample_rate=rate)
     run(capsys, "--results", tmp_path / "out", "--to", "nemo", "--level", "chunk", "--output", tmp_path / "n")
     rows = [row for row in lines(tmp_path / "n/manifest.jsonl") if row["audio_filepath"].endswith("/story.flac")]
@@ -91,7 +91,7 @@ def test_nemo_chunks_lie_at_their_offsets(tmp_path, capsys, rate):
 
 
 @pytest.mark.parametrize("level", ["script", "chunk"])
-def test_lhotse_loads_and_validates_them(tmp_path, capsys, level):
+def test_lhotse_loads_and_validates_the_manifests(tmp_path, capsys, level):
     made = job(tmp_path / "out", sample_rate=22_050)
     output = tmp_path / "lhotse"
     assert run(capsys, "--results", tmp_path / "out", "--to", "lhotse", "--level", level, "--output", output)[0] == 0
@@ -112,7 +112,7 @@ def test_lhotse_loads_and_validates_them(tmp_path, capsys, level):
     assert (story.speaker, story.language) == ("A calm old voice.", "en")
 
 
-def test_exports_are_the_same_whenever_they_are_written(tmp_path, capsys):
+def test_exports_are_deterministic(tmp_path, capsys):
     job(tmp_path / "out")
     for name in ("a", "b"):
         run(capsys, "--results", tmp_path / "out", "--to", "lhotse", "--output", tmp_path / name)
@@ -121,7 +121,7 @@ def test_exports_are_the_same_whenever_they_are_written(tmp_path, capsys):
     assert gzip.decompress((tmp_path / "a/recordings.jsonl.gz").read_bytes()).count(b"\n") == 3
 
 
-def test_shards_hold_the_files_and_say_that_they_are_audio(tmp_path, capsys, monkeypatch):
+def test_hf_shards_contain_audio_features(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_ITEMS", 2)
     made = job(tmp_path / "out")
     stale = tmp_path / "hf/data/train-00007-of-00008.parquet"
@@ -149,7 +149,7 @@ def test_shards_hold_the_files_and_say_that_they_are_audio(tmp_path, capsys, mon
     assert [row["weight"] for row in rows] == [0.5, None, None]
 
 
-def test_shards_of_chunks_hold_their_samples(tmp_path, capsys):
+def test_hf_shards_of_chunks_contain_their_samples(tmp_path, capsys):
     made = job(tmp_path / "out")
     run(capsys, "--results", tmp_path / "out", "--to", "hf", "--level", "chunk", "--output", tmp_path / "hf")
     rows = pq.read_table(tmp_path / "hf/data/train-00000-of-00001.parquet").to_pylist()
@@ -159,7 +159,7 @@ def test_shards_of_chunks_hold_their_samples(tmp_path, capsys):
     assert np.array_equal(joined, soundfile.read(made["story"]["audio_path"], dtype="int16")[0])
 
 
-def test_long_recordings_share_a_shard_only_as_far_as_it_goes(tmp_path, monkeypatch):
+def test_hf_shards_are_bounded_in_size(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_SHARD_BYTES", 300_000)
     finished_job(
         tmp_path, [{"id": f"r{n}", "text": "Some words for a few seconds. " * 2, "language": "en"} for n in range(5)]
@@ -172,7 +172,7 @@ def test_long_recordings_share_a_shard_only_as_far_as_it_goes(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("kind", "reader"), [("srt", srt), ("vtt", webvtt)])
-def test_subtitles_lie_as_the_audio_does(tmp_path, capsys, kind, reader):
+def test_subtitle_files_mirror_the_audio_files(tmp_path, capsys, kind, reader):
     made = job(tmp_path / "out")
     assert run(capsys, "--results", tmp_path / "out", "--to", kind, "--output", tmp_path / "out")[0] == 0
     for name in ("story", "talk", "plain"):
@@ -190,7 +190,7 @@ def test_subtitles_lie_as_the_audio_does(tmp_path, capsys, kind, reader):
     assert "<v" not in story
 
 
-def test_what_is_left_out_is_said(tmp_path, capsys):
+def test_left_out_rows_are_reported(tmp_path, capsys):
     made = job(tmp_path / "out")
     os.unlink(made["plain"]["audio_path"])
     parts = sorted((tmp_path / "out/results").glob("*.parquet"))
@@ -215,7 +215,7 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
     assert len(lines(tmp_path / "out/export/nemo/manifest.jsonl")) == 2
 
 
-def test_a_folder_that_was_moved_is_exported_from_where_it_is(tmp_path, capsys):
+def test_moved_folder_can_be_exported(tmp_path, capsys):
     job(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / "elsewhere")
     run(capsys, "--results", tmp_path / "elsewhere", "--to", "nemo")
@@ -223,7 +223,7 @@ def test_a_folder_that_was_moved_is_exported_from_where_it_is(tmp_path, capsys):
         assert Path(row["audio_filepath"]).is_file()
 
 
-def test_maps_and_lists_of_parquet_manifests_are_read_as_they_are(tmp_path, capsys):
+def test_nested_parquet_columns_are_preserved(tmp_path, capsys):
     turn = pa.struct([("speaker", pa.string()), ("text", pa.string())])
     schema = [("turns", pa.list_(turn)), ("voices", pa.map_(pa.string(), pa.string()))]
     finished_job(tmp_path, [ROWS[1]], schema=schema)
@@ -234,7 +234,7 @@ def test_maps_and_lists_of_parquet_manifests_are_read_as_they_are(tmp_path, caps
 
 # A folder's scratch space is cleaned up with it, and Python would rather be told.
 @pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
-def test_a_bucket_is_a_folder(bucket, capsys, monkeypatch):
+def test_export_from_s3(bucket, capsys, monkeypatch):
     bucket.open_to(monkeypatch)
     job(f"{bucket.uri}/out")
     for kind in ("nemo", "hf", "vtt"):
@@ -257,14 +257,14 @@ def test_a_bucket_is_a_folder(bucket, capsys, monkeypatch):
         (("--results", "x", "--to", "srt", "--level", "chunk"), "srt has a file a script"),
     ],
 )
-def test_what_cannot_be_exported_is_said_in_a_sentence(capsys, arguments, words):
+def test_invalid_export_is_reported_in_one_sentence(capsys, arguments, words):
     status, said = run(capsys, *arguments)
     assert status == 2
     assert words in said
     assert len(said.splitlines()) == 1
 
 
-def test_nothing_is_left_half_written(tmp_path, capsys):
+def test_failed_export_leaves_no_partial_files(tmp_path, capsys):
     made = job(tmp_path / "out")
     Path(made["talk"]["audio_path"]).chmod(0o644)
     Path(made["talk"]["audio_path"]).write_bytes(b"no audio any more")

@@ -1,4 +1,4 @@
-"""Recordings made again from kept codes: the job's own bytes, and any other format."""
+"""Rendering from stored codes: the job's own bytes, and any other format."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ MADE = {
 
 
 class RandomCodes:
-    """An engine that says anything: codes from the seed alone, in portions as the real one gives them."""
+    """A stand-in engine: codes depend on the seed alone and are streamed like those of the real one."""
 
     async def generate(self, request):
         random = np.random.default_rng(request.seed)
@@ -61,7 +61,7 @@ class RandomCodes:
 
 @contextlib.contextmanager
 def synthesizer():
-    """The real synthesizer with the demo's codec, loaded as a job loads it."""
+    """The real synthesizer with the demo's codec, loaded as in a job."""
     parts = load_model("demo", None, torch.device("cpu"))
     settings = SynthesisSettings(attempts=2)
     made = Synthesizer(RandomCodes(), CodecWorker(parts.codec), parts.tokenizer, references=None, settings=settings)
@@ -71,7 +71,7 @@ def synthesizer():
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
-    """The same manifest in every format, by the job itself."""
+    """Jobs that wrote the same manifest in every format."""
     folder = tmp_path_factory.mktemp("jobs")
     with synthesizer() as demo:
         return {
@@ -99,8 +99,8 @@ def rendered(tmp_path):
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_what_comes_out_is_what_the_job_would_have_written(jobs, rendered, name):
-    """Byte for byte, wherever the job wrote another format: the pause at the end follows from a length at any rate."""
+def test_rendered_files_equal_those_of_a_job(jobs, rendered, name):
+    """Byte for byte, whatever format and sample rate the job wrote."""
     _, wanted = jobs[name]
     for source in {"other rate", name}:
         found = rendered(jobs[source][0], **MADE[name])
@@ -112,7 +112,7 @@ def test_what_comes_out_is_what_the_job_would_have_written(jobs, rendered, name)
                 assert again[column] == row[column], column
 
 
-def test_pauses_are_where_they_were(jobs):
+def test_pauses_are_preserved(jobs):
     folder, rows = jobs["as it was"]
     samples, rate = soundfile.read(rows["early"]["audio_path"])
     assert rows["early"]["chunks"][0]["start_s"] == 0.25
@@ -121,7 +121,7 @@ def test_pauses_are_where_they_were(jobs):
     assert recording_length(kept, rows["story"]["duration_s"]) == kept.sample_ranges[-1][1] + 0.7 * rate
 
 
-def test_loudness_is_that_of_the_target(jobs, rendered):
+def test_loudness_reaches_the_target(jobs, rendered):
     row = rendered(jobs["flac"][0], loudness_lufs=-30.0)["talk"]
     assert integrated_loudness_lufs(*soundfile.read(row["audio_path"], dtype="float32")) == pytest.approx(-30, abs=0.1)
 
@@ -139,7 +139,7 @@ def exchange(path):
         (exchange, "holds other chunks than the result"),
     ],
 )
-def test_a_row_without_its_codes_says_so_and_leaves_nothing(tmp_path, jobs, rendered, damage, words):
+def test_row_without_codes_fails_and_leaves_no_file(tmp_path, jobs, rendered, damage, words):
     shutil.copytree(jobs["opus"][0], tmp_path / "job")
     damage(next((tmp_path / "job/codes").rglob("talk.npz")))
     found = rendered(tmp_path / "job", format="flac")
@@ -159,8 +159,8 @@ def test_codes_of_another_codec_are_refused(jobs, rendered, monkeypatch):
         assert "pass the codec that made them with --codec" in row["error"]
 
 
-def test_the_whole_way(tmp_path, capsys):
-    """As its users run it, on Ray; what is there already is not made again."""
+def test_render_command_and_resume(tmp_path, capsys):
+    """As users run it, on Ray; finished rows are not rendered again."""
     # As many as a job's worker has, before its codec's thread begins: they are heard in the last bit.
     torch.set_num_threads(THREADS_PER_CPU_WORKER)
     try:
@@ -184,7 +184,7 @@ def test_the_whole_way(tmp_path, capsys):
     assert "3 already done" in capsys.readouterr().err
 
 
-def test_one_folder_holds_recordings_of_one_kind(tmp_path, jobs, capsys):
+def test_output_rendered_with_other_settings_is_refused(tmp_path, jobs, capsys):
     shutil.copytree(jobs["opus"][0], tmp_path / "job")
     (tmp_path / "job-mp3").mkdir()
     (tmp_path / "job-mp3/render.json").write_text(json.dumps({"format": "mp3", "sample_rate": 44_100}))
@@ -206,7 +206,7 @@ def test_one_folder_holds_recordings_of_one_kind(tmp_path, jobs, capsys):
         (("--results", "BARE", "--format", "wav"), "no codes; run the job with --keep-codes"),
     ],
 )
-def test_what_cannot_begin_is_said_in_a_sentence(tmp_path, jobs, capsys, arguments, words):
+def test_invalid_arguments_are_reported_in_one_sentence(tmp_path, jobs, capsys, arguments, words):
     finished_job(tmp_path / "bare", [{"id": "a", "text": "Words.", "language": "en"}])
     names = {"JOB": str(jobs["flac"][0]), "BARE": str(tmp_path / "bare")}
     chosen = [names.get(one, one) for one in arguments]

@@ -1,4 +1,4 @@
-"""How often a job writes to S3, which decides how many GPUs one bucket takes."""
+"""How often a job writes to S3, which limits how many GPUs one bucket supports."""
 
 import collections
 import re
@@ -18,7 +18,7 @@ CHARS_A_SECOND = 15
 
 @pytest.fixture
 def counted():
-    """A server, and how often each kind of request has come for each kind of file."""
+    """A server that counts requests by method and kind of file."""
     calls = collections.Counter()
     app = DomainDispatcherApplication(create_backend_app)
 
@@ -37,7 +37,7 @@ def counted():
     server.shutdown()
 
 
-def test_a_row_is_one_write_and_a_large_one_its_parts(tmp_path, counted):
+def test_number_of_s3_writes_per_row(tmp_path, counted):
     bucket, calls = counted
     short = [{"id": f"row-{number}", "text": f"Row {number} says a few words."} for number in range(12)]
     long_s = 400

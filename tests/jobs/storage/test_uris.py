@@ -38,7 +38,7 @@ def library(request, tmp_path, monkeypatch):
     return f"{bucket.uri}/voices"
 
 
-def test_a_library_is_the_same_wherever_it_lies(library):
+def test_library_is_the_same_in_a_folder_and_on_s3(library):
     voices = open_voices(library)
     assert voices.names() == ["ada", "bob"]
     assert voices.profiles() == {"calm": "a calm old man"}
@@ -51,7 +51,7 @@ def test_a_library_is_the_same_wherever_it_lies(library):
         voices.recording("eda")
 
 
-def test_one_off_recordings_come_from_anywhere(library):
+def test_reference_recordings_are_read_from_any_uri(library):
     voices = open_voices(None)
     assert voices.one_off(f"{library}/ada.wav", "What it says.").duration_s == 4.0
     assert read_bytes(f"{library}/ada.txt") == FILES["ada.txt"]
@@ -59,7 +59,7 @@ def test_one_off_recordings_come_from_anywhere(library):
         voices.one_off(f"{library}/none.wav", None)
 
 
-def test_what_is_not_there_is_said_in_a_sentence(library, tmp_path):
+def test_missing_library_is_reported_in_one_sentence(library, tmp_path):
     with pytest.raises(BadInput, match="is not a folder or prefix"):
         open_voices(f"{library}/none")
     with pytest.raises(BadInput, match="cannot be opened"):

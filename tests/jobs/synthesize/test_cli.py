@@ -1,4 +1,4 @@
-"""What a job says, in one line and before anything is started, when it cannot begin."""
+"""Errors of a job that cannot start: one line, before anything is started."""
 
 import pytest
 
@@ -27,7 +27,7 @@ ROW = b'{"id": "x", "text": "Hello."}\n'
         (ROW, ("--config", "/nowhere.yaml"), "/nowhere.yaml"),
     ],
 )
-def test_what_cannot_begin_is_said_in_a_line(tmp_path, monkeypatch, capsys, content, arguments, words):
+def test_invalid_job_is_reported_in_one_line(tmp_path, monkeypatch, capsys, content, arguments, words):
     # Of a cluster's machines nobody here knows what lies on them.
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if content is not None:

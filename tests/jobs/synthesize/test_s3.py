@@ -1,4 +1,4 @@
-"""The batch job with everything in a bucket, behind a server that is slow and fails one call in twenty."""
+"""The batch job with everything on S3, on a server that is slow and fails one call in twenty."""
 
 import hashlib
 import io
@@ -10,14 +10,14 @@ import pytest
 import soundfile
 
 from tests.jobs.running import FAKE, results, run
-from tests.s3 import Stumbling
+from tests.s3 import UnreliableProxy
 
 pytestmark = pytest.mark.xdist_group("ray")
 
 LONG = "A long row is uploaded in several parts. " * 80
 
 
-def test_a_job_ends_complete_although_the_server_stumbles(bucket, monkeypatch):
+def test_job_succeeds_with_an_unreliable_s3_server(bucket, monkeypatch):
     file = io.BytesIO()
     soundfile.write(file, 0.2 * np.sin(np.arange(24_000 * 4) * 0.05), 24_000, format="FLAC")
     bucket.put("voices/ann.flac", file.getvalue())
@@ -32,8 +32,8 @@ def test_a_job_ends_complete_although_the_server_stumbles(bucket, monkeypatch):
             pa.Table.from_pylist([*rows[part::2]], schema=pa.schema(dict.fromkeys(FIELDS, pa.string()))), file
         )
         bucket.put(f"scripts/part-{part}.parquet", file.getvalue())
-    stumbling = Stumbling(bucket.address, share=0.05, slow_s=0.05)
-    where = bucket.environment(stumbling.endpoint) | {"RAY_ADDRESS": ""}
+    proxy = UnreliableProxy(bucket.address, share=0.05, slow_s=0.05)
+    where = bucket.environment(proxy.endpoint) | {"RAY_ADDRESS": ""}
     arguments = (
         "--manifest",
         f"{bucket.uri}/scripts",
@@ -44,9 +44,9 @@ def test_a_job_ends_complete_although_the_server_stumbles(bucket, monkeypatch):
     )
     status, _, said = run(FAKE, *arguments, "--keep-codes", **where)
     assert status == 0, said
-    assert stumbling.stumbled
+    assert proxy.failures
     status, _, said = run(FAKE, *arguments, **where)
-    stumbling.stop()
+    proxy.stop()
     assert status == 0, said
     assert "20 already done" in said
 

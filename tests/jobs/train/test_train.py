@@ -49,7 +49,7 @@ BAD_SETTINGS = {
     "init: config requires tokenizer": {"init": {"config": {}}},
     "batch: positions=64 is less than longest=128": {"batch": {"positions": 64, "longest": 128}},
     "previews require parallel: ddp": {"parallel": "fsdp", "previews": {"every": 1, "rows": [{"text": "a"}]}},
-    "previews.rows: 0: text: there is nothing to say": {"previews": {"every": 1, "rows": [{"id": "a"}]}},
+    "previews.rows: 0: text: missing: set text or turns": {"previews": {"every": 1, "rows": [{"id": "a"}]}},
     "output: must be a folder shared by all workers, not a URI": {"output": "s3://bucket/out"},
     "loss.codebooks: weights must not be negative": {"loss": {"codebooks": [1, -1]}},
     "is not a folder": {"init": {"checkpoint": "/nowhere"}},

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.http import errors
-from serve.http.errors import ApiError, BadRequest, TooLarge
+from serve.http.errors import ApiError, BadRequest, PayloadTooLarge
 from serve.voices.reference_audio import ReferenceLimits, check_reference, decode_reference
 from serve.voices.reference_download import ReferenceDownloader, is_public
 from tests.serve.conftest import recording
@@ -71,7 +71,7 @@ def test_public_paths_need_no_key(locked, path):
 
 def test_every_error_is_documented_with_a_status_of_its_own():
     leaves = ApiError.__subclasses__()
-    assert set(leaves) == set(errors.LEAVES)
+    assert set(leaves) == set(errors.ERROR_TYPES)
     assert len({leaf.status for leaf in leaves}) == len(leaves)
     for leaf in leaves:
         assert f"{leaf.__name__:<18}{leaf.status}" in errors.__doc__
@@ -154,7 +154,7 @@ def flac_that_lies(declared):
     ],
 )
 def test_malicious_recordings_are_refused(content):
-    with pytest.raises((BadRequest, TooLarge)):
+    with pytest.raises((BadRequest, PayloadTooLarge)):
         check_reference(content, LIMITS)
 
 
@@ -177,7 +177,7 @@ def test_damaged_recordings_are_refused_or_decoded(data, base):
     cut = bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
         checked = check_reference(cut, LIMITS)
-    except (BadRequest, TooLarge):
+    except (BadRequest, PayloadTooLarge):
         return
     assert 0.2 <= checked.duration_s <= LIMITS.max_s
     assert np.isfinite(checked.samples_N).all()
@@ -185,7 +185,7 @@ def test_damaged_recordings_are_refused_or_decoded(data, base):
 
 @given(st.text(max_size=200))
 def test_any_text_decodes_or_is_a_bad_request(text):
-    with contextlib.suppress(BadRequest, TooLarge):
+    with contextlib.suppress(BadRequest, PayloadTooLarge):
         assert len(decode_reference(text, LIMITS)) <= len(text)
 
 
@@ -196,7 +196,7 @@ def test_base64_round_trip(content):
 
 
 def test_base64_length_is_checked_before_decoding():
-    with pytest.raises(TooLarge):
+    with pytest.raises(PayloadTooLarge):
         decode_reference("A" * (LIMITS.max_bytes * 4 // 3 + 100), LIMITS)
 
 
@@ -320,7 +320,7 @@ def test_allowed_url_is_downloaded_from_the_checked_address(web):
     always = downloader(lambda host, port: ["93.184.216.34"])
     with pytest.raises(BadRequest, match="status 302; redirects are not followed"):
         always.download(PREFIX + "moved.wav")
-    with pytest.raises(TooLarge):
+    with pytest.raises(PayloadTooLarge):
         always.download(PREFIX + "large.wav")
 
 

@@ -79,8 +79,8 @@ def test_row_may_be_a_form_with_its_reference(server):
 @pytest.mark.parametrize(
     ("row", "param", "words"),
     [
-        ({}, "text", "nothing to say"),
-        ({"text": "x", "id": "../x"}, "id", "it names a file"),
+        ({}, "text", "set text or turns"),
+        ({"text": "x", "id": "../x"}, "id", "it becomes a file name"),
         ({"text": "x", "turns": [{"speaker": "A", "text": "y"}]}, "turns", "not both"),
         ({"text": "x", "voices": {"SPEAKER9": 3}}, "voices", "string"),
         ({"text": "x", "seed": "x"}, "seed", "integer"),

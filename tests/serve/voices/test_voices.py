@@ -58,7 +58,7 @@ def test_voice_is_added_used_and_deleted(serve_local, place):
     assert ask(other.url, "/v1/audio/voices/carl", method="DELETE")[0] == 404
     status, _, answer = ask(other.url, "/v1/audio/speech", {"input": "Hello.", "voice": "carl"})
     assert status == 400
-    assert "there is no voice 'carl'" in json.loads(answer)["error"]["message"]
+    assert "no voice 'carl'" in json.loads(answer)["error"]["message"]
 
 
 def test_re_added_voice_replaces_the_cached_one(place):
