@@ -1,1 +1,1 @@
-"""`python -m jobs.export`: a finished job's results as the files that training tools and players read."""
+"""Exports a finished job's results: `python -m jobs.export`."""

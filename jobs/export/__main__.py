@@ -1,6 +1,6 @@
-"""`python -m jobs.export`: a finished job's results as the files that training tools and players read.
+"""`python -m jobs.export`: write a finished job's results in the formats of training tools and players.
 
-Exit status: 0 all is there · 2 bad arguments, or results that cannot be read · 3 audio files of results are missing.
+Exit status: 0 success · 2 invalid arguments, or unreadable results · 3 audio files of some results are missing.
 """
 
 from __future__ import annotations
@@ -21,37 +21,35 @@ _WITH_LEVELS = ("nemo", "lhotse", "hf")
 
 
 def export(arguments: Sequence[str]) -> int:
-    """Run the export that a command line describes; gives the exit status."""
-    chosen = _parser().parse_args(arguments)
-    if chosen.level == "chunk" and chosen.to not in _WITH_LEVELS:
-        raise BadInput(f"--level chunk is for {', '.join(_WITH_LEVELS)}; {chosen.to} has a file a script")
-    source = open_storage(chosen.results)
-    output = open_storage(chosen.output or f"{chosen.results.rstrip('/')}/export/{chosen.to}")
-    recordings = Recordings(source, only_ok=chosen.only == "ok")
-    if chosen.to == "nemo":
-        count = write_nemo(recordings, output, chosen.level)
-    elif chosen.to == "lhotse":
-        count = write_lhotse(recordings, output, chosen.level)
-    elif chosen.to == "hf":
-        count = write_shards(recordings, source, output, chosen.level)
+    """Run the export that a command line describes; return the exit status."""
+    flags = _parser().parse_args(arguments)
+    if flags.level == "chunk" and flags.to not in _WITH_LEVELS:
+        raise BadInput(f"--level chunk is available for {', '.join(_WITH_LEVELS)}; {flags.to} has one file per script")
+    source = open_storage(flags.results)
+    output = open_storage(flags.output or f"{flags.results.rstrip('/')}/export/{flags.to}")
+    recordings = Recordings(source, only_ok=flags.only == "ok")
+    if flags.to == "nemo":
+        count = write_nemo(recordings, output, flags.level)
+    elif flags.to == "lhotse":
+        count = write_lhotse(recordings, output, flags.level)
+    elif flags.to == "hf":
+        count = write_shards(recordings, source, output, flags.level)
     else:
-        count = write_subtitles(recordings, output, chosen.to)
+        count = write_subtitles(recordings, output, flags.to)
     left_out = ", ".join(f"{number} {reason}" for reason, number in sorted(recordings.left_out.items()))
     print_status(f"{len(recordings)} recordings, {count} items in {output.uri}; left out: {left_out or 'none'}")
     return FILES_MISSING if recordings.left_out["without its audio file"] else 0
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m jobs.export", description="Write a job's results as other tools read them.")
-    parser.add_argument("--results", required=True, metavar="FOLDER", help="a job's output: a folder or s3:// prefix")
+    parser = ArgumentParser(prog="python -m jobs.export", description="Export a job's results for other tools.")
+    parser.add_argument("--results", required=True, metavar="FOLDER", help="output of a job: a folder or s3:// prefix")
+    parser.add_argument("--to", required=True, choices=("nemo", "lhotse", "hf", "srt", "vtt"), help="export format")
+    parser.add_argument("--output", metavar="FOLDER", help="output folder (default: export/TO in the job's output)")
     parser.add_argument(
-        "--to", required=True, choices=("nemo", "lhotse", "hf", "srt", "vtt"), help="manifests, shards or subtitles"
+        "--level", choices=("script", "chunk"), default="script", help="one item per script (default) or per chunk"
     )
-    parser.add_argument("--output", metavar="FOLDER", help="where they go; by default export/TO in the job's output")
-    parser.add_argument(
-        "--level", choices=("script", "chunk"), default="script", help="an item a script (default), or a chunk of it"
-    )
-    parser.add_argument("--only", choices=("ok",), help="leave out recordings that were flagged")
+    parser.add_argument("--only", choices=("ok",), help="leave out flagged recordings")
     return parser
 
 

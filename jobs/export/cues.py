@@ -1,8 +1,7 @@
-"""What is shown while a recording plays: chunks and their times in, `Cue`s out.
+"""Converts chunks with their times to subtitle cues.
 
-Cues follow one another, each with a time of its own, at most two lines of 42 columns (wide characters take two). A
-chunk's time is shared out among its cues by how much each has to say. Nothing is lost: the cues' words are the chunks'
-words. Knows no file format.
+Cues do not overlap and have at most two lines of 42 columns (wide characters take two). A chunk's time is divided among
+its cues by the length of their text. The cues contain exactly the words of the chunks. Does not depend on file formats.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ _SENTENCE_END, _CLAUSE_END = re.compile(r"[.!?…。！？][\"'”’)]*$"), re.
 
 
 @dataclasses.dataclass(frozen=True)
-class Spoken:
-    """A chunk: its text with tags, when it is heard, and whose turn it is at its beginning, if anybody's."""
+class TimedChunk:
+    """A chunk: its text with tags, its times, and the speaker at its start, if any."""
 
     text: str
     start_s: float
@@ -37,7 +36,7 @@ class Spoken:
 
 @dataclasses.dataclass(frozen=True)
 class Cue:
-    """Some lines for some time: [start_ms, end_ms). `opens` says that a turn begins here."""
+    """Lines shown during [start_ms, end_ms); `opens` if a turn starts here."""
 
     start_ms: int
     end_ms: int
@@ -46,16 +45,18 @@ class Cue:
     opens: bool
 
 
-def cues(chunks: Iterable[Spoken], name: Callable[[str], str], prefix: Callable[[str], str] | None = None) -> list[Cue]:
-    """Cues of a recording.
+def make_cues(
+    chunks: Iterable[TimedChunk], name: Callable[[str], str], prefix: Callable[[str], str] | None = None
+) -> list[Cue]:
+    """Return the cues of a recording.
 
     Args:
-        chunks: in order; those without any time are not heard, and not shown.
-        name: of a speaker, by tag.
-        prefix: what stands in front of a turn's text, given its speaker's name.
+        chunks: in order; those without duration are skipped.
+        name: returns a speaker's name for a tag.
+        prefix: returns what precedes a turn's text, for its speaker's name.
     """
-    made: list[Cue] = []
-    clock_ms, heard = 0, None
+    result: list[Cue] = []
+    clock_ms, current = 0, None
     for chunk in chunks:
         if chunk.end_s <= chunk.start_s:
             continue
@@ -63,40 +64,40 @@ def cues(chunks: Iterable[Spoken], name: Callable[[str], str], prefix: Callable[
         end_ms = max(round(chunk.end_s * 1000), start_ms + 1)
         pages = []
         for speaker, text in _utterances(chunk, name):
-            opens = speaker is not None and speaker != heard
-            heard = speaker
-            front = prefix(speaker) if opens and prefix and speaker is not None else ""
-            pages += [(lines, speaker, opens and number == 0) for number, lines in enumerate(pack(front + text))]
+            opens = speaker is not None and speaker != current
+            current = speaker
+            lead = prefix(speaker) if opens and prefix and speaker is not None else ""
+            pages += [(lines, speaker, opens and number == 0) for number, lines in enumerate(pack(lead + text))]
         if not pages:
             continue
-        pages = _together(pages, end_ms - start_ms)
-        edges = _share(start_ms, end_ms, [_letters(lines) for lines, _, _ in pages])
-        made += [Cue(start, stop, *page) for start, stop, page in zip(edges, edges[1:], pages, strict=False)]
+        pages = _merge_pages(pages, end_ms - start_ms)
+        edges = _divide(start_ms, end_ms, [_count_letters(lines) for lines, _, _ in pages])
+        result += [Cue(start, stop, *page) for start, stop, page in zip(edges, edges[1:], pages, strict=False)]
         clock_ms = end_ms
-    return made
+    return result
 
 
 def pack(text: str) -> Iterator[tuple[str, ...]]:
-    """Text on pages of at most two lines; a page ends where a sentence or a clause does, if it can."""
+    """Yield pages of at most two lines, which end with a sentence or a clause if possible."""
     units = list(_units(text))
     while units:
-        count = _that_fit(units)
+        count = _count_fitting(units)
         if count < len(units):
-            count = _good_end(units, count)
+            count = _best_end(units, count)
         yield _lines(units[:count])
         units = units[count:]
 
 
 def columns(text: str) -> int:
-    """How wide a line is shown."""
+    """Return the width of a line in columns."""
     return sum(_columns(letter) for letter in text)
 
 
 Page = tuple[tuple[str, ...], str | None, bool]
 
 
-def _utterances(chunk: Spoken, name: Callable[[str], str]) -> Iterator[tuple[str | None, str]]:
-    """Who says what in a chunk."""
+def _utterances(chunk: TimedChunk, name: Callable[[str], str]) -> Iterator[tuple[str | None, str]]:
+    """Yield the speakers of a chunk with their text."""
     text = _SOUND_END.sub(" ", _SOUND.sub(r" \1 ", chunk.text))
     first, *rest = SPEAKER_TAG.split(text)
     if first.strip():
@@ -107,7 +108,7 @@ def _utterances(chunk: Spoken, name: Callable[[str], str]) -> Iterator[tuple[str
 
 
 def _units(text: str) -> Iterator[tuple[str, str]]:
-    """What no line may be broken inside of, each with the blank in front of it if there is one."""
+    """Yield unbreakable units, each with the space before it, if any."""
     for word in text.split():
         glue = " "
         for unit in _UNITS.findall(word):
@@ -117,7 +118,7 @@ def _units(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _slices(unit: str) -> Iterator[str]:
-    """A unit that no line can hold, in pieces that one can."""
+    """Split a unit that is longer than a line."""
     piece, width = "", 0
     for letter in unit:
         more = _columns(letter)
@@ -128,8 +129,8 @@ def _slices(unit: str) -> Iterator[str]:
     yield piece
 
 
-def _that_fit(units: Sequence[tuple[str, str]]) -> int:
-    """How many units two lines can hold."""
+def _count_fitting(units: Sequence[tuple[str, str]]) -> int:
+    """Return how many units fit into two lines."""
     line, width = 1, 0
     for count, (glue, unit) in enumerate(units):
         more = columns(unit) + (len(glue) if width else 0)
@@ -141,8 +142,8 @@ def _that_fit(units: Sequence[tuple[str, str]]) -> int:
     return len(units)
 
 
-def _good_end(units: Sequence[tuple[str, str]], most: int) -> int:
-    """The last end of a sentence, or else of a clause, in the second half of what fits; else all that fits."""
+def _best_end(units: Sequence[tuple[str, str]], most: int) -> int:
+    """Return the last end of a sentence, else of a clause, in the second half of what fits; else all that fits."""
     for pattern in (_SENTENCE_END, _CLAUSE_END):
         for count in range(most, most // 2, -1):
             if pattern.search(units[count - 1][1]):
@@ -151,10 +152,10 @@ def _good_end(units: Sequence[tuple[str, str]], most: int) -> int:
 
 
 def _lines(units: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """One line if it can be, else the two that are most alike in length."""
-    whole = _joined(units)
-    if columns(whole) <= LINE_COLUMNS:
-        return (whole,)
+    """Return one line if possible, else two of the most similar width."""
+    line = _joined(units)
+    if columns(line) <= LINE_COLUMNS:
+        return (line,)
     pairs = [(_joined(units[:at]), _joined(units[at:])) for at in range(1, len(units))]
     return min(pairs, key=lambda pair: max(map(columns, pair)))
 
@@ -163,16 +164,16 @@ def _joined(units: Sequence[tuple[str, str]]) -> str:
     return "".join(glue + unit for glue, unit in units).strip()
 
 
-def _together(pages: list[Page], most: int) -> list[Page]:
-    """No more pages than there are milliseconds to show them in."""
+def _merge_pages(pages: list[Page], most: int) -> list[Page]:
+    """Merge pages until there are no more than milliseconds to show them."""
     while len(pages) > most:
         (lines, speaker, opens), (more, _, _) = pages[-2:]
         pages = [*pages[:-2], ((*lines, *more), speaker, opens)]
     return pages
 
 
-def _share(start_ms: int, end_ms: int, weights: Sequence[int]) -> list[int]:
-    """Edges of parts of a time that are as long as their weights are great, and a millisecond at least."""
+def _divide(start_ms: int, end_ms: int, weights: Sequence[int]) -> list[int]:
+    """Divide a time span in proportion to weights, with at least a millisecond each; return the boundaries."""
     total, count = sum(weights), len(weights)
     edges, sofar = [start_ms], 0
     for number, weight in enumerate(weights, start=1):
@@ -182,7 +183,7 @@ def _share(start_ms: int, end_ms: int, weights: Sequence[int]) -> list[int]:
     return edges
 
 
-def _letters(lines: Sequence[str]) -> int:
+def _count_letters(lines: Sequence[str]) -> int:
     return max(sum(not letter.isspace() for line in lines for letter in line), 1)
 
 

@@ -1,6 +1,6 @@
 """Manifests beside the audio: NeMo's JSON lines, and Lhotse's recordings and supervisions.
 
-Both name the job's own audio files and copy nothing. Durations are samples divided by the sample rate.
+Both refer to the job's own audio files and copy nothing. Durations are samples divided by the sample rate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jobs.storage.backends import StorageBackend
 
 
 def write_nemo(recordings: Recordings, output: StorageBackend, level: Level) -> int:
-    """`manifest.jsonl`, a line an item; gives their number. Chunks have an `offset` in the recording."""
+    """Write `manifest.jsonl` with one line per item; return their number. Chunks have an `offset`."""
     count = 0
     with atomic_file(output, "manifest.jsonl") as path, path.open("wb") as file:
         for recording in recordings:
@@ -28,9 +28,9 @@ def write_nemo(recordings: Recordings, output: StorageBackend, level: Level) -> 
 
 
 def write_lhotse(recordings: Recordings, output: StorageBackend, level: Level) -> int:
-    """`recordings.jsonl.gz` and `supervisions.jsonl.gz`; gives the number of supervisions."""
+    """Write `recordings.jsonl.gz` and `supervisions.jsonl.gz`; return the number of supervisions."""
     count = 0
-    with _packed(output, "recordings.jsonl.gz") as first, _packed(output, "supervisions.jsonl.gz") as second:
+    with _open_gzip(output, "recordings.jsonl.gz") as first, _open_gzip(output, "supervisions.jsonl.gz") as second:
         for recording in recordings:
             first.write(_line(_lhotse_recording(recording)))
             for item in recording.items(level):
@@ -50,7 +50,7 @@ def _nemo(recording: Recording, item: Item, level: Level) -> dict[str, Any]:
         "speaker": item.speaker,
         "id": item.id,
         **_language(recording),
-        **item.facts,
+        **item.metadata,
     }
 
 
@@ -76,7 +76,7 @@ def _lhotse_supervision(recording: Recording, item: Item) -> dict[str, Any]:
         "text": item.text,
         "speaker": item.speaker,
         **_language(recording),
-        "custom": {**recording.extra, **item.facts},
+        "custom": {**recording.extra, **item.metadata},
     }
 
 
@@ -89,8 +89,8 @@ def _line(fields: Mapping[str, Any]) -> bytes:
 
 
 @contextlib.contextmanager
-def _packed(output: StorageBackend, name: str) -> Iterator[BinaryIO]:
-    """A gzip file that is the same whenever it is written."""
+def _open_gzip(output: StorageBackend, name: str) -> Iterator[BinaryIO]:
+    """Open a gzip file for writing, without a time stamp in it, so that the output is deterministic."""
     with (
         atomic_file(output, name) as path,
         path.open("wb") as raw,

@@ -1,8 +1,8 @@
-"""The recordings of a finished job, in the order of its manifest, and what is said in them.
+"""The recordings of a finished job in the order of its manifest, with their text.
 
-In: an output folder. Out: `Recording`s, and `Item`s of them: the whole script, or one a chunk. All times are whole
-numbers of samples of the audio file, so that durations are exact. The results' table is held in memory, audio is not.
-What every item says of itself (`FACTS`) is there to filter by.
+In: an output folder. Out: `Recording`s, and their `Item`s: one per script, or one per chunk. All times are whole
+numbers of samples of the audio file, so that durations are exact. The result table is held in memory, audio is not.
+Every item has the columns of `METADATA` to filter by.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Level = Literal["script", "chunk"]
 
 _SOUND_TAG = re.compile(r"<SE(?:_[se])?>[^<]{0,80}</SE(?:_[se])?>")
 _SCRIPT_COLUMNS = ("id", "text", "turns", "voice", "voices", "ref_audio", "ref_text", "language")
-FACTS: dict[str, pa.DataType] = {
+METADATA: dict[str, pa.DataType] = {
     "status": pa.string(),
     "chars_per_sec": pa.float64(),
     "attempts": pa.int64(),
@@ -37,12 +37,12 @@ FACTS: dict[str, pa.DataType] = {
     "seed": pa.int64(),
     "model": pa.string(),
 }
-"""Columns to filter by; `faults` and `finish_reason` of a whole script are those of its chunks, joined by commas."""
+"""Columns to filter by; for a whole script, `faults` and `finish_reason` are those of its chunks, joined by commas."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A recording or a part of one: samples [start, start + num) of its file, and what is said there."""
+    """A recording or a chunk of it: samples [start, start + num) of its file, and their text."""
 
     id: str
     start_sample: int
@@ -50,7 +50,7 @@ class Item:
     sample_rate_hz: int
     text: str
     speaker: str
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     @property
     def start_s(self) -> float:
@@ -66,9 +66,9 @@ class Recording:
     """A result row that has audio.
 
     Attributes:
-        name: of the audio file, inside the job's folder.
+        name: of the audio file, relative to the job's folder.
         location: its path or URI.
-        extra: the manifest's columns that are none of the script's.
+        extra: the manifest's columns that are not part of the script.
     """
 
     row: Mapping[str, Any]
@@ -90,19 +90,19 @@ class Recording:
 
     @functools.cached_property
     def script(self) -> Script:
-        """The script of the row, as far as it says who speaks."""
+        """The row's script, with the fields that concern text and voices."""
         columns = {name: self.row[name] for name in _SCRIPT_COLUMNS if self.row.get(name) is not None}
         for name in ("turns", "voices"):
-            # What a manifest of JSON lines held of lists and maps is text in the results.
+            # Lists and maps from JSON-lines manifests are JSON text in the results.
             if isinstance(columns.get(name), str):
                 columns[name] = json.loads(columns[name])
         try:
             return Script.model_validate(columns)
         except ValueError as error:
-            raise BadInput(f"the result {self.id!r} is no script any more: {error}".replace("\n", " ")) from error
+            raise BadInput(f"the result {self.id!r} is not a valid script: {error}".replace("\n", " ")) from error
 
     def items(self, level: Level) -> list[Item]:
-        """The whole recording, or its chunks that have audio."""
+        """Return the whole recording as an item, or one item per chunk with audio."""
         chunks = [chunk for chunk in self.row["chunks"] if chunk["end_s"] > chunk["start_s"]]
         if level == "script":
             return [self._item(self.id, 0, self.num_samples, chunks, self.row["seed"])]
@@ -115,11 +115,13 @@ class Recording:
         return items
 
     def voice_of(self, speaker: str | None) -> str:
-        """Who is heard when a speaker of the script speaks, the same in every script that has this voice.
+        """Return an identifier of a speaker's voice, which is the same in every script with this voice.
 
-        Without a voice the model picks one, another in every script: then it is the script's id and the speaker.
+        Without a voice the model picks a new one per script, so the identifier has the script's id and the speaker.
         """
-        choices = {self.script.speaker_name(one.tag): one.ref_audio or one.name for one in self.script.voice_choices()}
+        choices = {
+            self.script.speaker_name(voice.tag): voice.ref_audio or voice.name for voice in self.script.voice_choices()
+        }
         first = self.script.speaker_name("SPEAKER0")
         if self.script.voices is None and choices:
             return choices[first]
@@ -130,7 +132,7 @@ class Recording:
     ) -> Item:
         text = " ".join(filter(None, (plain_text(chunk["text"]) for chunk in chunks)))
         speakers = dict.fromkeys(name for chunk in chunks for name in chunk["speakers"] or [None])
-        facts = {
+        metadata = {
             "status": self.row["status"],
             "chars_per_sec": round(len(text) * self.sample_rate_hz / (stop - start), 3),
             "attempts": max((chunk["attempts"] for chunk in chunks), default=0),
@@ -140,27 +142,29 @@ class Recording:
             "model": self.row["model"],
         }
         voices = dict.fromkeys(self.voice_of(speaker) for speaker in speakers)
-        return Item(identity, start, stop - start, self.sample_rate_hz, text, ", ".join(voices), facts)
+        return Item(identity, start, stop - start, self.sample_rate_hz, text, ", ".join(voices), metadata)
 
 
 class Recordings:
-    """All recordings of an output folder that are wanted; may be gone through any number of times.
+    """The recordings of an output folder; can be iterated any number of times.
 
     Args:
-        only_ok: leave out those that were flagged.
+        only_ok: leave out flagged recordings.
 
     Attributes:
-        left_out: how many results are not among them, by reason.
+        left_out: the number of results left out, by reason.
 
     Raises:
-        BadInput: there are no results, or not one of them is wanted.
+        BadInput: there are no results, or all are left out.
     """
 
     def __init__(self, folder: StorageBackend, *, only_ok: bool = False) -> None:
         self._folder = folder
         table = read_results(folder)
         if missing := sorted({"id", "status", "audio_path", "chunks", "manifest_row"} - set(table.column_names)):
-            raise BadInput(f"{folder.locate('results')} are no job's results: they have no column {', '.join(missing)}")
+            raise BadInput(
+                f"{folder.locate('results')} are not a job's results: they lack the column {', '.join(missing)}"
+            )
         order = pc.sort_indices(table, sort_keys=[("manifest_row", "ascending"), ("id", "ascending")])
         files = frozenset(folder.list_files("audio"))
         kept, self.left_out = [], collections.Counter[str]()
@@ -173,10 +177,10 @@ class Recordings:
                 kept.append(index)
         if not kept:
             reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self.left_out.items()))
-            raise BadInput(f"there is nothing to export in {folder.uri}: {reasons}")
+            raise BadInput(f"nothing to export in {folder.uri}: {reasons}")
         self._table = table.take(pa.array(kept, pa.int64()))
         self.extra = pa.schema([field for field in table.schema if _is_extra(field)])
-        """The manifest's own columns that hold single values."""
+        """The manifest's own columns with scalar values."""
 
     def __len__(self) -> int:
         return len(self._table)
@@ -185,19 +189,19 @@ class Recordings:
         for index in range(len(self._table)):
             (row,) = self._table.slice(index, 1).to_pylist()
             name = _name(row["audio_path"])
-            # Null and NaN are the same as no column, as in manifests.
+            # Null and NaN mean the same as no column, as in manifests.
             values = ((column, row[column]) for column in self.extra.names)
             extra = {column: value for column, value in values if value is not None and value == value}
             yield Recording(row, name, self._folder.locate(name), extra)
 
 
 def plain_text(text: str) -> str:
-    """The words of a chunk: without tags of speakers and sounds, on one line."""
+    """Return the text of a chunk on one line, without speaker and sound tags."""
     return " ".join(_SOUND_TAG.sub(" ", SPEAKER_TAG.sub(" ", text)).split())
 
 
 def _reason(status: str, path: str | None, files: frozenset[str], *, only_ok: bool) -> str | None:
-    """Why a result is left out; None if it is not."""
+    """Return why a result is left out, or None."""
     if status == "failed" or path is None:
         return "failed"
     if status == "flagged" and only_ok:
@@ -206,14 +210,14 @@ def _reason(status: str, path: str | None, files: frozenset[str], *, only_ok: bo
 
 
 def _name(audio_path: str) -> str:
-    """The file's name inside the job's folder, wherever that lies by now."""
+    """Return a file's name relative to the job's folder, which may have been moved."""
     return "/".join(audio_path.split("/")[-3:])
 
 
 def _is_extra(field: pa.Field) -> bool:
     kind = field.type
     simple = pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    known = field.name in COLUMNS.names or field.name in Script.model_fields or field.name in FACTS
+    known = field.name in COLUMNS.names or field.name in Script.model_fields or field.name in METADATA
     return (simple or pa.types.is_boolean(kind)) and not known
 
 

@@ -1,10 +1,10 @@
-"""Parquet shards with the audio inside, as Hugging Face's `datasets` loads and streams them.
+"""Parquet shards that contain the audio, as Hugging Face's `datasets` loads and streams them.
 
     data/train-00000-of-00012.parquet
 
-A shard has up to 1,000 items or about 500 MB of samples; at no time more than a row group of one is in memory. The
-column `audio` is a struct of the file's bytes and its name; the schema's metadata say to `datasets` that it is audio.
-Whole recordings go in as their files are; chunks are cut out and stored as FLAC of the same 16-bit samples.
+A shard has up to 1,000 items or about 500 MB of samples; at most one row group is in memory. The column `audio` is a
+struct of the file's bytes and its name, and the schema's metadata declare it as audio for `datasets`. Whole recordings
+are stored as their files are; chunks are cut out and stored as FLAC of the same 16-bit samples.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import pyarrow.parquet as pq
 import soundfile
 
 from higgs_model.errors import BadInput
-from jobs.export.recordings import FACTS, Item, Level, Recording, Recordings
+from jobs.export.recordings import METADATA, Item, Level, Recording, Recordings
 from jobs.runtime.cli import atomic_file
 from jobs.storage.backends import StorageBackend
 
 SHARD_ITEMS = 1000
 _SHARD_BYTES = 500_000_000
 _GROUP_ITEMS, _GROUP_BYTES = 100, 64_000_000
-_BYTES_A_SAMPLE = 2
-_MOST_BYTES = 2**31 - 1
-"""What one value of Arrow's `binary`, which `datasets` reads, can hold."""
+_BYTES_PER_SAMPLE = 2
+_MAX_VALUE_BYTES = 2**31 - 1
+"""Maximum size of a value of Arrow's `binary` type, which `datasets` reads."""
 _READ_AHEAD = 4
 _AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -40,11 +40,11 @@ Row = dict[str, Any]
 
 
 def write_shards(recordings: Recordings, source: StorageBackend, output: StorageBackend, level: Level) -> int:
-    """Write all shards; gives the number of items."""
-    numbers = [number for _, _, number in _numbered(recordings, level)]
+    """Write all shards; return the number of items."""
+    numbers = [number for _, _, number in _assign_shards(recordings, level)]
     total = numbers[-1] + 1 if numbers else 0
     schema = _schema(recordings)
-    # A reader takes all shards that it finds, those of an earlier export, too.
+    # Readers load all shards in the folder, including those of an earlier export.
     for old in output.list_files("data"):
         if re.fullmatch(r"data/train-\d{5}-of-\d{5}\.parquet", old):
             output.delete(old)
@@ -52,17 +52,17 @@ def write_shards(recordings: Recordings, source: StorageBackend, output: Storage
     for number, rows in by_shard:
         name = f"data/train-{number:05d}-of-{total:05d}.parquet"
         with atomic_file(output, name) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for group in _groups(row for _, row in rows):
+            for group in _row_groups(row for _, row in rows):
                 writer.write_table(pa.Table.from_pylist(group, schema=schema))
     return len(numbers)
 
 
-def _numbered(recordings: Recordings, level: Level) -> Iterator[tuple[Recording, Item, int]]:
-    """Every item and the number of its shard, which follows from the lengths alone."""
+def _assign_shards(recordings: Recordings, level: Level) -> Iterator[tuple[Recording, Item, int]]:
+    """Yield every item and the number of its shard, which depends on lengths alone."""
     number = items = size = 0
     for recording in recordings:
         for item in recording.items(level):
-            more = item.num_samples * _BYTES_A_SAMPLE
+            more = item.num_samples * _BYTES_PER_SAMPLE
             if items and (items == SHARD_ITEMS or size + more > _SHARD_BYTES):
                 number, items, size = number + 1, 0, 0
             items, size = items + 1, size + more
@@ -70,31 +70,29 @@ def _numbered(recordings: Recordings, level: Level) -> Iterator[tuple[Recording,
 
 
 def _rows(recordings: Recordings, source: StorageBackend, level: Level) -> Iterator[tuple[int, Row]]:
-    """Every item's shard and row; files are read once, a few ahead."""
+    """Yield every item's shard and row; each file is read once, a few ahead."""
     by_recording = (
         (recording, [(item, number) for _, item, number in group])
-        for recording, group in itertools.groupby(_numbered(recordings, level), key=lambda triple: triple[0])
+        for recording, group in itertools.groupby(_assign_shards(recordings, level), key=lambda triple: triple[0])
     )
-    for (recording, items), content in _with_content(by_recording, source):
+    for (recording, items), content in _read_ahead(by_recording, source):
         for item, number in items:
             if level == "script":
                 audio = {"bytes": content, "path": recording.name.rpartition("/")[2]}
             else:
-                audio = {"bytes": _cut(recording, content, item), "path": f"{item.id}.flac"}
-            if len(audio["bytes"]) > _MOST_BYTES:
-                raise BadInput(
-                    f"{recording.location} is larger than 2 GiB, more than a row can hold; use --level chunk"
-                )
+                audio = {"bytes": _extract(recording, content, item), "path": f"{item.id}.flac"}
+            if len(audio["bytes"]) > _MAX_VALUE_BYTES:
+                raise BadInput(f"{recording.location} is larger than 2 GiB, the limit of a row; use --level chunk")
             yield number, _row(recording, item, audio)
 
 
-def _with_content(
+def _read_ahead(
     recordings: Iterable[tuple[Recording, Any]], source: StorageBackend
 ) -> Iterator[tuple[tuple[Recording, Any], bytes]]:
     with concurrent.futures.ThreadPoolExecutor(_READ_AHEAD) as pool:
         waiting: collections.deque[tuple[tuple[Recording, Any], concurrent.futures.Future[bytes]]] = collections.deque()
-        for one in recordings:
-            waiting.append((one, pool.submit(source.read, one[0].name)))
+        for entry in recordings:
+            waiting.append((entry, pool.submit(source.read, entry[0].name)))
             if len(waiting) >= _READ_AHEAD:
                 first, content = waiting.popleft()
                 yield first, content.result()
@@ -102,17 +100,17 @@ def _with_content(
             yield first, content.result()
 
 
-def _cut(recording: Recording, content: bytes, item: Item) -> bytes:
-    """A part of a recording as FLAC."""
+def _extract(recording: Recording, content: bytes, item: Item) -> bytes:
+    """Return a part of a recording as FLAC."""
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             file.seek(item.start_sample)
             samples = file.read(item.num_samples, dtype="int16")
     except soundfile.LibsndfileError as error:
-        raise BadInput(f"{recording.location} is no recording that can be read: {error.error_string}") from error
-    made = io.BytesIO()
-    soundfile.write(made, samples, item.sample_rate_hz, format="FLAC", subtype="PCM_16")
-    return made.getvalue()
+        raise BadInput(f"{recording.location} cannot be decoded: {error.error_string}") from error
+    file = io.BytesIO()
+    soundfile.write(file, samples, item.sample_rate_hz, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
 
 
 def _row(recording: Recording, item: Item, audio: Mapping[str, Any]) -> Row:
@@ -125,11 +123,11 @@ def _row(recording: Recording, item: Item, audio: Mapping[str, Any]) -> Row:
         "duration": item.duration_s,
         "sample_rate": item.sample_rate_hz,
     }
-    return {**recording.extra, **own, **item.facts}
+    return {**recording.extra, **own, **item.metadata}
 
 
-def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows together that are written together."""
+def _row_groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Group rows into row groups."""
     group: list[Row] = []
     size = 0
     for row in rows:
@@ -151,7 +149,7 @@ def _schema(recordings: Recordings) -> pa.Schema:
         "language": pa.string(),
         "duration": pa.float64(),
         "sample_rate": pa.int32(),
-        **FACTS,
+        **METADATA,
     }
     columns = own | {field.name: field.type for field in recordings.extra if field.name not in own}
     features = {name: _feature(kind) for name, kind in columns.items()}
@@ -159,7 +157,7 @@ def _schema(recordings: Recordings) -> pa.Schema:
 
 
 def _feature(kind: pa.DataType) -> dict[str, str]:
-    """A column's type as `datasets` names it."""
+    """Return a column's feature type for `datasets`."""
     if kind == _AUDIO:
         return {"_type": "Audio"}
     return {"dtype": {"double": "float64", "float": "float32"}.get(str(kind), str(kind)), "_type": "Value"}

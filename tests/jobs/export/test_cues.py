@@ -7,7 +7,7 @@ import webvtt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.export.cues import LINE_COLUMNS, Cue, Spoken, columns, cues, pack
+from jobs.export.cues import LINE_COLUMNS, Cue, TimedChunk, columns, make_cues, pack
 from jobs.export.subtitles import _srt, _vtt
 
 WORDS = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=60)
@@ -18,7 +18,7 @@ def chunks_of(texts, lengths):
     """Consecutive chunks, with pauses of a third of their durations."""
     clock, found = 0.0, []
     for text, length in zip(texts, lengths, strict=False):
-        found.append(Spoken(text, clock, clock + length, "Ann"))
+        found.append(TimedChunk(text, clock, clock + length, "Ann"))
         clock += length * 4 / 3
     return found
 
@@ -45,7 +45,7 @@ def test_cues_contain_all_words_in_lines_that_fit(text):
 
 @given(CHUNKS)
 def test_times_increase_strictly_within_their_chunk(chunks):
-    made = cues(chunks, lambda tag: tag)
+    made = make_cues(chunks, lambda tag: tag)
     edges = [edge for cue in made for edge in (cue.start_ms, cue.end_ms)]
     assert all(cue.start_ms < cue.end_ms for cue in made)
     assert edges == sorted(edges)
@@ -60,7 +60,7 @@ def test_times_increase_strictly_within_their_chunk(chunks):
 
 @given(CHUNKS)
 def test_other_parsers_read_the_same(chunks):
-    made = cues(chunks, lambda tag: tag)
+    made = make_cues(chunks, lambda tag: tag)
     read = list(srt.parse(_srt(made)))
     assert [(one.start.total_seconds(), one.content) for one in read] == [
         (cue.start_ms / 1000, "\n".join(cue.lines).replace("-->", "→")) for cue in made
@@ -75,7 +75,7 @@ def test_other_parsers_read_the_same(chunks):
 
 def test_chunk_time_is_divided_by_text_length():
     text = "This sentence has some words in it, and then a few more. " * 4
-    made = cues([Spoken(text, 1.0, 13.0)], str)
+    made = make_cues([TimedChunk(text, 1.0, 13.0)], str)
     assert (made[0].start_ms, made[-1].end_ms) == (1000, 13_000)
     assert [cue.end_ms for cue in made[:-1]] == [cue.start_ms for cue in made[1:]]
     # One sentence a cue, for each fits on two lines and two do not.
@@ -90,14 +90,16 @@ def test_turns_and_sounds_inside_a_chunk():
         "[SPEAKER0] Hello. <SE>[Laughter]</SE>\n[SPEAKER1] <SE_s>[Music]</SE_s> Good day & <bye>. <SE_e>[Music]</SE_e>"
     )
     names = {"SPEAKER0": "Ann", "SPEAKER1": "Bob <b>"}.get
-    made = cues([Spoken(text, 0, 4, "Ann"), Spoken("Go on.", 5, 6, "Bob <b>")], names)
+    made = make_cues([TimedChunk(text, 0, 4, "Ann"), TimedChunk("Go on.", 5, 6, "Bob <b>")], names)
     assert [(cue.speaker, cue.lines, cue.opens) for cue in made] == [
         ("Ann", ("Hello. [Laughter]",), True),
         ("Bob <b>", ("[Music] Good day & <bye>.",), True),
         ("Bob <b>", ("Go on.",), False),
     ]
     assert "<v Bob &lt;b&gt;>[Music] Good day &amp; &lt;bye&gt;.\n" in _vtt(made)
-    named = cues([Spoken(text, 0, 4, "Ann"), Spoken("Go on.", 5, 6, "Bob <b>")], names, lambda name: f"{name}: ")
+    named = make_cues(
+        [TimedChunk(text, 0, 4, "Ann"), TimedChunk("Go on.", 5, 6, "Bob <b>")], names, lambda name: f"{name}: "
+    )
     assert [" ".join(cue.lines) for cue in named] == [
         "Ann: Hello. [Laughter]",
         "Bob <b>: [Music] Good day & <bye>.",
@@ -106,10 +108,10 @@ def test_turns_and_sounds_inside_a_chunk():
 
 
 def test_chunks_without_duration_have_no_cues():
-    assert cues([Spoken("Nothing came of this.", 3.0, 3.0), Spoken("This did.", 3.0, 4.0)], str) == [
+    assert make_cues([TimedChunk("Nothing came of this.", 3.0, 3.0), TimedChunk("This did.", 3.0, 4.0)], str) == [
         Cue(3000, 4000, ("This did.",), None, False)
     ]
 
 
 def test_times_beyond_an_hour():
-    assert "25:01:02,007 --> 25:01:03,000" in _srt(cues([Spoken("Late.", 90_062.007, 90_063.0)], str))
+    assert "25:01:02,007 --> 25:01:03,000" in _srt(make_cues([TimedChunk("Late.", 90_062.007, 90_063.0)], str))
