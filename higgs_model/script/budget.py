@@ -1,7 +1,7 @@
 """Estimates how long a text takes to speak, with bounds, from reading rates of different writing systems.
 
-The bounds detect takes that ran on or broke off, so they are generous on both sides; `expected` is the estimate for
-planning. Linear in the text; does not depend on chunks, voices or the model.
+The bounds detect takes that did not end or broke off, so they are generous on both sides; `expected_frames` is the
+estimate for planning. Linear in the text; does not depend on chunks, voices or the model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SOUND_S = (0.2, 2.0, 10.0)
 _START_S = (0.0, 0.3, 3.0)
 """Added to any text: minimum, typical, maximum. Short lines deviate more from the rates."""
 
-_KINDS: tuple[tuple[re.Pattern[str], tuple[float, float, float]], ...] = (
+_RATES: tuple[tuple[re.Pattern[str], tuple[float, float, float]], ...] = (
     # Characters per second: fastest, typical, slowest. A digit is read as a whole word.
     (re.compile(r"\d"), (12.0, 3.5, 1.2)),
     (re.compile(rf"[{HAN_KANA}]"), (12.0, 5.0, 2.0)),
@@ -32,24 +32,24 @@ _KINDS: tuple[tuple[re.Pattern[str], tuple[float, float, float]], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class FrameBudget:
-    """Bounds of a take in frames: below `least` text is missing, above `most` it did not end."""
+    """Bounds of a take in frames: a shorter one lacks text, a longer one did not end."""
 
-    least: int
-    expected: int
-    most: int
+    min_frames: int
+    expected_frames: int
+    max_frames: int
 
 
-def frame_budget(text: str, frames_per_s: float = FRAMES_PER_S) -> FrameBudget:
+def estimate_frames(text: str, frames_per_s: float = FRAMES_PER_S) -> FrameBudget:
     """Return the bounds for a chunk's text, including its tags."""
-    sounds = len([tag for tag in _TAG.findall(text) if tag.startswith("<")])
+    num_sounds = len([tag for tag in _TAG.findall(text) if tag.startswith("<")])
     text = _TAG.sub(" ", text)
-    seconds = [start + sounds * sound for start, sound in zip(_START_S, _SOUND_S, strict=True)]
-    for pattern, rates in _KINDS:
+    seconds = [start + num_sounds * sound for start, sound in zip(_START_S, _SOUND_S, strict=True)]
+    for pattern, rates in _RATES:
         text, count = pattern.subn("", text)
         seconds = [total + count / rate for total, rate in zip(seconds, rates, strict=True)]
-    least, expected, most = seconds
+    min_s, expected_s, max_s = seconds
     return FrameBudget(
-        least=math.floor(least * frames_per_s),
-        expected=math.ceil(expected * frames_per_s),
-        most=math.ceil(most * frames_per_s),
+        min_frames=math.floor(min_s * frames_per_s),
+        expected_frames=math.ceil(expected_s * frames_per_s),
+        max_frames=math.ceil(max_s * frames_per_s),
     )

@@ -1,9 +1,9 @@
 """Splits a script into chunks, which are generated one after the other.
 
 In: text, which is normalized here. Out: `Chunk`s. Invariants: no chunk is blank; the concatenated `text` of the chunks,
-whitespace aside, is the normalized text; linear time. `word` and `speaker` split exactly where the reference
+whitespace aside, is the normalized text; the time is linear. `word` and `speaker` split exactly where the reference
 implementation does (`word` within each paragraph, as the reference intends). `sentence` and `auto` never cross a
-boundary between speakers, keep within the word budget, and leave no chunk under `MIN_WORDS` next to one of the same
+boundary between speakers, stay within the word budget, and leave no chunk under `MIN_WORDS` next to one of the same
 speaker.
 
 `[pause:1.5s]` ends a chunk with every method, and becomes silence between chunks instead of text.
@@ -21,15 +21,15 @@ from typing import Literal
 
 from higgs_model.script import languages, sentences
 from higgs_model.script.languages import count_words
-from higgs_model.script.normalize import finish, paragraphs
+from higgs_model.script.normalize import add_final_punctuation, split_paragraphs
 
 ChunkMethod = Literal["auto", "sentence", "word", "speaker", "none"]
 Boundary = Literal["sentence", "paragraph", "turn", "pause", "end"]
 
 DEFAULT_MAX_WORDS_WORD = 200
-"""The reference's default for `word`."""
+"""The reference implementation's default for `word`."""
 DEFAULT_MAX_WORDS_SENTENCE = 100
-"""Default for `sentence` and `auto`: about forty seconds, over which the model's style is consistent."""
+"""Default for `sentence` and `auto`: about forty seconds, over which the model keeps a consistent style."""
 MIN_WORDS = 4
 """Shorter chunks are unstable: the model omits or adds words."""
 MAX_PAUSE_MS = 600_000
@@ -38,12 +38,13 @@ _MAX_BUDGET_WORDS = 1000
 
 SPEAKER_TAG = re.compile(r"\[(SPEAKER\d+)\]")
 _TURN_STARTS = ("[SPEAKER", "<|speaker_id_start|>")
-_GAP = r"[^\S\n]{0,40}"
+_SPACES = r"[^\S\n]{0,40}"
 _PAUSE = re.compile(
-    rf"[\[【]{_GAP}pause{_GAP}[:：]{_GAP}(\d{{1,9}}(?:\.\d{{1,9}})?){_GAP}(ms|s){_GAP}[\]】]", re.IGNORECASE
+    rf"[\[【]{_SPACES}pause{_SPACES}[:：]{_SPACES}(\d{{1,9}}(?:\.\d{{1,9}})?){_SPACES}(ms|s){_SPACES}[\]】]",
+    re.IGNORECASE,
 )
 """Full-width brackets and colons too, because normalization would convert them."""
-_PAUSE_LIKE = re.compile(rf"[\[【]{_GAP}pause{_GAP}[:：][^\[\]【】\n]{{0,40}}[\]】]?", re.IGNORECASE)
+_PAUSE_ATTEMPT = re.compile(rf"[\[【]{_SPACES}pause{_SPACES}[:：][^\[\]【】\n]{{0,40}}[\]】]?", re.IGNORECASE)
 _ONLY_TAGS = re.compile(rf"(?:\s*{SPEAKER_TAG.pattern})*\s*")
 
 
@@ -71,7 +72,7 @@ class Chunk:
 
     @property
     def prompt_text(self) -> str:
-        """The content of the user message."""
+        """The content of the user message: the text, with the tag of a resumed turn."""
         return f"[{self.resumes}] {self.text}" if self.resumes else self.text
 
 
@@ -92,7 +93,7 @@ class _Part:
 @dataclasses.dataclass(frozen=True)
 class _Piece:
     text: str
-    """During merging, with the whitespace before the next piece."""
+    """While pieces are merged, it includes the whitespace before the next piece."""
     boundary: Boundary
     repeats_tag: bool = False
     """Whether a piece that starts inside a turn repeats its speaker's tag."""
@@ -117,12 +118,12 @@ def chunk_text(
 
     Args:
         text: as the user wrote it.
-        max_words: None: the method's default.
+        max_words: words per chunk; None: the method's default.
         max_turns: turns per chunk for `speaker` and `auto`.
         language: two-letter code for sentence boundaries; None: detected if needed.
     """
     parts, trailing_ms = _split_pauses(text)
-    split = _splitter(method, parts, max_words, max_turns, language)
+    split = _select_splitter(method, parts, max_words, max_turns, language)
     chunks: list[Chunk] = []
     speaker: str | None = None
     for part in parts:
@@ -151,11 +152,11 @@ def chunk_text(
 
 def find_pause_errors(text: str) -> Iterator[str]:
     """Yield errors in the pauses of a text."""
-    for match in _PAUSE_LIKE.finditer(text):
+    for match in _PAUSE_ATTEMPT.finditer(text):
         pause = _PAUSE.fullmatch(match[0])
         if pause is None:
             yield f"{match[0]!r} is not a pause; write for example [pause:1.5s] or [pause:300ms]"
-        elif _milliseconds(pause) > MAX_PAUSE_MS:
+        elif _parse_milliseconds(pause) > MAX_PAUSE_MS:
             yield f"{match[0]!r} is longer than {MAX_PAUSE_MS // 1000} s, the maximum"
 
 
@@ -179,7 +180,7 @@ def is_only_tags(text: str) -> bool:
     return _ONLY_TAGS.fullmatch(text) is not None
 
 
-def _milliseconds(pause: re.Match[str]) -> int:
+def _parse_milliseconds(pause: re.Match[str]) -> int:
     return round(float(pause[1]) * (1000 if pause[2].lower() == "s" else 1))
 
 
@@ -189,67 +190,66 @@ def _split_pauses(text: str) -> tuple[list[_Part], int]:
     A tag that is followed only by a pause belongs to the text after the pause or, at the end, to the text before.
     """
     pieces = _PAUSE.split(text)
-    pauses = [_milliseconds(match) for match in _PAUSE.finditer(text)]
+    pauses = [_parse_milliseconds(match) for match in _PAUSE.finditer(text)]
     parts: list[_Part] = []
-    silence_ms, carried = 0, ""
+    silence_ms, pending = 0, ""
     for number, piece in enumerate(pieces[::3]):
         if number:
             silence_ms += pauses[number - 1]
-        found = paragraphs(f"{carried} {piece}" if carried else piece)
-        carried = ""
+        found = split_paragraphs(f"{pending} {piece}" if pending else piece)
+        pending = ""
         text = " ".join(found)
-        names_only = SPEAKER_TAG.search(text) is not None and not _has_words(text)
-        if names_only and number < len(pauses):
-            carried = text
-        elif names_only and parts:
+        is_tags_only = SPEAKER_TAG.search(text) is not None and not _has_words(text)
+        if is_tags_only and number < len(pauses):
+            pending = text
+        elif is_tags_only and parts:
             parts[-1].paragraphs[-1] += f" {text}"
         elif found:
             parts.append(_Part(found, silence_ms))
             silence_ms = 0
     if parts:
-        parts[-1].paragraphs[-1] = finish(parts[-1].paragraphs[-1])
+        parts[-1].paragraphs[-1] = add_final_punctuation(parts[-1].paragraphs[-1])
     return parts, silence_ms
 
 
-_Cut = Callable[[_Part], Iterable[_Piece]]
+_Splitter = Callable[[_Part], Iterable[_Piece]]
 
 
-def _splitter(
+def _select_splitter(
     method: ChunkMethod, parts: list[_Part], max_words: int | None, max_turns: int, language: str | None
-) -> _Cut:
+) -> _Splitter:
+    budget = _Budget.from_max_words(max_words)
     if method == "auto":
         if any(SPEAKER_TAG.search(part.text) for part in parts):
-            return functools.partial(_cut_turns, budget=_Budget.of(max_words), turns=max_turns, language=language)
-        if sum(count_words(part.text) for part in parts) <= _Budget.of(max_words).max_words:
-            method = "none"
-        else:
-            method = "sentence"
+            return functools.partial(_split_by_turn, budget=budget, turns=max_turns, language=language)
+        num_words = sum(count_words(part.text) for part in parts)
+        method = "none" if num_words <= budget.max_words else "sentence"
     if method == "none":
         return lambda part: [_Piece(part.text, "end")]
     if method == "speaker":
-        return functools.partial(_cut_speaker, turns=max_turns)
+        return functools.partial(_split_by_speaker, turns=max_turns)
     if method == "word":
         # The reference detects the language of the whole text once, whatever its paragraphs are.
-        chinese = languages.detect(finish("\n".join(part.text for part in parts))) == "zh"
+        is_chinese = languages.detect_language(add_final_punctuation("\n".join(part.text for part in parts))) == "zh"
         limit = DEFAULT_MAX_WORDS_WORD if max_words is None else max_words
-        return functools.partial(_cut_word, max_words=limit, chinese=chinese)
-    return functools.partial(_cut_sentences, budget=_Budget.of(max_words), language=language)
+        return functools.partial(_split_by_word, max_words=limit, is_chinese=is_chinese)
+    return functools.partial(_split_by_sentence, budget=budget, language=language)
 
 
-def _cut_speaker(part: _Part, turns: int) -> list[_Piece]:
+def _split_by_speaker(part: _Part, turns: int) -> list[_Piece]:
     found = split_turns(part.text)
-    return [_Piece("\n".join(found[at : at + turns]), "turn") for at in range(0, len(found), turns)]
+    return [_Piece("\n".join(found[start : start + turns]), "turn") for start in range(0, len(found), turns)]
 
 
-def _cut_word(part: _Part, max_words: int, chinese: bool) -> list[_Piece]:
+def _split_by_word(part: _Part, max_words: int, is_chinese: bool) -> list[_Piece]:
     """Split by words; the last chunk of a paragraph ends with an empty line, as in the reference."""
     pieces: list[_Piece] = []
     for paragraph in part.paragraphs:
-        found = _chinese_words(paragraph) if chinese else paragraph.split(" ")
-        glue = "" if chinese else " "
+        words = _split_chinese_words(paragraph) if is_chinese else paragraph.split(" ")
+        separator = "" if is_chinese else " "
         texts: list[str] = []
-        for at in range(0, len(found), max_words):
-            text = glue.join(found[at : at + max_words])
+        for start in range(0, len(words), max_words):
+            text = separator.join(words[start : start + max_words])
             if text.isspace() and texts:
                 texts[-1] += text
             else:
@@ -260,19 +260,19 @@ def _cut_word(part: _Part, max_words: int, chinese: bool) -> list[_Piece]:
 
 
 @functools.lru_cache(maxsize=1)
-def _segmenter() -> Callable[[str], Iterator[str]]:
+def _load_chinese_segmenter() -> Callable[[str], Iterator[str]]:
     import jieba
 
     tokenizer = jieba.Tokenizer()
     # jieba's own initialization would unmarshal a cache file from the shared temporary folder.
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True
-    cut: Callable[[str], Iterator[str]] = tokenizer.cut
-    return cut
+    segment: Callable[[str], Iterator[str]] = tokenizer.cut
+    return segment
 
 
-def _chinese_words(text: str) -> list[str]:
-    return list(_segmenter()(text))
+def _split_chinese_words(text: str) -> list[str]:
+    return list(_load_chinese_segmenter()(text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,97 +281,97 @@ class _Budget:
     min_words: int
 
     @classmethod
-    def of(cls, max_words: int | None) -> _Budget:
+    def from_max_words(cls, max_words: int | None) -> _Budget:
         limit = min(DEFAULT_MAX_WORDS_SENTENCE if max_words is None else max_words, _MAX_BUDGET_WORDS)
         return cls(max_words=limit, min_words=min(MIN_WORDS, max(1, limit // 2)))
 
 
-def _cut_turns(part: _Part, budget: _Budget, turns: int, language: str | None) -> list[_Piece]:
+def _split_by_turn(part: _Part, budget: _Budget, turns: int, language: str | None) -> list[_Piece]:
     """Keep turns that fit into the budget, and split the others by sentences."""
-    found = _tagged_turns(part.text)
+    found = _split_at_tags(part.text)
     pieces: list[_Piece] = []
-    for at in range(0, len(found), turns):
-        group = found[at : at + turns]
+    for start in range(0, len(found), turns):
+        group = found[start : start + turns]
         text = "\n".join(group)
-        whole = _Piece.with_counts(text + "\n", "turn")
-        if whole.words <= budget.max_words:
-            pieces.append(whole)
+        piece = _Piece.with_counts(text + "\n", "turn")
+        if piece.words <= budget.max_words:
+            pieces.append(piece)
             continue
         for turn in group:
-            pieces += _sentence_pieces(turn, budget, language, "turn")
-    return _join_short(pieces, budget, language, part.speaker)
+            pieces += _split_turn(turn, budget, language, "turn")
+    return _merge_short(pieces, budget, language, part.speaker)
 
 
-def _cut_sentences(part: _Part, budget: _Budget, language: str | None) -> list[_Piece]:
+def _split_by_sentence(part: _Part, budget: _Budget, language: str | None) -> list[_Piece]:
     pieces: list[_Piece] = []
     for paragraph in part.paragraphs:
-        *turns, last = _tagged_turns(paragraph)
+        *turns, last = _split_at_tags(paragraph)
         for turn in turns:
-            pieces += _sentence_pieces(turn, budget, language, "turn")
-        pieces += _sentence_pieces(last, budget, language, "paragraph")
-    return _join_short(pieces, budget, language, part.speaker)
+            pieces += _split_turn(turn, budget, language, "turn")
+        pieces += _split_turn(last, budget, language, "paragraph")
+    return _merge_short(pieces, budget, language, part.speaker)
 
 
-def _tagged_turns(text: str) -> list[str]:
+def _split_at_tags(text: str) -> list[str]:
     """Split like `split_turns`, but tags inside a line start turns too; a lone tag joins the following text."""
     starts = [match.start() for match in SPEAKER_TAG.finditer(text)]
     edges = sorted({0, *starts, len(text)})
     turns: list[str] = []
-    bare: list[str] = []
+    pending: list[str] = []
     for start, end in zip(edges, edges[1:], strict=False):
         turn = text[start:end].strip()
         if turn:
-            bare.append(turn)
+            pending.append(turn)
         if not is_only_tags(turn):
-            turns.append(" ".join(bare))
-            bare = []
-    return [*turns, " ".join(bare)] if bare else turns
+            turns.append(" ".join(pending))
+            pending = []
+    return [*turns, " ".join(pending)] if pending else turns
 
 
-def _sentence_pieces(text: str, budget: _Budget, language: str | None, last: Boundary) -> list[_Piece]:
-    *pieces, tail = sentences.pack(text, budget.max_words, language)
-    whole = [_Piece.with_counts(piece, "sentence") for piece in pieces]
-    return [*whole, _Piece.with_counts(tail + "\n", last)]
+def _split_turn(text: str, budget: _Budget, language: str | None, last_boundary: Boundary) -> list[_Piece]:
+    *pieces, tail = sentences.pack_sentences(text, budget.max_words, language)
+    complete = [_Piece.with_counts(piece, "sentence") for piece in pieces]
+    return [*complete, _Piece.with_counts(tail + "\n", last_boundary)]
 
 
-def _join_short(pieces: list[_Piece], budget: _Budget, language: str | None, speaker: str | None) -> list[_Piece]:
+def _merge_short(pieces: list[_Piece], budget: _Budget, language: str | None, speaker: str | None) -> list[_Piece]:
     """Merge pieces that are too short with a neighbour of the same speaker.
 
-    If the two together exceed the budget, they are split again, further from the end.
+    If the two together exceed the budget, they are split again at a better place.
     """
-    done: list[_Piece] = []
+    merged: list[_Piece] = []
     before = speaker
-    for piece in _with_words(pieces):
-        speaker = _only_speaker(piece.text, before)
-        if done and speaker == before != "" and min(done[-1].spoken_words, piece.spoken_words) < budget.min_words:
-            done[-1:] = _merge(done[-1], piece, budget, language)
+    for piece in _merge_tag_only(pieces):
+        speaker = _sole_speaker(piece.text, before)
+        if merged and speaker == before != "" and min(merged[-1].spoken_words, piece.spoken_words) < budget.min_words:
+            merged[-1:] = _merge(merged[-1], piece, budget, language)
         else:
-            done.append(piece)
+            merged.append(piece)
         before = speaker
-    return [dataclasses.replace(piece, text=piece.text.strip()) for piece in done]
+    return [dataclasses.replace(piece, text=piece.text.strip()) for piece in merged]
 
 
-def _with_words(pieces: list[_Piece]) -> list[_Piece]:
+def _merge_tag_only(pieces: list[_Piece]) -> list[_Piece]:
     """Merge pieces that contain only tags with the following piece or, at the end, the preceding one."""
-    found: list[_Piece] = []
-    bare: list[str] = []
+    merged: list[_Piece] = []
+    pending: list[str] = []
     for piece in pieces:
-        bare.append(piece.text)
-        if SPEAKER_TAG.search(piece.text) is None and len(bare) == 1:
-            found.append(piece)
-            bare = []
+        pending.append(piece.text)
+        if SPEAKER_TAG.search(piece.text) is None and len(pending) == 1:
+            merged.append(piece)
+            pending = []
         elif _has_words(piece.text):
-            found.append(piece if len(bare) == 1 else _Piece.with_counts("".join(bare), piece.boundary))
-            bare = []
-    if bare:
-        last = ["".join(bare)]
-        while found:
-            before = found.pop().text
-            last.append(before.rstrip() + " ")
+            merged.append(piece if len(pending) == 1 else _Piece.with_counts("".join(pending), piece.boundary))
+            pending = []
+    if pending:
+        backwards = ["".join(pending)]
+        while merged:
+            before = merged.pop().text
+            backwards.append(before.rstrip() + " ")
             if _has_words(before):
                 break
-        found.append(_Piece.with_counts("".join(reversed(last)), pieces[-1].boundary))
-    return found
+        merged.append(_Piece.with_counts("".join(reversed(backwards)), pieces[-1].boundary))
+    return merged
 
 
 def _has_words(text: str) -> bool:
@@ -379,8 +379,8 @@ def _has_words(text: str) -> bool:
     return re.search(r"\w", SPEAKER_TAG.sub("", text)) is not None
 
 
-def _only_speaker(text: str, before: str | None) -> str | None:
-    """Return the only speaker of a piece; None without any tag so far, "" for several speakers."""
+def _sole_speaker(text: str, before: str | None) -> str | None:
+    """Return the only speaker of a piece; None if there was no tag so far, "" for several speakers."""
     tags = set(SPEAKER_TAG.findall(text))
     if not text.startswith("[SPEAKER"):
         tags |= {before} if before is not None else set()

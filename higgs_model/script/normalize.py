@@ -1,8 +1,8 @@
 """Normalizes text to the form of the training data, as the reference implementation does.
 
-The tables are facts about the training data, so nothing may be added to them. `normalize` accepts any Unicode and is
-linear, and `normalize(text) == finish("\n".join(paragraphs(text)))`: the reference drops blank lines before it looks
-for paragraphs, so here paragraphs are found first, for chunking.
+The tables are facts about the training data, so nothing may be added to them. `normalize` accepts any Unicode, is
+linear, and equals `add_final_punctuation("\n".join(split_paragraphs(text)))`. The reference drops blank lines before it
+looks for paragraphs; here paragraphs are split first, because chunking needs them.
 
 Does not depend on speakers, pauses, chunks or special tokens (see `prompt.escape_user_text` for those).
 """
@@ -58,31 +58,31 @@ SOUND_TAGS = {
 }
 """Sound tags as users write them, and as the model was trained on them."""
 
-_REPLACED = _UNITS | SOUND_TAGS
-_REPLACED_RE = re.compile("|".join(map(re.escape, _REPLACED)))
-_ENDINGS = (".", "!", "?", ",", ";", '"', "'", "</SE_e>", "</SE>")
+_REPLACEMENTS = _UNITS | SOUND_TAGS
+_REPLACEMENT_RE = re.compile("|".join(map(re.escape, _REPLACEMENTS)))
+_FINAL_PUNCTUATION = (".", "!", "?", ",", ";", '"', "'", "</SE_e>", "</SE>")
 
 
 def normalize(text: str) -> str:
-    """Return the text without blank lines, ending with punctuation or a closing sound tag."""
-    return finish("\n".join(paragraphs(text)))
+    """Return the normalized text, without blank lines, ending with punctuation or a closing sound tag."""
+    return add_final_punctuation("\n".join(split_paragraphs(text)))
 
 
-def paragraphs(text: str) -> list[str]:
-    """Return normalized, non-empty paragraphs that keep their lines; `finish` is not applied."""
-    text = _REPLACED_RE.sub(lambda match: _REPLACED[match[0]], text.translate(_CHARACTERS))
-    found: list[str] = []
+def split_paragraphs(text: str) -> list[str]:
+    """Return normalized, non-empty paragraphs with their line breaks, without added punctuation."""
+    text = _REPLACEMENT_RE.sub(lambda match: _REPLACEMENTS[match[0]], text.translate(_CHARACTERS))
+    paragraphs: list[str] = []
     lines: list[str] = []
     for line in [*text.split("\n"), ""]:
-        squeezed = " ".join(line.split())
-        if squeezed:
-            lines.append(squeezed)
+        collapsed = " ".join(line.split())
+        if collapsed:
+            lines.append(collapsed)
         elif lines:
-            found.append("\n".join(lines))
+            paragraphs.append("\n".join(lines))
             lines = []
-    return found
+    return paragraphs
 
 
-def finish(text: str) -> str:
+def add_final_punctuation(text: str) -> str:
     """Append a full stop unless the text already ends with punctuation."""
-    return text if text.endswith(_ENDINGS) else text + "."
+    return text if text.endswith(_FINAL_PUNCTUATION) else text + "."

@@ -1,8 +1,9 @@
 """Plans a script: its chunks, their voices, and what precedes each chunk in its prompt.
 
-In: a `Script` and its voices. Out: a `Plan`; `Prompter.prompt` then builds the prompt of chunk n from the takes of the
-chunks before it. References are always included; generated chunks are dropped oldest first, until the prompt and the
-longest allowed answer fit the model. `dry_run` does the same without a model, with expected lengths for the takes.
+In: a `Script` and its voices. Out: a `Plan`; `PromptBuilder.build` then builds the prompt of chunk n from the takes of
+the chunks before it. References are always included; generated chunks are dropped oldest first, until the prompt and
+the longest allowed answer fit into the model's context. `dry_run` does the same without a model, with expected lengths
+for the takes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from higgs_model.errors import BadInput
-from higgs_model.script.budget import FRAMES_PER_S, frame_budget
+from higgs_model.script.budget import FRAMES_PER_S, estimate_frames
 from higgs_model.script.chunking import Chunk
 from higgs_model.script.languages import unsupported_language_warning
 from higgs_model.script.prompt import (
@@ -61,7 +62,7 @@ class Plan:
     warnings: tuple[str, ...]
 
     @classmethod
-    def of(
+    def from_script(
         cls,
         script: Script,
         voices: Voices,
@@ -71,7 +72,7 @@ class Plan:
         """Split the text and look up the voices.
 
         Raises:
-            BadInput: a voice does not exist, or cannot be used.
+            BadInput: a voice does not exist or cannot be used.
         """
         references = script.references(voices)
         warnings: list[str] = list(script.warnings())
@@ -80,14 +81,14 @@ class Plan:
         chunks = script.chunks(lexicon)
         if language_warning := unsupported_language_warning(script.tagged_text(), script.language):
             warnings.append(language_warning)
-        budgets = [frame_budget(chunk.prompt_text, frames_per_s).most for chunk in chunks]
+        limits = [estimate_frames(chunk.prompt_text, frames_per_s).max_frames for chunk in chunks]
         return cls(
             script=script,
             chunks=tuple(chunks),
             references=references.messages,
             voices=references.recordings,
             context_chunks=script.context_chunks,
-            max_frames=tuple(script.max_frames or most for most in budgets),
+            max_frames=tuple(script.max_frames or limit for limit in limits),
             warnings=tuple(dict.fromkeys(warnings)),
         )
 
@@ -98,25 +99,25 @@ class Plan:
             BadInput: the references alone exceed the context length.
         """
         pairs = [(chunk_message(chunk.prompt_text), take_message(chunk.index)) for chunk in self.chunks]
-        takes = [_stream_length(frame_budget(chunk.prompt_text).expected) for chunk in self.chunks]
+        takes = [_stream_length(estimate_frames(chunk.prompt_text).expected_frames) for chunk in self.chunks]
         sizes = [_estimate_tokens(user) for user, _ in pairs]
         references = sum(_estimate_tokens(message) for message in self.references)
         for message in self.references:
-            references += sum(_stream_length(_reference_frames(self.voices[name])) for name in message.clips)
+            references += sum(_stream_length(_estimate_reference_frames(self.voices[name])) for name in message.clips)
         if references > max_length:
             raise BadInput(
                 f"voices, speakers and scene take about {references} of the model's {max_length} positions; "
                 f"use fewer or shorter ones"
             )
-        lines: list[dict[str, object]] = []
+        records: list[dict[str, object]] = []
         for chunk in self.chunks:
             room = max_length - references - sizes[chunk.index] - takes[chunk.index]
-            first = self._first_in_context(chunk.index, room, lambda i: sizes[i] + takes[i])
+            first = self._find_first_in_context(chunk.index, room, lambda i: sizes[i] + takes[i])
             messages = [*self.references]
             for pair in pairs[first : chunk.index]:
                 messages += pair
             messages.append(pairs[chunk.index][0])
-            lines.append(
+            records.append(
                 {
                     "index": chunk.index,
                     "text": chunk.text,
@@ -125,15 +126,15 @@ class Plan:
                     "audio": [name for message in messages for name in message.clips],
                 }
             )
-        return lines
+        return records
 
-    def _messages(self, index: int, context: Sequence[int]) -> list[Message]:
+    def _build_messages(self, index: int, context: Sequence[int]) -> list[Message]:
         messages = list(self.references)
         for earlier in context:
             messages += [chunk_message(self.chunks[earlier].prompt_text), take_message(earlier)]
         return [*messages, chunk_message(self.chunks[index].prompt_text)]
 
-    def _first_in_context(self, index: int, room: int, size: Callable[[int], int]) -> int:
+    def _find_first_in_context(self, index: int, room: int, size: Callable[[int], int]) -> int:
         """Return the oldest chunk that remains in context, going back from `index` while there is room."""
         oldest = 0 if self.context_chunks is None else max(0, index - self.context_chunks)
         first = index
@@ -143,12 +144,12 @@ class Plan:
         return first
 
 
-class Prompter:
+class PromptBuilder:
     """Builds the prompts of one plan for a model's tokenizer.
 
     Args:
         codes: encodes reference recordings.
-        num_codebooks: with the delay pattern, a clip is this much plus one frame longer.
+        num_codebooks: the delay pattern, with BOS and EOS, lengthens a clip by this number plus one.
         force_audio: append `<|audio_out_bos|>`, so that the model cannot answer with text.
     """
 
@@ -166,12 +167,12 @@ class Prompter:
         self._encoder = Encoder(tokenizer)
         self._max_length = max_length
         self._num_codebooks = num_codebooks
-        self._tail = self._encoder.header()
+        self._tail = self._encoder.encode_header()
         if force_audio:
             self._tail.append(self._encoder.audio_out_bos_id)
         self._reference_ids: list[int] = []
         for number, message in enumerate(plan.references):
-            self._reference_ids += self._encoder.message(message, first=number == 0)
+            self._reference_ids += self._encoder.encode_message(message, first=number == 0)
         self._names = [name for message in plan.references for name in message.clips]
         self._references: list[Codes] = []
         for name in self._names:
@@ -179,9 +180,9 @@ class Prompter:
                 raise BadInput(f"voice {name!r} is a recording, but there is no codec to encode it")
             self._references.append(codes.get(plan.voices[name]))
         self._chunk_ids: dict[int, list[int]] = {}
-        self._take_ids = self._encoder.message(take_message(0))
+        self._take_ids = self._encoder.encode_message(take_message(0))
 
-    def prompt(self, index: int, takes: Sequence[Codes | None]) -> Prompt:
+    def build(self, index: int, takes: Sequence[Codes | None]) -> Prompt:
         """Build the prompt of chunk `index`.
 
         Args:
@@ -193,44 +194,44 @@ class Prompter:
         plan = self._plan
         fixed = len(self._reference_ids) + sum(self._clip_length(codes) - 1 for codes in self._references)
         fixed += len(self._message_ids(index)) + len(self._tail)
-        max_frames = self._answer_frames(index, fixed)
+        max_frames = self._limit_answer_frames(index, fixed)
         room = self._max_length - fixed - self._answer_length(max_frames)
-        first = plan._first_in_context(index, room, lambda i: self._pair_length(i, takes[i]))
+        first = plan._find_first_in_context(index, room, lambda i: self._pair_length(i, takes[i]))
         context = [i for i in range(first, index) if takes[i] is not None]
 
         token_ids = list(self._reference_ids)
         for earlier in context:
             token_ids += self._message_ids(earlier) + self._take_ids
         token_ids += self._message_ids(index) + self._tail
-        kept = [take for i in context if (take := takes[i]) is not None]
+        context_codes = [take for i in context if (take := takes[i]) is not None]
         return Prompt(
-            text=render(plan._messages(index, context)),
+            text=render(plan._build_messages(index, context)),
             token_ids=token_ids,
             audio=(*self._names, *(f"chunk{i}" for i in context)),
-            codes=(*self._references, *kept),
+            codes=(*self._references, *context_codes),
             num_positions=fixed + sum(self._pair_length(i, takes[i]) for i in context),
             max_frames=max_frames,
             first_context_chunk=first,
         )
 
-    def _answer_frames(self, index: int, fixed: int) -> int:
+    def _limit_answer_frames(self, index: int, fixed: int) -> int:
         """Return the chunk's frame limit, reduced to what fits if that is enough for its text."""
         text = self._plan.chunks[index].prompt_text
         limit = self._plan.max_frames[index]
-        left = self._max_length - fixed - self._answer_length(0)
-        needed = min(limit, frame_budget(text).expected)
-        if left < needed:
+        available = self._max_length - fixed - self._answer_length(0)
+        needed = min(limit, estimate_frames(text).expected_frames)
+        if available < needed:
             raise BadInput(
-                f"chunk {index} needs about {needed} frames, but references and text leave {max(left, 0)} "
+                f"chunk {index} needs about {needed} frames, but references and text leave {max(available, 0)} "
                 f"of the model's {self._max_length} positions; use chunk_method 'sentence', a smaller "
                 f"chunk_max_words, or shorter reference recordings"
             )
-        return min(limit, left)
+        return min(limit, available)
 
     def _message_ids(self, index: int) -> list[int]:
         if index not in self._chunk_ids:
             message = chunk_message(self._plan.chunks[index].prompt_text)
-            self._chunk_ids[index] = self._encoder.message(message)
+            self._chunk_ids[index] = self._encoder.encode_message(message)
         return self._chunk_ids[index]
 
     def _pair_length(self, index: int, take: Codes | None) -> int:
@@ -242,12 +243,12 @@ class Prompter:
         return _stream_length(codes.shape[1], self._num_codebooks)
 
     def _answer_length(self, frames: int) -> int:
-        """Positions of an answer, which ends with `<|audio_eos|>` and the end of the message."""
+        """Return the positions of an answer, which ends with `<|audio_eos|>` and the end of the turn."""
         return _stream_length(frames, self._num_codebooks) + 2
 
 
 def _stream_length(frames: int, num_codebooks: int = NUM_CODEBOOKS) -> int:
-    """Return the positions of a clip in delayed form: with BOS, EOS, and one more per additional codebook."""
+    """Return the positions of a clip with the delay pattern: BOS, EOS, and one more per additional codebook."""
     return frames + 2 + num_codebooks - 1
 
 
@@ -255,6 +256,6 @@ def _estimate_tokens(message: Message) -> int:
     return len(message.text.encode()) // _BYTES_PER_TOKEN
 
 
-def _reference_frames(voice: Voice) -> int:
+def _estimate_reference_frames(voice: Voice) -> int:
     """Estimate the frames of a recording that has not been encoded, from its duration."""
     return round(voice.duration_s * FRAMES_PER_S)

@@ -1,8 +1,8 @@
 """ChatML prompts: the text, token ids and codes that precede the model's answer for a chunk.
 
 In: messages. Out: `Prompt`s. Text and ids equal the reference implementation's, piece by piece: it encodes each header,
-each part of the content and each end of message separately. User text enters only through `escape_user_text`, so it can
-never become a special token; `Encoder` verifies that for every piece.
+each part of the content and each end token separately. User text enters only through `escape_user_text`, so it can
+never become a special token; `Encoder` verifies this for every piece.
 
 Does not depend on rows, chunk methods or the origin of codes.
 """
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     """(K, T)."""
 
 BEGIN = "<|begin_of_text|>"
-END_OF_MESSAGE = "<|eot_id|>"
-END_OF_PART = "<|eom_id|>"
-"""Ends an assistant message that is followed by another one."""
+END_OF_TURN = "<|eot_id|>"
+END_OF_MESSAGE = "<|eom_id|>"
+"""Ends an assistant message that is followed by another one; all others end with `END_OF_TURN`."""
 SCENE_START = "<|scene_desc_start|>"
 SCENE_END = "<|scene_desc_end|>"
 
 INSTRUCTION = "Generate audio following instruction."
-SEVERAL_VOICES_INSTRUCTION = (
+MULTI_SPEAKER_INSTRUCTION = (
     "You are an AI assistant designed to convert text into speech.\n"
     "If the user's message includes a [SPEAKER*] tag, do not read out the tag and generate speech for the "
     "following text, using the specified voice.\n"
@@ -48,10 +48,10 @@ _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
 class Tokenizer(Protocol):
-    """The part of transformers' tokenizer interface that is used here."""
+    """The subset of the transformers tokenizer interface that is used here."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Return the ids of a text, in which special tokens are recognized."""
+        """Return the ids of a text; special tokens in it are recognized."""
 
     def get_added_vocab(self) -> dict[str, int]:
         """Return all special tokens with their ids."""
@@ -69,15 +69,15 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One message of the conversation; each string of `content` is encoded separately."""
+    """A message of the conversation; each string in `content` is encoded separately."""
 
     role: Role
     content: tuple[str | Clip, ...]
-    end: str = END_OF_MESSAGE
+    end: str = END_OF_TURN
 
     def pieces(self) -> Iterator[str]:
         """Yield the pieces that the reference encodes separately."""
-        yield header(self.role)
+        yield format_header(self.role)
         for part in self.content:
             yield part if isinstance(part, str) else _placeholder(self.role)
         yield self.end
@@ -99,9 +99,9 @@ class SpeakerVoice:
 
     Attributes:
         tag: `SPEAKER0`, …
-        name: of the recording in `Prompt.audio`.
-        description: instead of a recording.
-        transcript: of the recording.
+        name: name of the recording in `Prompt.audio`.
+        description: used instead of a recording.
+        transcript: transcript of the recording.
     """
 
     tag: str
@@ -119,7 +119,7 @@ class Prompt:
         token_ids: its ids, with one placeholder per clip, and `<|audio_out_bos|>` at the end with `force_audio`.
         audio: names of the clips, in order.
         codes: codes (K, T) of the clips, without the delay pattern.
-        num_positions: length in the model: ids, and clips in delayed form in place of their placeholders.
+        num_positions: length in the model: ids, with each placeholder replaced by its clip in delayed form.
         max_frames: maximum frames of the answer.
         first_context_chunk: the oldest chunk in the prompt; the chunk's own index if there is none.
     """
@@ -155,17 +155,17 @@ def reference_messages(
     Args:
         scene: description of the scene.
         voices: ordered by speaker number.
-        speaker_tags: the script's speakers, who get default descriptions if there are no voices.
-        in_system: put recordings into the system message; implied by any described voice.
+        speaker_tags: the script's speakers; without voices they get default descriptions.
+        in_system: put recordings into the system message; implied if any voice is a description.
     """
     scene = escape_user_text(scene or "").strip() or None
     if not voices:
-        return [_system_without_voices(scene, speaker_tags)]
+        return [_build_system_without_voices(scene, speaker_tags)]
     if in_system or any(voice.description is not None for voice in voices):
-        return [_system_with_voices(scene, voices)]
+        return [_build_system_with_voices(scene, voices)]
     # Transcripts are tagged unless the only voice is the first speaker's.
     tagged = [voice.tag for voice in voices] != ["SPEAKER0"]
-    messages = [Message("system", (f"{INSTRUCTION}\n\n{_scene_block(scene)}",))] if scene else []
+    messages = [Message("system", (f"{INSTRUCTION}\n\n{_format_scene(scene)}",))] if scene else []
     for voice in voices:
         transcript = escape_user_text(voice.transcript or "").strip()
         content = f"[{voice.tag}] {transcript}" if tagged else transcript
@@ -185,10 +185,10 @@ def take_message(index: int) -> Message:
 
 def render(messages: Sequence[Message]) -> str:
     """Return the full ChatML text, ending with the assistant's header."""
-    return BEGIN + "".join(message.text for message in messages) + header("assistant")
+    return BEGIN + "".join(message.text for message in messages) + format_header("assistant")
 
 
-def header(role: Role) -> str:
+def format_header(role: Role) -> str:
     """Return the header of a message."""
     return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
 
@@ -199,27 +199,27 @@ def _placeholder(role: Role) -> str:
     return tokens.AUDIO_BOS + tokens.AUDIO_IN + tokens.AUDIO_EOS
 
 
-def _scene_block(inside: str) -> str:
-    return f"{SCENE_START}\n{inside}\n{SCENE_END}"
+def _format_scene(description: str) -> str:
+    return f"{SCENE_START}\n{description}\n{SCENE_END}"
 
 
-def _system_without_voices(scene: str | None, speaker_tags: Sequence[str]) -> Message:
+def _build_system_without_voices(scene: str | None, speaker_tags: Sequence[str]) -> Message:
     if len(speaker_tags) > 1:
-        described = "\n".join(
-            f"{tag}: {DEFAULT_SPEAKER_DESCRIPTIONS[at % len(DEFAULT_SPEAKER_DESCRIPTIONS)]}"
-            for at, tag in enumerate(speaker_tags)
+        speakers = "\n".join(
+            f"{tag}: {DEFAULT_SPEAKER_DESCRIPTIONS[index % len(DEFAULT_SPEAKER_DESCRIPTIONS)]}"
+            for index, tag in enumerate(speaker_tags)
         )
-        inside = f"{scene}\n\n{described}" if scene else described
-        return Message("system", (f"{SEVERAL_VOICES_INSTRUCTION}\n\n{_scene_block(inside)}",))
-    return Message("system", (f"{INSTRUCTION}\n\n{_scene_block(scene)}" if scene else INSTRUCTION,))
+        description = f"{scene}\n\n{speakers}" if scene else speakers
+        return Message("system", (f"{MULTI_SPEAKER_INSTRUCTION}\n\n{_format_scene(description)}",))
+    return Message("system", (f"{INSTRUCTION}\n\n{_format_scene(scene)}" if scene else INSTRUCTION,))
 
 
-def _system_with_voices(scene: str | None, voices: Sequence[SpeakerVoice]) -> Message:
+def _build_system_with_voices(scene: str | None, voices: Sequence[SpeakerVoice]) -> Message:
     """Build the system message; the text up to each recording is one piece, as in the reference."""
     content: list[str | Clip] = []
     text = f"{INSTRUCTION}\n\n{SCENE_START}\n" + (f"{scene}\n\n" if scene else "")
-    for at, voice in enumerate(voices):
-        text += ("\n" if at else "") + f"{voice.tag}: "
+    for index, voice in enumerate(voices):
+        text += ("\n" if index else "") + f"{voice.tag}: "
         if voice.description is None:
             content += [text, Clip(voice.name)]
             text = ""
@@ -230,35 +230,35 @@ def _system_with_voices(scene: str | None, voices: Sequence[SpeakerVoice]) -> Me
 
 
 class Encoder:
-    """Encodes messages, and verifies that user text contributed no special token."""
+    """Encodes messages, and verifies that user text adds no special tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_vocab()
         self._special_ids = frozenset(added.values())
-        known = sorted((token for token in added if token), key=len, reverse=True)
-        self._special_re = re.compile("|".join(map(re.escape, known)) or r"(?!)")
-        missing = [token for token in (BEGIN, END_OF_MESSAGE, *_AUDIO_TOKENS) if token not in added]
+        by_length = sorted((token for token in added if token), key=len, reverse=True)
+        self._special_re = re.compile("|".join(map(re.escape, by_length)) or r"(?!)")
+        missing = [token for token in (BEGIN, END_OF_TURN, *_AUDIO_TOKENS) if token not in added]
         if missing:
             raise BadInput(f"the tokenizer has no special token {missing[0]!r}; it is not a Higgs Audio tokenizer")
         self.audio_out_bos_id: int = added[tokens.AUDIO_OUT_BOS]
 
-    def message(self, message: Message, *, first: bool = False) -> list[int]:
-        """Return the ids of a message; `first` prepends the beginning of text."""
-        return [token_id for piece in self.pieces(message, first=first) for token_id in piece]
+    def encode_message(self, message: Message, *, first: bool = False) -> list[int]:
+        """Return the ids of a message; `first` prepends the begin-of-text token."""
+        return [token_id for piece in self.encode_pieces(message, first=first) for token_id in piece]
 
-    def pieces(self, message: Message, *, first: bool = False) -> list[list[int]]:
-        """Return the ids of a message by piece: header, each part of the content, end."""
+    def encode_pieces(self, message: Message, *, first: bool = False) -> list[list[int]]:
+        """Return the ids of each piece of a message: header, each part of the content, end token."""
         return [
-            self._piece((BEGIN if first and number == 0 else "") + piece)
+            self._encode_piece((BEGIN if first and number == 0 else "") + piece)
             for number, piece in enumerate(message.pieces())
         ]
 
-    def header(self) -> list[int]:
+    def encode_header(self) -> list[int]:
         """Return the ids of the assistant's header."""
-        return self._piece(header("assistant"))
+        return self._encode_piece(format_header("assistant"))
 
-    def _piece(self, text: str) -> list[int]:
+    def _encode_piece(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         expected = [token for token in self._special_re.findall(text) if token in _PROMPT_TOKENS]
         got = sum(token_id in self._special_ids for token_id in ids)
@@ -277,18 +277,18 @@ _AUDIO_TOKENS = (
     tokens.AUDIO_IN,
     tokens.AUDIO_OUT,
 )
-_SOUND_MARKS = tuple(f"<{slash}SE{kind}>" for slash in ("", "/") for kind in ("", "_s", "_e"))
+_SOUND_TAG_TOKENS = tuple(f"<{slash}SE{kind}>" for slash in ("", "/") for kind in ("", "_s", "_e"))
 """Normalized sound tags, which a tokenizer may have as special tokens."""
 _PROMPT_TOKENS = frozenset(
     (
         BEGIN,
+        END_OF_TURN,
         END_OF_MESSAGE,
-        END_OF_PART,
         SCENE_START,
         SCENE_END,
         "<|start_header_id|>",
         "<|end_header_id|>",
         *_AUDIO_TOKENS,
-        *_SOUND_MARKS,
+        *_SOUND_TAG_TOKENS,
     )
 )

@@ -1,4 +1,4 @@
-"""The voices of one script, and the messages that present them to the model.
+"""The voices of one script, and the messages that introduce them to the model.
 
 In: `VoiceChoice`s. Out: `References`, for prompts and for content hashes. A recording without a transcript cannot be a
 turn, so then all recordings go into the system message.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from higgs_model.script.voices import Voice, Voices
 
 REFERENCE_NAME = "ref_audio"
-"""The name, in a prompt's audio, of a reference recording that belongs to the row."""
+"""Name of a row's own reference recording in `Prompt.audio`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +66,10 @@ class References:
         """Look up the voices and build the messages.
 
         Args:
-            voices: the voice library; None uses names in place of content.
+            voices: the voice library; None: names are used in place of content.
 
         Raises:
-            BadInput: a voice does not exist, or cannot be read.
+            BadInput: a voice does not exist or cannot be read.
         """
         recordings: dict[str, Voice] = {}
         resolved = [_resolve(choice, voices, recordings) for choice in choices]

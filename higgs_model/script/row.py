@@ -1,8 +1,8 @@
-"""Normalizes the values of a row from tables or JSON, and finds errors that no single column shows.
+"""Normalizes the values of a row from tables or JSON, and finds errors within and between its columns.
 
 In: any mapping. Nothing here raises, and everything takes linear time. `normalize_row` unifies equivalent values (null,
-NaN, empty cells; maps, lists of pairs) and removes control characters from text, so that later code sees what the model
-would. `find_row_errors` checks what the schema has accepted.
+NaN, empty cells; maps, lists of pairs) and removes control characters from text, so that later code sees the text that
+the model reads. `find_row_errors` checks the columns that the schema has accepted.
 
 Does not depend on the schema itself.
 """
@@ -19,13 +19,13 @@ from higgs_model.script.chunking import SPEAKER_TAG
 from higgs_model.script.normalize import normalize
 from higgs_model.script.prompt import remove_control_characters
 
-SPEAKER = re.compile(r"SPEAKER[0-9]{1,4}")
-"""A speaker's name that is a tag."""
+SPEAKER_TAG_NAME = re.compile(r"SPEAKER[0-9]{1,4}")
+"""A speaker name that is also the name in a speaker tag."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _PRONOUNCEABLE = re.compile(r"[^\W_]|<SE")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_INTEGERS = (
+_INTEGER_COLUMNS = (
     "chunk_max_words",
     "chunk_max_turns",
     "context_chunks",
@@ -41,56 +41,57 @@ RowErrors = list[tuple[str, str]]
 
 
 def normalize_row(data: Mapping[Any, Any], columns: Iterable[str]) -> tuple[dict[str, Any], RowErrors]:
-    """Return the known columns as plain Python values, without empty ones, and errors found on the way."""
+    """Return the given columns as plain Python values, without empty ones, and errors in their structure."""
     row: dict[str, Any] = {}
     for name in columns:
-        value = _to_python(data.get(name))
+        value = _convert_to_python(data.get(name))
         if value is not None:
             row[name] = value
-    row |= {name: _to_integer(row[name]) for name in _INTEGERS if name in row}
+    row |= {name: _convert_integral_float(row[name]) for name in _INTEGER_COLUMNS if name in row}
     if isinstance(row.get("text"), str):
         row["text"] = remove_control_characters(row["text"])
     if isinstance(row.get("turns"), list | tuple):
         row["turns"] = tuple(map(_normalize_turn, row["turns"]))
-    found: RowErrors = []
+    errors: RowErrors = []
     if isinstance(row.get("voices"), list):
-        row["voices"], found = _voice_map(row["voices"])
+        row["voices"], errors = _parse_voice_map(row["voices"])
     if isinstance(row.get("voices"), dict):
         row["voices"] = {name: voice for name, voice in row["voices"].items() if voice is not None} or None
-    return {name: value for name, value in row.items() if not _is_blank(name, value)}, found
+    return {name: value for name, value in row.items() if not _is_blank(name, value)}, errors
 
 
-def find_row_errors(row: Mapping[str, Any], failed: set[Any]) -> RowErrors:
+def find_row_errors(row: Mapping[str, Any], refused: set[Any]) -> RowErrors:
     """Return the errors within and between the columns of a normalized row.
 
     Args:
-        row: without the columns that the schema has refused.
-        failed: the names of the refused columns.
+        row: its columns without those that the schema has refused.
+        refused: the names of those columns.
     """
-    found: RowErrors = []
+    errors: RowErrors = []
     if "id" in row and (not _ID.fullmatch(row["id"]) or ".." in row["id"] or set(row["id"]) == {"."}):
         message = "it becomes a file name: use 1 to 200 of A-Z, a-z, 0-9, '.', '_' and '-', without '..'"
-        found.append(("id", message))
+        errors.append(("id", message))
     for column, value in row.items():
-        if any(_SURROGATE.search(text) for text in _strings(value)):
-            found.append((column, "it contains an unpaired surrogate, which is not a character"))
+        if any(_SURROGATE.search(text) for text in _list_strings(value)):
+            errors.append((column, "it contains an unpaired surrogate, which is not a character"))
     if "text" in row and "turns" in row:
-        found.append(("turns", "set either text or turns, not both"))
-    if not {"text", "turns"} & {*row, *failed}:
-        found.append(("text", "missing: set text or turns"))
-    given = [name for name in ("voice", "voices", "ref_audio") if name in row]
-    if len(given) > 1:
-        found.append((given[-1], f"set only one of voice, voices and ref_audio, not {' and '.join(given)}"))
-    if "ref_text" in row and "ref_audio" not in row and "ref_audio" not in failed:
-        found.append(("ref_text", "it is the transcript of ref_audio, which is missing"))
+        errors.append(("turns", "set either text or turns, not both"))
+    if not {"text", "turns"} & {*row, *refused}:
+        errors.append(("text", "missing: set text or turns"))
+    voice_columns = [name for name in ("voice", "voices", "ref_audio") if name in row]
+    if len(voice_columns) > 1:
+        message = f"set only one of voice, voices and ref_audio, not {' and '.join(voice_columns)}"
+        errors.append((voice_columns[-1], message))
+    if "ref_text" in row and "ref_audio" not in row and "ref_audio" not in refused:
+        errors.append(("ref_text", "it is the transcript of ref_audio, which is missing"))
     if "text" in row:
-        found += [("text", message) for message in _text_errors(row["text"], tagged=True)]
+        errors += [("text", message) for message in _find_text_errors(row["text"], tagged=True)]
     if "turns" in row:
-        found += _turn_errors(row["turns"])
-    return found + _speaker_errors(row)
+        errors += _find_turn_errors(row["turns"])
+    return errors + _find_speaker_errors(row)
 
 
-def _to_python(value: object) -> object:
+def _convert_to_python(value: object) -> object:
     """Convert NaN to null, and NumPy arrays and scalars to Python values."""
     kind = type(value)
     if kind.__module__ == "numpy" and hasattr(value, "tolist"):
@@ -101,7 +102,7 @@ def _to_python(value: object) -> object:
     return None if kind.__name__ in ("NAType", "NaTType") else value
 
 
-def _to_integer(value: object) -> object:
+def _convert_integral_float(value: object) -> object:
     """Convert integral floats, because tables store integers with gaps as floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -112,7 +113,7 @@ def _is_blank(name: str, value: object) -> bool:
 
 
 def _normalize_turn(turn: object) -> object:
-    """Keep only a turn's speaker and text."""
+    """Return a turn with only its speaker and text."""
     if isinstance(turn, dict):
         turn = {name: turn[name] for name in ("speaker", "text") if name in turn}
         if isinstance(turn.get("text"), str):
@@ -120,10 +121,10 @@ def _normalize_turn(turn: object) -> object:
     return turn
 
 
-def _voice_map(pairs: list[object]) -> tuple[object, RowErrors]:
+def _parse_voice_map(pairs: list[object]) -> tuple[object, RowErrors]:
     """Convert a list of `{speaker, voice}` or of pairs to a map; leave anything else for the schema to refuse."""
-    found: dict[Any, Any] = {}
-    faults: RowErrors = []
+    voices: dict[Any, Any] = {}
+    errors: RowErrors = []
     for pair in pairs:
         if isinstance(pair, Mapping) and isinstance(pair.get("speaker"), str):
             speaker, voice = pair["speaker"], pair.get("voice")
@@ -131,14 +132,14 @@ def _voice_map(pairs: list[object]) -> tuple[object, RowErrors]:
             speaker, voice = pair
         else:
             return pairs, []
-        if speaker in found and not faults:
-            faults.append(("voices", f"{speaker[:200]!r} appears twice; assign one voice per speaker"))
-        found[speaker] = voice
-    return found, faults
+        if speaker in voices and not errors:
+            errors.append(("voices", f"{speaker[:200]!r} appears twice; assign one voice per speaker"))
+        voices[speaker] = voice
+    return voices, errors
 
 
-def _strings(value: object) -> Iterable[str]:
-    """Return all text in a column."""
+def _list_strings(value: object) -> Iterable[str]:
+    """Return all strings in a column."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
@@ -146,37 +147,37 @@ def _strings(value: object) -> Iterable[str]:
     return [part for turn in value for part in turn.values()] if isinstance(value, tuple) else []
 
 
-def _text_errors(text: str, tagged: bool) -> list[str]:
-    found = list(dict.fromkeys(chunking.find_pause_errors(text)))
-    plain = normalize(chunking.remove_pauses(text))
-    if not _PRONOUNCEABLE.search(SPEAKER_TAG.sub(" ", plain)):
-        found.append("it contains nothing to say: no letter, digit or sound tag")
+def _find_text_errors(text: str, tagged: bool) -> list[str]:
+    errors = list(dict.fromkeys(chunking.find_pause_errors(text)))
+    normalized = normalize(chunking.remove_pauses(text))
+    if not _PRONOUNCEABLE.search(SPEAKER_TAG.sub(" ", normalized)):
+        errors.append("it contains nothing to speak: no letter, digit or sound tag")
     elif tagged:
-        empty = [turn for turn in chunking.split_turns(plain.removesuffix(".")) if chunking.is_only_tags(turn)]
-        found += [f"the turn {turn!r} is empty; add text or remove it" for turn in empty[:3]]
-    return found
+        empty = [turn for turn in chunking.split_turns(normalized.removesuffix(".")) if chunking.is_only_tags(turn)]
+        errors += [f"the turn {turn!r} is empty; add text or remove it" for turn in empty[:3]]
+    return errors
 
 
-def _turn_errors(turns: tuple[dict[str, str], ...]) -> RowErrors:
-    found: RowErrors = []
+def _find_turn_errors(turns: tuple[dict[str, str], ...]) -> RowErrors:
+    errors: RowErrors = []
     if not turns:
-        found.append(("turns", "the list is empty"))
+        errors.append(("turns", "the list is empty"))
     for number, turn in enumerate(turns):
-        for message in _text_errors(turn["text"], tagged=False):
-            found.append(("turns", f"turn {number}: {message}"))
+        for message in _find_text_errors(turn["text"], tagged=False):
+            errors.append(("turns", f"turn {number}: {message}"))
         if SPEAKER_TAG.search(normalize(turn["text"])):
-            found.append(("turns", f"turn {number}: its text contains a speaker tag; use one turn per speaker"))
-    return found
+            errors.append(("turns", f"turn {number}: its text contains a speaker tag; use one turn per speaker"))
+    return errors
 
 
-def _speaker_errors(row: Mapping[str, Any]) -> RowErrors:
+def _find_speaker_errors(row: Mapping[str, Any]) -> RowErrors:
     speakers = [turn["speaker"] for turn in row.get("turns") or ()]
     voices = row.get("voices") or {}
-    found: RowErrors = []
-    tagged = [bool(SPEAKER.fullmatch(name)) for name in [*speakers, *voices]]
+    errors: RowErrors = []
+    tagged = [bool(SPEAKER_TAG_NAME.fullmatch(name)) for name in [*speakers, *voices]]
     if any(tagged) and not all(tagged):
-        found.append(("voices", "name either all speakers SPEAKER0, SPEAKER1, …, or none"))
+        errors.append(("voices", "name either all speakers SPEAKER0, SPEAKER1, …, or none"))
     if "text" in row and voices and not any(tagged):
-        found.append(("voices", "with text, speakers are named SPEAKER0, SPEAKER1, … like its [SPEAKER0] tags"))
-    found += [("voices", f"the voice of {name!r} is empty") for name, voice in voices.items() if not voice.strip()]
-    return found
+        errors.append(("voices", "with text, speakers are named SPEAKER0, SPEAKER1, … like its [SPEAKER0] tags"))
+    errors += [("voices", f"the voice of {name!r} is empty") for name, voice in voices.items() if not voice.strip()]
+    return errors

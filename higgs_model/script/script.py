@@ -35,8 +35,8 @@ from higgs_model.script.chunking import SPEAKER_TAG, Chunk, ChunkMethod
 from higgs_model.script.normalize import SOUND_TAGS
 from higgs_model.script.prompt import Clip, escape_user_text
 from higgs_model.script.references import REFERENCE_NAME, References, VoiceChoice
-from higgs_model.script.row import SPEAKER, find_row_errors, normalize_row
-from higgs_model.script.spoken import Lexicon, spoken_forms
+from higgs_model.script.row import SPEAKER_TAG_NAME, find_row_errors, normalize_row
+from higgs_model.script.spoken import Lexicon, to_spoken_form
 
 if TYPE_CHECKING:
     from higgs_model.script.voices import Voices
@@ -85,11 +85,11 @@ class Script(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _check_all(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Report errors of fields and between fields together, where pydantic would stop after the former."""
+        """Report errors within and between fields together; pydantic alone would stop after the former."""
         if isinstance(data, Script):
             return handler(data)
         if not isinstance(data, Mapping):
-            raise _error([((), "wanted a mapping of column names to values")])
+            raise _validation_error([((), "wanted a mapping of column names to values")])
         row, duplicates = normalize_row(data, cls.model_fields)
         details: list[tuple[tuple[int | str, ...], str]] = [((column,), message) for column, message in duplicates]
         script: Self | None = None
@@ -102,7 +102,7 @@ class Script(BaseModel):
         known = {name: value for name, value in row.items() if name not in failed}
         details += [((column,), message) for column, message in find_row_errors(known, failed)]
         if details or script is None:
-            raise _error(details)
+            raise _validation_error(details)
         return script
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
@@ -121,7 +121,7 @@ class Script(BaseModel):
         return sorted(set(SPEAKER_TAG.findall(self.tagged_text())))
 
     def speaker_name(self, tag: str) -> str:
-        """Return the row's name of the speaker with a tag."""
+        """Return the name that the row uses for the speaker with a tag."""
         return self._names.get(tag, tag)
 
     def chunks(self, lexicon: Lexicon | None = None) -> list[Chunk]:
@@ -130,7 +130,7 @@ class Script(BaseModel):
         if lexicon is not None:
             text = lexicon.apply(text)
         if self.spoken_forms:
-            text = spoken_forms(text, self.language)
+            text = to_spoken_form(text, self.language)
         return chunking.chunk_text(
             text,
             self.chunk_method or "auto",
@@ -152,10 +152,10 @@ class Script(BaseModel):
         """Return the messages that precede all chunks.
 
         Args:
-            voices: the voice library; None uses the voices' names in place of their content.
+            voices: the voice library; None: the voices' names are used in place of their content.
 
         Raises:
-            BadInput: a voice does not exist, or cannot be read.
+            BadInput: a voice does not exist or cannot be read.
         """
         return References.from_choices(
             self.voice_choices(),
@@ -167,33 +167,31 @@ class Script(BaseModel):
 
     def warnings(self) -> list[str]:
         """Return warnings about likely mistakes in the row."""
-        found: list[str] = []
+        warnings: list[str] = []
         text = self.tagged_text()
         speakers = self.speaker_tags()
-        unknown = {tag for tag in _TAG.findall(text) if tag not in SOUND_TAGS}
-        if unknown:
+        unknown_tags = {tag for tag in _TAG.findall(text) if tag not in SOUND_TAGS}
+        if unknown_tags:
             known = " ".join(SOUND_TAGS)
-            found.append(f"{', '.join(sorted(unknown)[:5])} may be read aloud; the sound tags are {known}")
+            warnings.append(f"{', '.join(sorted(unknown_tags)[:5])} may be read aloud; the sound tags are {known}")
         if len(speakers) > 1 and len(self.voice_choices()) == 1 and self.voices is None:
-            found.append(f"{len(speakers)} speakers share one voice; assign one to each in `voices`")
+            warnings.append(f"{len(speakers)} speakers share one voice; assign one to each in `voices`")
         if self.voices is not None:
             voiced = {self._tags[name] for name in self.voices}
-            without_voice, without_turns = (
-                [tag for tag in speakers if tag not in voiced],
-                sorted(voiced.difference(speakers, ["SPEAKER0"])),
-            )
-            found += [f"{self.speaker_name(tag)} has no voice, so the model picks one" for tag in without_voice]
-            found += [f"{self.speaker_name(tag)} has a voice but never speaks" for tag in without_turns]
-        return found
+            without_voice = [tag for tag in speakers if tag not in voiced]
+            without_turns = sorted(voiced.difference(speakers, ["SPEAKER0"]))
+            warnings += [f"{self.speaker_name(tag)} has no voice, so the model picks one" for tag in without_voice]
+            warnings += [f"{self.speaker_name(tag)} has a voice but never speaks" for tag in without_turns]
+        return warnings
 
     def content_hash(self, voices: Voices | None = None, lexicon: Lexicon | None = None) -> str:
         """Return a hash that changes exactly when the audio could.
 
         Args:
-            voices: the voice library; None uses the voices' names in place of their content.
+            voices: the voice library; None: the voices' names are used in place of their content.
 
         Raises:
-            BadInput: a voice does not exist, or cannot be read.
+            BadInput: a voice does not exist or cannot be read.
         """
         chunks = self.chunks(lexicon)
         references = self.references(voices)
@@ -232,8 +230,8 @@ class Script(BaseModel):
             "top_k": 50 if self.top_k is None else self.top_k,
             "top_p": 0.95 if self.top_p is None else float(self.top_p),
         }
-        rule = {"ras_win_len": window, "ras_win_max_num_repeat": repeats} if window > 0 else {}
-        return ({"do_sample": False} if temperature == 0 else sampled) | rule
+        ras = {"ras_win_len": window, "ras_win_max_num_repeat": repeats} if window > 0 else {}
+        return ({"do_sample": False} if temperature == 0 else sampled) | ras
 
     @functools.cached_property
     def _names(self) -> dict[str, str]:
@@ -241,14 +239,14 @@ class Script(BaseModel):
 
     @functools.cached_property
     def _tags(self) -> dict[str, str]:
-        """Map speakers' names to tags: their own if all are tags, else numbered by first appearance."""
+        """Map speaker names to tags: the names themselves if all are tags, else numbered by first appearance."""
         names = dict.fromkeys([*(turn.speaker for turn in self.turns or ()), *(self.voices or ())])
-        if all(SPEAKER.fullmatch(name) for name in names):
+        if all(SPEAKER_TAG_NAME.fullmatch(name) for name in names):
             return {name: name for name in names}
         return {name: f"SPEAKER{number}" for number, name in enumerate(names)}
 
 
-def _error(details: Iterable[tuple[tuple[int | str, ...], str]]) -> ValidationError:
+def _validation_error(details: Iterable[tuple[tuple[int | str, ...], str]]) -> ValidationError:
     errors = [
         InitErrorDetails(type=PydanticCustomError("row", "{message}", {"message": message}), loc=location, input=None)
         for location, message in details
@@ -257,6 +255,6 @@ def _error(details: Iterable[tuple[tuple[int | str, ...], str]]) -> ValidationEr
 
 
 def error_messages(error: ValidationError) -> list[str]:
-    """Every fault of a row, each a line that starts with its column."""
+    """Return all errors of a row, one line each, starting with the column."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
     return [f"{'.'.join(map(str, item['loc'])) or 'row'}: {item['msg']}" for item in found]

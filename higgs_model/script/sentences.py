@@ -1,7 +1,7 @@
-"""Groups sentences up to a word budget, and splits sentences that exceed it at the best place.
+"""Packs sentences up to a word budget, and splits sentences that exceed it at the best place.
 
 In: text. Out: consecutive pieces whose concatenation is the text. Sentence boundaries come from Wikimedia's sentencex,
-which supports some 300 languages; it gets windows of the text, because it is not linear on long ones. Does not depend
+which supports some 300 languages; it runs on windows of the text, because its time is not linear. Does not depend
 on speakers or paragraphs.
 """
 
@@ -19,31 +19,31 @@ _PROTECTED = re.compile(r"<SE(?:_[se])?>[^<]{0,80}</SE(?:_[se])?>|\[[^\[\]\n]{0,
 _SENTENCE, _CLAUSE, _SPACE, _ANYWHERE = 3, 2, 1, 0
 
 
-def pack(text: str, max_words: int, language: str | None = None) -> list[str]:
-    """Return pieces of at most `max_words`, of whole sentences if possible; none is blank."""
+def pack_sentences(text: str, max_words: int, language: str | None = None) -> list[str]:
+    """Return non-blank pieces of at most `max_words`, of complete sentences if possible."""
     if count_words(text) <= max_words:
         return [text]
     pieces: list[str] = []
     piece, size = "", 0
-    for sentence in split(text, language):
+    for sentence in split_sentences(text, language):
         words = count_words(sentence)
         if piece and size + words > max_words:
             pieces.append(piece)
             piece, size = "", 0
         if words > max_words:
-            *full, sentence = split_long(sentence, max_words)
+            *full, sentence = split_long_sentence(sentence, max_words)
             pieces += full
             words = count_words(sentence)
         piece, size = piece + sentence, size + words
     return [*pieces, piece]
 
 
-def split(text: str, language: str | None = None) -> list[str]:
-    """Return sentences with the whitespace after them; concatenated, they are exactly the text."""
+def split_sentences(text: str, language: str | None = None) -> list[str]:
+    """Split a text into sentences with the whitespace after them; concatenated, they are exactly the text."""
     import sentencex
 
-    code = language or languages.detect_start(text)
-    found: list[str] = []
+    code = language or languages.detect_language_from_start(text)
+    result: list[str] = []
     start = 0
     while start < len(text):
         window = text[start : start + _WINDOW_CHARS]
@@ -53,9 +53,9 @@ def split(text: str, language: str | None = None) -> list[str]:
         # The last sentence of a window may continue after it, so it starts the next window.
         if len(sentences) > 1 and start + len(window) < len(text):
             sentences = sentences[:-1]
-        found += sentences
+        result += sentences
         start += sum(map(len, sentences))
-    return _rejoin_windows(found)
+    return _rejoin_windows(result)
 
 
 def _rejoin_windows(sentences: list[str]) -> list[str]:
@@ -71,9 +71,9 @@ def _rejoin_windows(sentences: list[str]) -> list[str]:
     return ["".join(pieces) for pieces in joined]
 
 
-def split_long(text: str, max_words: int) -> list[str]:
+def split_long_sentence(text: str, max_words: int) -> list[str]:
     """Split a long sentence at the best points into pieces of at most `max_words` and similar length."""
-    starts = _split_points(text)
+    starts = _list_split_points(text)
     pieces: list[str] = []
     first, begin = 0, 0
     while len(starts) - first > max_words:
@@ -88,10 +88,10 @@ def split_long(text: str, max_words: int) -> list[str]:
 
 def split_in_two(text: str, max_words: int, min_words: int, language: str | None) -> tuple[str, str]:
     """Split a text of more than `max_words` in two, at a sentence end if possible, with `min_words` on each side."""
-    points = _split_points(text)
+    points = _list_split_points(text)
     ends: set[int] = set()
     at = 0
-    for sentence in split(text, language):
+    for sentence in split_sentences(text, language):
         at += len(sentence)
         ends.add(at)
     lowest = max(min_words, len(points) - max_words, 1)
@@ -104,24 +104,24 @@ def split_in_two(text: str, max_words: int, min_words: int, language: str | None
     return text[:point], text[point:]
 
 
-def _split_points(text: str) -> list[tuple[int, int]]:
-    """Return, for each word, where a piece that starts with it would begin, and how good a split that is."""
-    inside = _protected_offsets(text)
+def _list_split_points(text: str) -> list[tuple[int, int]]:
+    """Return, for each word, the offset at which a piece starting with it begins, and how good that split is."""
+    protected = _find_protected_offsets(text)
     points: list[tuple[int, int]] = []
     end = 0
-    for match in languages.words(text):
+    for match in languages.iter_words(text):
         # Punctuation between two words belongs to the first, opening marks to the second.
         start = match.start()
         between = text[end:start]
         blank = re.search(r"\s\S*$", between[-40:])
         if blank:
             start -= len(blank[0]) - 1
-        points.append((start, -1 if start in inside else _quality(text, start)))
+        points.append((start, -1 if start in protected else _rate_split(text, start)))
         end = match.end()
     return points
 
 
-def _quality(text: str, start: int) -> int:
+def _rate_split(text: str, start: int) -> int:
     if start == 0:
         return _ANYWHERE
     before = text[max(start - 2, 0) : start]
@@ -134,5 +134,5 @@ def _quality(text: str, start: int) -> int:
     return _SPACE if spaced else _ANYWHERE
 
 
-def _protected_offsets(text: str) -> set[int]:
-    return {at for match in _PROTECTED.finditer(text) for at in range(match.start() + 1, match.end())}
+def _find_protected_offsets(text: str) -> set[int]:
+    return {offset for match in _PROTECTED.finditer(text) for offset in range(match.start() + 1, match.end())}

@@ -1,9 +1,9 @@
-"""Words that `spoken` needs and no library provides: tables by language."""
+"""Tables by language of the words that `spoken` needs and no library provides."""
 
 from __future__ import annotations
 
 CURRENCIES = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₩": "KRW", "₹": "INR"}
-POINT = {
+DECIMAL_POINTS = {
     "en": "point",
     "de": "Komma",
     "es": "coma",
@@ -15,7 +15,7 @@ POINT = {
     "ja": "点",
     "ko": "점",
 }
-PERCENT = {
+PERCENT_FORMATS = {
     "en": "{} percent",
     "de": "{} Prozent",
     "es": "{} por ciento",
@@ -69,12 +69,12 @@ ABBREVIATIONS = {
         "p. ex.": "par exemple",
     },
 }
-UNSPACED = {"zh", "ja"}
-"""Languages that join words without blanks, and read the year before 年 digit by digit."""
-ONLY_BEFORE_DIGIT = {"No.", "Nr."}
+UNSPACED_LANGUAGES = {"zh", "ja"}
+"""Languages that join words without spaces, and read the year before 年 digit by digit."""
+ABBREVIATIONS_BEFORE_DIGITS = {"No.", "Nr."}
 
 FEMININE_CURRENCIES = {"de": {"INR"}, "es": {"GBP", "INR"}, "fr": {"GBP", "INR"}, "pt": {"GBP", "INR"}}
-MINUS = {
+MINUS_WORDS = {
     "en": "minus",
     "de": "minus",
     "es": "menos",
@@ -86,13 +86,13 @@ MINUS = {
     "ja": "マイナス",
     "ko": "마이너스",
 }
-TIMES = {
+TIME_FORMATS = {
     "de": ("{} Uhr {}", "{} Uhr"),
     "fr": ("{} heures {}", "{} heures"),
     "zh": ("{}点{}分", "{}点"),
     "ja": ("{}時{}分", "{}時"),
 }
-"""With minutes, and without."""
+"""Formats of a time with minutes, and of a full hour."""
 ORDINAL_MARKS = {
     "en": {"st": "", "nd": "", "rd": "", "th": ""},
     "es": {"º": "-masculine", ".º": "-masculine", "ª": "-feminine", ".ª": "-feminine", "er": "-masculine-adjective"},
@@ -101,14 +101,20 @@ ORDINAL_MARKS = {
     "pt": {"º": "-masculine", ".º": "-masculine", "ª": "-feminine", ".ª": "-feminine"},
     "nl": {"e": "", "de": "", "ste": ""},
 }
-"""What follows the digits, and the form of the ordinal that it stands for."""
-_GERMAN_ARTICLES = (
+"""Suffixes of ordinals in digits, and the RBNF rule set of each."""
+_ENDINGS_AFTER_ARTICLES = (
     dict.fromkeys(("am", "vom", "zum", "im", "beim", "zur", "dem", "den", "des", "jeden", "jedem"), "-n")
     | dict.fromkeys(("in der", "an der", "von der", "mit der", "nach der", "seit der", "vor der", "bei der"), "-n")
     | dict.fromkeys(("der", "die", "das", "eine", "jede", "jeder", "jedes"), "")
 )
-_GERMAN_DATES = dict.fromkeys(("ab", "seit", "nach", "vor"), "-m") | {"bis": "-n"}
-GERMAN_ARTICLES = _GERMAN_ARTICLES | {word.capitalize(): form for word, form in _GERMAN_ARTICLES.items()}
-"""The word before says which ending an ordinal has."""
-GERMAN_BEFORE_DATE = GERMAN_ARTICLES | _GERMAN_DATES | {word.capitalize(): form for word, form in _GERMAN_DATES.items()}
-"""The same before a date; with none of them before it, a date is a `fünfter März`."""
+_ENDINGS_BEFORE_DATES = dict.fromkeys(("ab", "seit", "nach", "vor"), "-m") | {"bis": "-n"}
+GERMAN_ORDINAL_ENDINGS = _ENDINGS_AFTER_ARTICLES | {
+    word.capitalize(): form for word, form in _ENDINGS_AFTER_ARTICLES.items()
+}
+"""The ending of an ordinal, as an RBNF rule set, by the word before it."""
+GERMAN_DATE_ENDINGS = (
+    GERMAN_ORDINAL_ENDINGS
+    | _ENDINGS_BEFORE_DATES
+    | {word.capitalize(): form for word, form in _ENDINGS_BEFORE_DATES.items()}
+)
+"""The same for the day of a date; after any other word it is nominative, as in `fünfter März`."""

@@ -1,10 +1,10 @@
-"""Voices: recordings with transcripts, and descriptions, from a library or one at a time; their checks and codes.
+"""Voices: recordings with transcripts, and descriptions, from a library or a single row; their checks and codes.
 
 A library is a folder, or anything else that lists names and reads bytes (`VoiceStore`), with `NAME.wav|flac|mp3`, its
 transcript `NAME.txt`, and `profile.yaml` (`profiles: {NAME: description}`). A recording is identified by its content:
 codes are computed once per content and codec.
 
-Does not depend on scripts or prompts, and never imports the codec: `ReferenceCodes` is given one.
+Does not depend on scripts or prompts, and never imports the codec, which `ReferenceCodes` takes as an argument.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _WORDS_PER_S = (0.7, 6.0)
 
 
 class Codec(Protocol):
-    """The part of the codec's interface that encodes recordings."""
+    """The encoder interface of a codec."""
 
     @property
     def sample_rate(self) -> int:
-        """In Hz."""
+        """Sample rate of the codec in Hz."""
 
     def encode(self, waveform: NDArray[np.float32], sample_rate: int) -> Codes:
         """Encode samples (N,) to codes (K, T)."""
@@ -85,44 +85,44 @@ class LocalVoiceStore:
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """A reference recording: the content of its file, and its transcript if there is one."""
+    """A reference recording: its audio file as bytes, and its transcript, if any."""
 
     audio: bytes
     transcript: str | None = None
 
     @functools.cached_property
     def audio_sha256(self) -> str:
-        """Identifies the recording, without its transcript."""
+        """SHA-256 of the audio file, without its transcript."""
         return hashlib.sha256(self.audio).hexdigest()
 
     def read(self) -> tuple[NDArray[np.float32], int]:
         """Return the samples (N,) and their sample rate.
 
         Raises:
-            BadInput: it is not audio, or too short or long for a reference.
+            BadInput: the file is not audio, or too short or too long for a reference.
         """
         samples, sample_rate, _ = _read_audio(self.audio)
         return samples, sample_rate
 
     @property
     def duration_s(self) -> float:
-        """The duration of the recording."""
+        """Duration of the recording in seconds."""
         return self._inspection[0]
 
     def warnings(self) -> tuple[str, ...]:
-        """Return advice on how to get a better clone; empty for a good recording."""
+        """Return advice on how to get a better clone; empty for a recording without problems."""
         return self._inspection[1]
 
     @functools.cached_property
     def _inspection(self) -> tuple[float, tuple[str, ...]]:
         samples, sample_rate, channels = _read_audio(self.audio)
-        found = check_recording(samples, sample_rate, self.transcript)
+        warnings = check_recording(samples, sample_rate, self.transcript)
         if channels > 1:
-            found = [
-                *found,
+            warnings = [
+                *warnings,
                 f"it has {channels} channels, which were mixed; use a mono recording of one speaker",
             ]
-        return len(samples) / sample_rate, tuple(found)
+        return len(samples) / sample_rate, tuple(warnings)
 
 
 class Voices:
@@ -136,13 +136,17 @@ class Voices:
     def __init__(self, store: VoiceStore | None = None, read_bytes: Callable[[str], bytes] | None = None) -> None:
         self._store = store
         self._read_bytes = read_bytes or _read_local
-        # Cached voices are not read and checked again; the cache is bounded, because libraries can exceed memory.
+        # A cached voice is not read and checked again. The cache is bounded, because libraries can exceed memory.
         self._recording = functools.lru_cache(maxsize=_VOICES_IN_MEMORY)(self._load)
         self._one_off = functools.lru_cache(maxsize=_VOICES_IN_MEMORY)(self._load_one_off)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Voices:
-        """Open a library in a local folder."""
+        """Open a library in a local folder.
+
+        Raises:
+            BadInput: it is not a folder.
+        """
         path = Path(folder)
         if not path.is_dir():
             raise BadInput(f"the voice library {str(folder)!r} is not a folder")
@@ -160,7 +164,7 @@ class Voices:
         """Return a recording of the library.
 
         Raises:
-            BadInput: it does not exist, or cannot be read.
+            BadInput: it does not exist or cannot be read.
         """
         return self._recording(name)
 
@@ -173,18 +177,24 @@ class Voices:
         return self._one_off(source, (transcript or "").strip() or None)
 
     def profile(self, name: str) -> str:
-        """Return the description of a profile."""
+        """Return the description of a profile.
+
+        Raises:
+            BadInput: it does not exist.
+        """
         if name not in self._profiles:
             raise BadInput(
-                _unknown("profile", name, self._profiles, f"profiles are defined in the library's {_PROFILES}")
+                _unknown_name_message(
+                    "profile", name, self._profiles, f"profiles are defined in the library's {_PROFILES}"
+                )
             )
         return self._profiles[name]
 
     def _load(self, name: str) -> Voice:
         if name not in self._files:
-            raise BadInput(_unknown("voice", name, self._files, "descriptions contain spaces"))
+            raise BadInput(_unknown_name_message("voice", name, self._files, "descriptions contain spaces"))
         audio = self._read(self._files[name])
-        text = self._text(f"{name}.txt").strip() if f"{name}.txt" in self._all_files else ""
+        text = self._read_text(f"{name}.txt").strip() if f"{name}.txt" in self._all_files else ""
         return Voice(audio, text or None)
 
     def _load_one_off(self, source: str, transcript: str | None) -> Voice:
@@ -216,7 +226,7 @@ class Voices:
         import yaml
 
         try:
-            loaded = yaml.safe_load(self._text(_PROFILES))
+            loaded = yaml.safe_load(self._read_text(_PROFILES))
         except yaml.YAMLError as error:
             raise BadInput(f"the library's {_PROFILES} is not YAML: {error}") from error
         profiles = loaded.get("profiles") if isinstance(loaded, dict) else None
@@ -232,7 +242,7 @@ class Voices:
         except OSError as error:
             raise BadInput(f"{name!r} of the voice library cannot be read: {error}") from error
 
-    def _text(self, name: str) -> str:
+    def _read_text(self, name: str) -> str:
         try:
             return self._read(name).decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -240,7 +250,7 @@ class Voices:
 
 
 def check_recording(samples: NDArray[np.float32], sample_rate: int, transcript: str | None) -> list[str]:
-    """Return problems of a reference recording with advice on how to fix them.
+    """Return the problems of a reference recording, with advice on how to fix them.
 
     Args:
         samples: (N,) in −1 … 1.
@@ -248,39 +258,39 @@ def check_recording(samples: NDArray[np.float32], sample_rate: int, transcript: 
     import numpy as np
 
     duration_s = len(samples) / sample_rate
-    found: list[str] = []
+    warnings: list[str] = []
     if duration_s < _RECOMMENDED_MIN_S:
-        found.append(
+        warnings.append(
             f"it is {duration_s:.1f} s long; {_RECOMMENDED_MIN_S:.0f} s or more of speech give a more stable voice"
         )
     if duration_s > _RECOMMENDED_MAX_S:
-        found.append(f"it is {duration_s:.1f} s long; trim it to {_RECOMMENDED_MAX_S:.0f} s or less to save context")
+        warnings.append(f"it is {duration_s:.1f} s long; trim it to {_RECOMMENDED_MAX_S:.0f} s or less to save context")
     if sample_rate < _MIN_HZ:
-        found.append(f"its sample rate is {sample_rate} Hz, which sounds dull; record at {_RECOMMENDED_HZ} Hz")
+        warnings.append(f"its sample rate is {sample_rate} Hz, which sounds dull; record at {_RECOMMENDED_HZ} Hz")
     clipped = float(np.mean(np.abs(samples) >= _CLIPPED_LEVEL))
     if clipped > _MAX_CLIPPED_SHARE:
-        found.append(f"{clipped:.1%} of it is clipped; record it again at a lower level")
-    found += _silence_warnings(samples, sample_rate)
-    found += _transcript_warnings(duration_s, transcript)
-    return found
+        warnings.append(f"{clipped:.1%} of it is clipped; record it again at a lower level")
+    warnings += _silence_warnings(samples, sample_rate)
+    warnings += _transcript_warnings(duration_s, transcript)
+    return warnings
 
 
 def _silence_warnings(samples: NDArray[np.float32], sample_rate: int) -> list[str]:
     import numpy as np
 
     window = max(1, round(_WINDOW_S * sample_rate))
-    whole = samples[: len(samples) // window * window].astype(np.float64).reshape(-1, window)
-    loud = np.flatnonzero(np.sqrt(np.mean(whole**2, axis=1)) > _SILENT_RMS)
+    windows = samples[: len(samples) // window * window].astype(np.float64).reshape(-1, window)
+    loud = np.flatnonzero(np.sqrt(np.mean(windows**2, axis=1)) > _SILENT_RMS)
     if len(loud) == 0:
         return ["it is silent; check the file"]
-    found: list[str] = []
-    head_s, tail_s = loud[0] * _WINDOW_S, (len(whole) - 1 - loud[-1]) * _WINDOW_S
+    warnings: list[str] = []
+    head_s, tail_s = loud[0] * _WINDOW_S, (len(windows) - 1 - loud[-1]) * _WINDOW_S
     if max(head_s, tail_s) > _EDGE_S:
-        found.append(f"it starts with {head_s:.1f} s and ends with {tail_s:.1f} s of silence; trim it")
-    silent = 1 - len(loud) / len(whole)
+        warnings.append(f"it starts with {head_s:.1f} s and ends with {tail_s:.1f} s of silence; trim it")
+    silent = 1 - len(loud) / len(windows)
     if silent > _MAX_SILENT_SHARE:
-        found.append(f"{silent:.0%} of it is silence; choose a passage with continuous speech")
-    return found
+        warnings.append(f"{silent:.0%} of it is silence; choose a passage with continuous speech")
+    return warnings
 
 
 def _transcript_warnings(duration_s: float, transcript: str | None) -> list[str]:
@@ -297,8 +307,9 @@ class ReferenceCodes:
     """Encodes reference recordings, with a cache that all scripts of a worker share. Thread-safe.
 
     Args:
+        codec: encodes recordings.
         codec_id: identifies the codec's weights; part of the cache key.
-        folder: persistent cache; None: in memory only.
+        folder: persistent cache; None: codes are cached in memory only.
         max_in_memory: maximum number of recordings in memory.
     """
 
@@ -348,18 +359,18 @@ class ReferenceCodes:
         if self._folder is None:
             return None
         try:
-            # The format has checksums.
+            # The NPZ format has checksums.
             with (
                 (self._folder / f"{key}.npz").open("rb") as file,
                 np.load(file, allow_pickle=False) as archive,
             ):
                 codes: Codes = archive["codes"].astype(np.int64)
-        except Exception:  # noqa: BLE001  (missing or damaged: it is only a cache)
+        except Exception:  # noqa: BLE001  (a missing or corrupt cache entry is recomputed)
             return None
         return codes if codes.ndim == 2 and codes.shape[1] > 0 else None
 
     def _store(self, key: str, codes: Codes) -> None:
-        """Write codes to the cache, atomically; failures are logged only."""
+        """Write codes to the cache atomically; failures are only logged."""
         import numpy as np
 
         if self._folder is None:
@@ -378,7 +389,7 @@ def _read_audio(source: bytes) -> tuple[NDArray[np.float32], int, int]:
     """Return mono samples (N,), their sample rate, and the number of channels in the file."""
     from higgs_model.audio.files import read_header, read_recording
 
-    # The header is read first, so that hours of audio are refused without decoding.
+    # The header is checked first, so that hours of audio are refused without decoding.
     header = read_header(io.BytesIO(source), "the reference recording")
     if not _MIN_DURATION_S <= header.duration_s <= _MAX_DURATION_S:
         raise BadInput(
@@ -393,7 +404,7 @@ def _read_local(source: str) -> bytes:
     return Path(source.removeprefix("file://")).read_bytes()
 
 
-def _unknown(kind: str, name: str, known: Iterable[str], hint: str) -> str:
-    near = difflib.get_close_matches(name[:200], list(known), n=3)
-    nearest = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"the voice library has no {kind} {name[:200]!r}{nearest} ({hint})"
+def _unknown_name_message(kind: str, name: str, known: Iterable[str], hint: str) -> str:
+    matches = difflib.get_close_matches(name[:200], list(known), n=3)
+    suggestion = f"; did you mean {' or '.join(matches)}?" if matches else ""
+    return f"the voice library has no {kind} {name[:200]!r}{suggestion} ({hint})"

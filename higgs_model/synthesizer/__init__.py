@@ -9,7 +9,7 @@ from higgs_model.lazy import lazy_getattr
 if TYPE_CHECKING:
     from higgs_model.synthesizer.records import Piece as Piece
     from higgs_model.synthesizer.records import Speech as Speech
-    from higgs_model.synthesizer.records import SpokenChunk as SpokenChunk
+    from higgs_model.synthesizer.records import SynthesizedChunk as SynthesizedChunk
     from higgs_model.synthesizer.records import Take as Take
     from higgs_model.synthesizer.settings import Pauses as Pauses
     from higgs_model.synthesizer.settings import SynthesisSettings as SynthesisSettings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Piece": "higgs_model.synthesizer.records",
     "Speech": "higgs_model.synthesizer.records",
-    "SpokenChunk": "higgs_model.synthesizer.records",
+    "SynthesizedChunk": "higgs_model.synthesizer.records",
     "Take": "higgs_model.synthesizer.records",
     "Pauses": "higgs_model.synthesizer.settings",
     "SynthesisSettings": "higgs_model.synthesizer.settings",

@@ -1,4 +1,4 @@
-"""A stand-in for `Synthesizer` that needs no weights and no time, for tests and benchmarks of everything around it.
+"""A fake `Synthesizer` that needs no weights and no computing time, for tests and benchmarks of its callers.
 
 Every chunk is a tone whose pitch and duration depend on its text alone.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from higgs_model.script.plan import Plan
-from higgs_model.synthesizer.records import Attempt, Piece, SpokenChunk, Take
+from higgs_model.synthesizer.records import Attempt, Piece, SynthesizedChunk, Take
 
 if TYPE_CHECKING:
     from higgs_model.synthesizer.synthesizer import SegmentStore
@@ -26,17 +26,17 @@ class FakeSynthesizer:
 
     Args:
         chars_per_s: speaking rate.
-        pace: seconds per second of audio, however many scripts run concurrently.
+        pace: wall-clock seconds per second of audio, regardless of concurrency.
     """
 
     sample_rate = 24_000
 
     def __init__(self, *, chars_per_s: float = 15.0, pace: float = 0.0) -> None:
         self._chars_per_s, self._pace = chars_per_s, pace
-        self._made_s = 0.0
+        self._generated_s = 0.0
 
     async def stream(
-        self, plan: Plan, *, live: bool = False, priority: int = 0, kept: SegmentStore | None = None
+        self, plan: Plan, *, live: bool = False, priority: int = 0, segment_store: SegmentStore | None = None
     ) -> AsyncGenerator[Piece]:
         """Yield one piece per chunk; with `live`, one per second of audio."""
         position = 0
@@ -48,7 +48,7 @@ class FakeSynthesizer:
             attempt = Attempt(int.from_bytes(digest[:7], "big"), frames, "stop")
             take = Take(chunk.index, np.full((_CODEBOOKS, frames), digest[1], np.int16), (attempt,), 0)
             speakers = tuple(plan.script.speaker_name(tag) for tag in chunk.speakers)
-            spoken = SpokenChunk(
+            synthesized = SynthesizedChunk(
                 chunk.index, chunk.text, speakers, position, position + samples, self.sample_rate, take
             )
             position += samples
@@ -58,16 +58,16 @@ class FakeSynthesizer:
             for number, part in enumerate(parts):
                 if self._pace:
                     await asyncio.sleep(self._pace * len(part) / self.sample_rate)
-                self._made_s += len(part) / self.sample_rate
-                yield Piece(part, spoken if number == len(parts) - 1 else None)
+                self._generated_s += len(part) / self.sample_rate
+                yield Piece(part, synthesized if number == len(parts) - 1 else None)
 
     def count_tokens(self, text: str) -> int:
         """Return the number of words."""
         return len(text.split())
 
     def metrics(self) -> dict[str, float]:
-        """Return the seconds of audio so far."""
-        return {"audio_s": self._made_s}
+        """Return the seconds of audio generated so far."""
+        return {"audio_s": self._generated_s}
 
     def close(self) -> None:
-        """Do nothing: there are no resources."""
+        """Do nothing, because there are no resources to release."""

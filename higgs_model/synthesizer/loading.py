@@ -1,4 +1,4 @@
-"""Loads the parts of a synthesizer by name: network, codec and tokenizer."""
+"""Loads the model of a synthesizer: network, codec and tokenizer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LoadedModel:
     codec_id: str
 
     def encode(self, waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.int64]:
-        """Encode a recording (N,) to codes (K, T) on the host."""
+        """Encode a recording (N,) to codes (K, T) in host memory."""
         return self.codec.encode(waveform, sample_rate).cpu().numpy()
 
     @property
@@ -46,9 +46,9 @@ class LoadedModel:
         """The codec's sample rate in Hz."""
         return self.codec.sample_rate
 
-    def engine_settings(self, chosen: EngineSettings | None) -> EngineSettings:
-        """Return engine settings, by default with this codec's codes of silence for silence detection."""
-        settings = chosen or EngineSettings()
+    def engine_settings(self, settings: EngineSettings | None) -> EngineSettings:
+        """Return engine settings; unless given, the codes that detect silence are this codec's codes of silence."""
+        settings = settings or EngineSettings()
         if settings.watch.silent_codes:
             return settings
         silence = torch.zeros(round(_SILENCE_S * self.codec.sample_rate))
@@ -63,11 +63,12 @@ def load_model(
     """Load network, codec and tokenizer.
 
     Args:
-        codec: default: the folder `codec` in the model's, if it exists, else the published codec.
+        model: `demo`, a folder, or a Hugging Face Hub repository.
+        codec: default: the subfolder `codec` of the model, if it exists, else the published codec.
         dtype: default: bfloat16 on a GPU, else float32.
 
     Raises:
-        BadCheckpoint: one of them does not exist or cannot be read.
+        BadCheckpoint: one of them does not exist or cannot be read, or codec and network do not match.
     """
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     model = demo.resolve_model(model)
@@ -77,8 +78,8 @@ def load_model(
     loaded_codec = HiggsAudioCodec.from_pretrained(source, device=device, dtype=dtype)
     if loaded_codec.num_codebooks != network.config.audio_num_codebooks:
         raise BadCheckpoint(
-            f"the codec {str(source)!r} has {loaded_codec.num_codebooks} codebooks, and the model {str(model)!r} has "
-            f"{network.config.audio_num_codebooks}: they do not match"
+            f"the codec {str(source)!r} has {loaded_codec.num_codebooks} codebooks, but the model {str(model)!r} has "
+            f"{network.config.audio_num_codebooks}; use the codec that the model was trained with"
         )
     return LoadedModel(
         network,
@@ -93,7 +94,7 @@ def load_codec(
 ) -> HiggsAudioCodec:
     """Load the codec that `load_model` would load, without the network.
 
-    Nothing is downloaded for a model on the Hub: unless a codec is given, its codec is the published one.
+    A model on the Hub is not downloaded: unless a codec is given, the published one is loaded.
 
     Raises:
         BadCheckpoint: it does not exist or cannot be read.
@@ -105,16 +106,16 @@ def load_codec(
 
 
 def resolve_codec(model: str | Path, codec: str | Path | None) -> str | Path:
-    """Return a model's codec: the given one, else the folder `codec` in the model's, else the published one.
+    """Return a model's codec: the given one, else the subfolder `codec` of the model, else the published one.
 
     Args:
-        model: a Hub repository has no folder, and nothing is downloaded for it.
-        codec: `demo` is the codec of the demo model.
+        model: a folder or a Hub repository; a repository is not downloaded.
+        codec: a folder or a Hub repository; `demo` is the codec of the demo model.
     """
     if codec:
         return demo.CHECKPOINT_DIR / "codec" if str(codec) == demo.NAME else codec
-    inside = Path(demo.resolve_model(model)).expanduser() / "codec"
-    return inside if inside.is_dir() else PUBLISHED_CODEC
+    subfolder = Path(demo.resolve_model(model)).expanduser() / "codec"
+    return subfolder if subfolder.is_dir() else PUBLISHED_CODEC
 
 
 def hash_weights(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Output of a synthesizer: takes, chunks, and pieces of the recording."""
+"""Outputs of a synthesizer: takes, chunks, and pieces of a recording."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
 Codes = NDArray[np.int16]
-"""(K, T) codes of a take; codebook sizes fit into int16."""
+"""(K, T) codes of a take; int16 is enough for the codebook size."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """Metadata of one take of a chunk, kept or not.
+    """Metadata of one take of a chunk, whether it was selected or not.
 
     Attributes:
+        frames: number of frames.
         finish_reason: a value of `FinishReason`.
         faults: names of its faults; see `higgs_model.audio.gate`.
         notes: findings of the transcript check.
@@ -31,33 +32,34 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Take:
-    """The kept take of a chunk.
+    """The selected take of a chunk.
 
     Attributes:
-        codes_KT: its codes, untrimmed.
-        attempts: all takes of the chunk, in order.
-        kept: the index of this take in `attempts`.
+        index: index of the chunk.
+        codes_KT: its codes; silence at the ends is not trimmed.
+        attempts: metadata of all takes of the chunk, in order.
+        attempt_index: index of this take in `attempts`.
     """
 
     index: int
     codes_KT: Codes
     attempts: tuple[Attempt, ...]
-    kept: int
+    attempt_index: int
 
     @property
     def attempt(self) -> Attempt:
         """The metadata of this take."""
-        return self.attempts[self.kept]
+        return self.attempts[self.attempt_index]
 
     @property
-    def good(self) -> bool:
-        """Whether it has no faults."""
+    def passed_checks(self) -> bool:
+        """Whether the take has no faults."""
         return not self.attempt.faults
 
 
 @dataclasses.dataclass(frozen=True)
-class SpokenChunk:
-    """A synthesized chunk, and its range [start, stop) of the recording's samples."""
+class SynthesizedChunk:
+    """A synthesized chunk; it covers samples [start_sample, stop_sample) of the recording."""
 
     index: int
     text: str
@@ -81,7 +83,7 @@ class Piece:
     """The next samples of a recording, and the chunk that they complete, if any."""
 
     samples_N: Samples
-    chunk: SpokenChunk | None = None
+    chunk: SynthesizedChunk | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +92,11 @@ class Speech:
 
     Attributes:
         waveform: (N,) float32.
+        sample_rate: in Hz.
         warnings: messages for the author of the script.
     """
 
     waveform: Samples
     sample_rate: int
-    chunks: tuple[SpokenChunk, ...]
+    chunks: tuple[SynthesizedChunk, ...]
     warnings: tuple[str, ...]

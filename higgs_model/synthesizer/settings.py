@@ -11,7 +11,7 @@ from higgs_model.errors import BadConfig
 
 @dataclasses.dataclass(frozen=True)
 class Pauses:
-    """Pauses after a chunk in milliseconds, by the boundary at its end, in addition to silence in the takes."""
+    """Pauses after a chunk in milliseconds, by the boundary at its end; silence within the takes is extra."""
 
     sentence: int = 200
     paragraph: int = 500
@@ -31,10 +31,10 @@ class SynthesisSettings:
     Attributes:
         seed: default for scripts without one.
         attempts: maximum takes per chunk; the best one is kept.
-        limits: limits of a good take.
-        check: transcript check for takes that passed all other checks.
-        silence: how silence is trimmed from the ends of takes.
-        pauses, fade_s, room_tone_dbfs: how takes are joined.
+        limits: limits that a take must stay within to have no faults.
+        check: transcript check of takes that passed all other checks.
+        silence: trimming of silence at the ends of takes.
+        pauses, fade_s, room_tone_dbfs: pauses between takes, and the fades and room tone that join them.
         segment_s: expected duration after which a script is split, at the next paragraph end, into segments that are
             synthesized in parallel; None: scripts are synthesized sequentially.
         segments_at_once: maximum parallel segments of a script.

@@ -1,6 +1,6 @@
-"""Script in, audio out: the one class that batch jobs and the endpoint hold in their actors.
+"""Script in, audio out: the class that batch jobs and the endpoint run in their actors.
 
-    plan the script ─▶ for each chunk: prompt ─▶ take, checked ─▶ trimmed, joined ─▶ pieces of the recording
+    script ─▶ plan ─▶ for each chunk: prompt ─▶ checked take ─▶ trimmed, joined ─▶ pieces of the recording
 
 `stream` runs any number of scripts concurrently in one event loop; the engine batches their chunks. A script's audio
 depends on the script, its voices, the weights and the settings alone. Memory does not grow with a script's length:
@@ -26,16 +26,16 @@ from higgs_model.engine.engine import Engine
 from higgs_model.engine.loop import EngineLoop
 from higgs_model.engine.settings import EngineSettings
 from higgs_model.sampling import SamplingParams
-from higgs_model.script.budget import FRAMES_PER_S, frame_budget
+from higgs_model.script.budget import FRAMES_PER_S, estimate_frames
 from higgs_model.script.chunking import Chunk
-from higgs_model.script.plan import Plan, Prompter
+from higgs_model.script.plan import Plan, PromptBuilder
 from higgs_model.script.prompt import Tokenizer
 from higgs_model.script.script import Script
 from higgs_model.script.spoken import Lexicon
 from higgs_model.script.voices import ReferenceCodes, Voices
 from higgs_model.synthesizer import segments
 from higgs_model.synthesizer.loading import load_model
-from higgs_model.synthesizer.records import Piece, Samples, Speech, SpokenChunk, Take
+from higgs_model.synthesizer.records import Piece, Samples, Speech, SynthesizedChunk, Take
 from higgs_model.synthesizer.settings import Pauses, SynthesisSettings
 from higgs_model.synthesizer.takes import ChunkJob, EngineProtocol, TakeGenerator
 
@@ -59,7 +59,7 @@ class Synthesizer:
     Args:
         engine: runs requests; an `EngineLoop` is closed with the synthesizer.
         worker: decodes codes; closed with the synthesizer.
-        references: encodes reference recordings; None: scripts with recordings are refused.
+        references: encodes reference recordings; None: scripts with reference recordings are refused.
         max_length: maximum positions of a prompt with its answer.
     """
 
@@ -100,10 +100,13 @@ class Synthesizer:
         Args:
             model: `demo`, a folder, or a Hugging Face Hub repository.
             codec: a folder or Hub repository; default: the model's own.
-            voices: a voice library, or its folder.
+            voices: a voice library or its folder.
             device: default: the first GPU, else the CPU.
             dtype: default: bfloat16 on a GPU, else float32.
             code_cache: folder in which the codes of reference recordings are cached.
+
+        Raises:
+            BadCheckpoint: the model, codec or tokenizer does not exist or cannot be read.
         """
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         loaded = load_model(model, codec, chosen, dtype)
@@ -128,12 +131,15 @@ class Synthesizer:
         """Split a script into chunks and look up its voices; blocks while voices are read.
 
         Raises:
-            BadInput: a voice does not exist, or cannot be used.
+            BadInput: a voice does not exist or cannot be used.
         """
-        return Plan.of(script, self.voices, self.lexicon)
+        return Plan.from_script(script, self.voices, self.lexicon)
 
     def synthesize(self, script: Script) -> Speech:
-        """Return the complete recording. Must not be called from a running event loop; use `stream` there."""
+        """Synthesize a complete recording.
+
+        Must not be called from a running event loop; use `stream` there. Raises the same errors as `plan` and `stream`.
+        """
         return asyncio.run(self._collect(script))
 
     async def _collect(self, script: Script) -> Speech:
@@ -144,22 +150,22 @@ class Synthesizer:
         return Speech(waveform, self.sample_rate, chunks, plan.warnings)
 
     async def stream(
-        self, plan: Plan, *, live: bool = False, priority: int = 0, kept: SegmentStore | None = None
+        self, plan: Plan, *, live: bool = False, priority: int = 0, segment_store: SegmentStore | None = None
     ) -> AsyncGenerator[Piece]:
         """Yield the recording piece by piece, in order.
 
         Args:
             live: yield samples while they are generated; each chunk then has one take, with or without faults.
-            priority: of the engine's requests; lower runs first.
-            kept: stores finished segments, so that a later run can reuse them.
+            priority: priority of the engine's requests; lower values run first.
+            segment_store: stores the takes of finished segments, so that a later run can reuse them.
 
         Raises:
             BadInput: the references and a chunk leave no room for an answer, or the engine refuses the sampling
                 parameters.
             EngineStopped: the engine has failed.
         """
-        prompter = await asyncio.to_thread(
-            Prompter,
+        prompt_builder = await asyncio.to_thread(
+            PromptBuilder,
             plan,
             self._tokenizer,
             self._references,
@@ -168,9 +174,10 @@ class Synthesizer:
         )
         timeline = Timeline(self.sample_rate, fade_s=self.settings.fade_s, room_tone_dbfs=self.settings.room_tone_dbfs)
         if plan.chunks and plan.chunks[0].silence_before_ms:
-            yield Piece(timeline.pause(self._samples(plan.chunks[0].silence_before_ms)))
+            yield Piece(timeline.pause(self._to_samples(plan.chunks[0].silence_before_ms)))
         start = timeline.position
-        async with contextlib.aclosing(self._all_segments(_Run(plan, prompter, live, priority, kept))) as events:
+        run = _Run(plan, prompt_builder, live, priority, segment_store)
+        async with contextlib.aclosing(self._generate(run)) as events:
             async for event in events:
                 if not isinstance(event, Take):
                     yield Piece(timeline.push(event))
@@ -180,7 +187,7 @@ class Synthesizer:
                 yield Piece(rest, self._describe_chunk(plan, chunk, event, start, stop))
                 pause_ms = pause_after_ms(chunk, self.settings.pauses)
                 if pause_ms:
-                    yield Piece(timeline.pause(self._samples(pause_ms)))
+                    yield Piece(timeline.pause(self._to_samples(pause_ms)))
                 start = timeline.position
 
     def count_tokens(self, text: str) -> int:
@@ -201,24 +208,24 @@ class Synthesizer:
 
     def segments(self, plan: Plan) -> list[range]:
         """Return the ranges of chunks that are synthesized in parallel."""
-        expected_s = [frame_budget(chunk.prompt_text).expected / FRAMES_PER_S for chunk in plan.chunks]
-        return segments.split(plan.chunks, expected_s, self.settings.segment_s)
+        expected_s = [estimate_frames(chunk.prompt_text).expected_frames / FRAMES_PER_S for chunk in plan.chunks]
+        return segments.split_into_segments(plan.chunks, expected_s, self.settings.segment_s)
 
-    async def _all_segments(self, run: _Run) -> AsyncGenerator[Samples | Take]:
+    async def _generate(self, run: _Run) -> AsyncGenerator[Samples | Take]:
         """Yield the samples of each chunk, followed by its take, in order."""
         ranges = self.segments(run.plan)
         if len(ranges) <= 1 or run.live:
             for segment in ranges:
-                async with contextlib.aclosing(self._segment(run, segment)) as events:
+                async with contextlib.aclosing(self._generate_segment(run, segment)) as events:
                     async for event in events:
                         yield event
             return
         limit = asyncio.Semaphore(self.settings.segments_at_once)
-        tasks = [asyncio.create_task(self._segment_takes(run, segment, limit)) for segment in ranges]
+        tasks = [asyncio.create_task(self._load_or_generate_takes(run, segment, limit)) for segment in ranges]
         try:
             for task in tasks:
                 for take in await task:
-                    # Decoded only now, because codes take a hundredth of the memory of samples.
+                    # Decode as late as possible, because codes take a hundredth of the memory of samples.
                     yield await self._takes.decode(take)
                     yield take
         finally:
@@ -226,21 +233,21 @@ class Synthesizer:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _segment_takes(self, run: _Run, segment: range, limit: asyncio.Semaphore) -> Sequence[Take]:
+    async def _load_or_generate_takes(self, run: _Run, segment: range, limit: asyncio.Semaphore) -> Sequence[Take]:
         """Return the takes of a segment, from the store if it has them."""
         async with limit:
-            found = None if run.kept is None else await asyncio.to_thread(run.kept.load, segment)
-            if found is not None:
-                return found
-            takes = [event async for event in self._segment(run, segment) if isinstance(event, Take)]
-            if run.kept is not None:
-                await asyncio.to_thread(run.kept.save, segment, takes)
+            stored = None if run.segment_store is None else await asyncio.to_thread(run.segment_store.load, segment)
+            if stored is not None:
+                return stored
+            takes = [event async for event in self._generate_segment(run, segment) if isinstance(event, Take)]
+            if run.segment_store is not None:
+                await asyncio.to_thread(run.segment_store.save, segment, takes)
             return takes
 
-    async def _segment(self, run: _Run, segment: range) -> AsyncGenerator[Samples | Take]:
+    async def _generate_segment(self, run: _Run, segment: range) -> AsyncGenerator[Samples | Take]:
         history: list[NDArray[np.int64] | None] = [None] * segment.start
         for index in segment:
-            job = self._job(run, index, history)
+            job = self._build_job(run, index, history)
             if run.live:
                 async with contextlib.aclosing(self._takes.generate_live(job)) as events:
                     async for event in events:
@@ -251,28 +258,28 @@ class Synthesizer:
                 take, samples_N = await self._takes.generate_best(job)
                 yield samples_N
                 yield take
-            # The model would imitate a faulty take.
-            history.append(take.codes_KT.astype(np.int64) if take.good else None)
+            # Faulty takes stay out of the context, because the model would imitate them.
+            history.append(take.codes_KT.astype(np.int64) if take.passed_checks else None)
             _drop_old_takes(history, self._max_length)
 
-    def _job(self, run: _Run, index: int, history: Sequence[NDArray[np.int64] | None]) -> ChunkJob:
+    def _build_job(self, run: _Run, index: int, history: Sequence[NDArray[np.int64] | None]) -> ChunkJob:
         script, chunk = run.plan.script, run.plan.chunks[index]
         return ChunkJob(
             index=index,
             text=chunk.text,
-            prompt=run.prompter.prompt(index, history),
+            prompt=run.prompt_builder.build(index, history),
             sampling=SamplingParams(**script.sampling()),
             seed=self.settings.seed if script.seed is None else script.seed,
             priority=run.priority,
             language=script.language,
         )
 
-    def _samples(self, milliseconds: int) -> int:
+    def _to_samples(self, milliseconds: int) -> int:
         return milliseconds * self.sample_rate // 1000
 
-    def _describe_chunk(self, plan: Plan, chunk: Chunk, take: Take, start: int, stop: int) -> SpokenChunk:
+    def _describe_chunk(self, plan: Plan, chunk: Chunk, take: Take, start: int, stop: int) -> SynthesizedChunk:
         speakers = tuple(plan.script.speaker_name(tag) for tag in chunk.speakers)
-        return SpokenChunk(chunk.index, chunk.text, speakers, start, stop, self.sample_rate, take)
+        return SynthesizedChunk(chunk.index, chunk.text, speakers, start, stop, self.sample_rate, take)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,10 +287,10 @@ class _Run:
     """A script being synthesized."""
 
     plan: Plan
-    prompter: Prompter
+    prompt_builder: PromptBuilder
     live: bool
     priority: int
-    kept: SegmentStore | None
+    segment_store: SegmentStore | None
 
 
 def pause_after_ms(chunk: Chunk, pauses: Pauses) -> int:
@@ -301,7 +308,7 @@ def _is_heading(text: str) -> bool:
 
 
 def _drop_old_takes(history: list[NDArray[np.int64] | None], max_length: int) -> None:
-    """Drop takes that are so old that later ones fill the maximum length of a prompt."""
+    """Drop takes that cannot be in a prompt any more, because later ones exceed its maximum length."""
     length = 0
     for index in range(len(history) - 1, -1, -1):
         codes_KT = history[index]

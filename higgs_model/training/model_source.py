@@ -16,7 +16,7 @@ from higgs_model.checkpoint import load_tokenizer, resolve_checkpoint
 from higgs_model.config import HiggsAudioConfig, from_transformers_layout
 from higgs_model.errors import BadConfig
 from higgs_model.model.model import HiggsAudioModel
-from higgs_model.script.prompt import END_OF_MESSAGE, Tokenizer
+from higgs_model.script.prompt import END_OF_TURN, Tokenizer
 from higgs_model.training.settings import InitSettings
 
 _FROM_TOKENIZER = {
@@ -89,7 +89,7 @@ def _build_config(inline_or_path: str | dict[str, Any] | None, tokenizer: PreTra
     if not text:
         raise BadConfig("init.config: text_config is missing; set at least the width and depth of the backbone")
     text.setdefault("vocab_size", len(cast(Any, tokenizer)))
-    text.setdefault("eos_token_id", added.get(END_OF_MESSAGE))
+    text.setdefault("eos_token_id", added.get(END_OF_TURN))
     return HiggsAudioConfig(**_without_type({**values, "text_config": text}))
 
 

@@ -13,7 +13,7 @@ import torch
 from higgs_model.codec.codec import HiggsAudioCodec
 from higgs_model.delay import from_stream
 from higgs_model.model.model import HiggsAudioModel
-from higgs_model.script.plan import Plan, Prompter
+from higgs_model.script.plan import Plan, PromptBuilder
 from higgs_model.script.prompt import Prompt, Tokenizer
 from higgs_model.script.script import Script
 from higgs_model.script.voices import ReferenceCodes, Voices
@@ -47,10 +47,10 @@ class Previewer:
         self._prompts: list[Prompt] = []
         for number, row in enumerate(settings.rows):
             script = Script.model_validate({"id": f"row{number}", **row, "chunk_method": "none"})
-            plan = Plan.of(script, voices)
-            prompter = Prompter(plan, tokenizer, references, num_codebooks=codec.num_codebooks)
+            plan = Plan.from_script(script, voices)
+            prompt_builder = PromptBuilder(plan, tokenizer, references, num_codebooks=codec.num_codebooks)
             self._names.append(script.id)
-            self._prompts.append(prompter.prompt(0, []))
+            self._prompts.append(prompt_builder.build(0, []))
 
     def __call__(self, step: int, model: torch.nn.Module) -> None:
         """Synthesize all rows with the model at a step."""

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from higgs_model.errors import BadInput
 from higgs_model.script.prompt import (
-    END_OF_PART,
+    END_OF_MESSAGE,
     SCENE_END,
     SCENE_START,
     Clip,
@@ -99,7 +99,7 @@ class SampleReader:
         self._encoder = Encoder(tokenizer)
         self._voices = voices or Voices()
         added = tokenizer.get_added_vocab()
-        self._has_eom = END_OF_PART in added
+        self._has_eom = END_OF_MESSAGE in added
 
     def read(self, row: Row, number: int) -> Sample:
         """Parse a row; `number` is its index in the manifest and its id if it has none.
@@ -169,9 +169,9 @@ class SampleReader:
                 if not self._has_eom:
                     raise BadInput(
                         f"messages[{index}] and messages[{index + 1}] are both the assistant's, "
-                        f"but the tokenizer has no {END_OF_PART}"
+                        f"but the tokenizer has no {END_OF_MESSAGE}"
                     )
-                messages[index] = dataclasses.replace(message, end=END_OF_PART)
+                messages[index] = dataclasses.replace(message, end=END_OF_MESSAGE)
         if not any(message.role == "assistant" for message in messages[first:]):
             raise BadInput(f"no message from start_index={first} on is the assistant's, so there is no training target")
         empty = TokenSpan(np.empty(0, np.int32), np.empty(0, np.bool_), ())
@@ -199,7 +199,7 @@ class SampleReader:
         ids: list[int] = []
         loss_mask: list[bool] = []
         for index, message in enumerate(messages):
-            header, *rest = self._encoder.pieces(message, first=starts_text and index == 0)
+            header, *rest = self._encoder.encode_pieces(message, first=starts_text and index == 0)
             is_target = message.role == "assistant" and first_target is not None and index >= first_target
             answer = [token_id for piece in rest for token_id in piece]
             ids += header + answer

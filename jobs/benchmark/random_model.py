@@ -11,7 +11,7 @@ from higgs_model.codec.codec import HiggsAudioCodec
 from higgs_model.codec.config import HiggsAudioCodecConfig
 from higgs_model.config import HiggsAudioConfig
 from higgs_model.model.model import HiggsAudioModel
-from higgs_model.script.prompt import END_OF_MESSAGE
+from higgs_model.script.prompt import END_OF_TURN
 from jobs.demo.tokenizer import NUM_BYTES, PAD, build_tokenizer
 
 
@@ -53,7 +53,7 @@ def _config(ids: dict[str, int], hidden_size: int, num_layers: int) -> HiggsAudi
             "num_key_value_heads": 2,
             "head_dim": hidden_size // 4,
             "max_position_embeddings": 8192,
-            "eos_token_id": ids[END_OF_MESSAGE],
+            "eos_token_id": ids[END_OF_TURN],
         },
         audio_adapter_type="dual_ffn",
         audio_dual_ffn_layers=list(range(num_layers)),

@@ -30,7 +30,7 @@ from higgs_model import Script
 from higgs_model.engine.settings import EngineSettings
 from higgs_model.errors import BadInput
 from higgs_model.synthesizer import SynthesisSettings, Synthesizer
-from higgs_model.synthesizer.records import SpokenChunk
+from higgs_model.synthesizer.records import SynthesizedChunk
 from jobs.benchmark.measure import machine
 from jobs.demo.data import Utterance, choose
 from jobs.demo.hearing import Recogniser, WordErrors, word_errors, words_of
@@ -157,10 +157,10 @@ def _script(arguments: argparse.Namespace, name: str, **columns: Any) -> Script:
     )
 
 
-async def _spoken(synthesizer: Synthesizer, scripts: Sequence[Script]) -> list[tuple[Sound, list[SpokenChunk]]]:
+async def _spoken(synthesizer: Synthesizer, scripts: Sequence[Script]) -> list[tuple[Sound, list[SynthesizedChunk]]]:
     """All scripts at once: samples and chunks of each."""
 
-    async def one(script: Script) -> tuple[Sound, list[SpokenChunk]]:
+    async def one(script: Script) -> tuple[Sound, list[SynthesizedChunk]]:
         plan = await asyncio.to_thread(synthesizer.plan, script)
         pieces = [piece async for piece in synthesizer.stream(plan)]
         samples = np.concatenate([np.empty(0, np.float32), *(piece.samples_N for piece in pieces)])
@@ -265,13 +265,13 @@ def minutes(arguments: argparse.Namespace, synthesizer: Synthesizer, unheard: _U
         "seconds": round(len(samples) / SAMPLE_RATE_HZ, 1),
         "chunks": len(chunks),
         "takes": sum(len(chunk.take.attempts) for chunk in chunks),
-        "faulty_chunks": sum(not chunk.take.good for chunk in chunks),
+        "faulty_chunks": sum(not chunk.take.passed_checks for chunk in chunks),
         "faults": {name: faults.count(name) for name in sorted(set(faults))},
         "largest_step_at_joins": round(steps_at_joins(samples, chunks), 3),
     }
 
 
-def steps_at_joins(samples: Sound, chunks: Sequence[SpokenChunk]) -> float:
+def steps_at_joins(samples: Sound, chunks: Sequence[SynthesizedChunk]) -> float:
     """The largest step between two samples near a chunk's ends, in the 99.9th percentile of steps inside of chunks.
 
     A click is a step that speech does not make: well above 1.

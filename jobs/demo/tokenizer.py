@@ -12,15 +12,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from higgs_model import tokens
-from higgs_model.script.prompt import BEGIN, END_OF_MESSAGE, END_OF_PART, SCENE_END, SCENE_START
+from higgs_model.script.prompt import BEGIN, END_OF_MESSAGE, END_OF_TURN, SCENE_END, SCENE_START
 
 PAD = "<|end_of_text|>"
 SPECIAL = (
     BEGIN,
     "<|start_header_id|>",
     "<|end_header_id|>",
+    END_OF_TURN,
     END_OF_MESSAGE,
-    END_OF_PART,
     PAD,
     tokens.AUDIO_BOS,
     tokens.AUDIO_EOS,

@@ -1,4 +1,4 @@
-"""`python -m jobs.export`: write a finished job's results in the formats of training tools and players.
+"""`python -m jobs.export`: exports a finished job's results for training tools and media players.
 
 Exit status: 0 success · 2 invalid arguments, or unreadable results · 3 audio files of some results are missing.
 """
@@ -17,14 +17,16 @@ from jobs.runtime.cli import ArgumentParser, print_status, run_command
 from jobs.storage.backends import open_storage
 
 FILES_MISSING = 3
-_WITH_LEVELS = ("nemo", "lhotse", "hf")
+_FORMATS_WITH_LEVELS = ("nemo", "lhotse", "hf")
 
 
 def export(arguments: Sequence[str]) -> int:
     """Run the export that a command line describes; return the exit status."""
-    flags = _parser().parse_args(arguments)
-    if flags.level == "chunk" and flags.to not in _WITH_LEVELS:
-        raise BadInput(f"--level chunk is available for {', '.join(_WITH_LEVELS)}; {flags.to} has one file per script")
+    flags = _build_parser().parse_args(arguments)
+    if flags.level == "chunk" and flags.to not in _FORMATS_WITH_LEVELS:
+        raise BadInput(
+            f"--level chunk is available for {', '.join(_FORMATS_WITH_LEVELS)}; {flags.to} has one file per script"
+        )
     source = open_storage(flags.results)
     output = open_storage(flags.output or f"{flags.results.rstrip('/')}/export/{flags.to}")
     recordings = Recordings(source, only_ok=flags.only == "ok")
@@ -36,12 +38,12 @@ def export(arguments: Sequence[str]) -> int:
         count = write_shards(recordings, source, output, flags.level)
     else:
         count = write_subtitles(recordings, output, flags.to)
-    left_out = ", ".join(f"{number} {reason}" for reason, number in sorted(recordings.left_out.items()))
-    print_status(f"{len(recordings)} recordings, {count} items in {output.uri}; left out: {left_out or 'none'}")
-    return FILES_MISSING if recordings.left_out["without its audio file"] else 0
+    excluded = ", ".join(f"{number} {reason}" for reason, number in sorted(recordings.num_excluded.items()))
+    print_status(f"{len(recordings)} recordings, {count} items in {output.uri}; left out: {excluded or 'none'}")
+    return FILES_MISSING if recordings.num_excluded["without audio file"] else 0
 
 
-def _parser() -> ArgumentParser:
+def _build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m jobs.export", description="Export a job's results for other tools.")
     parser.add_argument("--results", required=True, metavar="FOLDER", help="output of a job: a folder or s3:// prefix")
     parser.add_argument("--to", required=True, choices=("nemo", "lhotse", "hf", "srt", "vtt"), help="export format")

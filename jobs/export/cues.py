@@ -1,7 +1,7 @@
-"""Converts chunks with their times to subtitle cues.
+"""Converts timed chunks to subtitle cues, independent of file formats.
 
-Cues do not overlap and have at most two lines of 42 columns (wide characters take two). A chunk's time is divided among
-its cues by the length of their text. The cues contain exactly the words of the chunks. Does not depend on file formats.
+Cues do not overlap, and contain exactly the words of the chunks in at most two lines of 42 columns (a wide character
+takes two). The time of a chunk is divided among its cues in proportion to the length of their text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SENTENCE_END, _CLAUSE_END = re.compile(r"[.!?…。！？][\"'”’)]*$"), re.
 
 @dataclasses.dataclass(frozen=True)
 class TimedChunk:
-    """A chunk: its text with tags, its times, and the speaker at its start, if any."""
+    """A chunk with its text, including tags, its times, and the speaker at its start, if any."""
 
     text: str
     start_s: float
@@ -36,13 +36,13 @@ class TimedChunk:
 
 @dataclasses.dataclass(frozen=True)
 class Cue:
-    """Lines shown during [start_ms, end_ms); `opens` if a turn starts here."""
+    """Lines shown during [start_ms, end_ms), and whether a turn starts with them."""
 
     start_ms: int
     end_ms: int
     lines: tuple[str, ...]
     speaker: str | None
-    opens: bool
+    starts_turn: bool
 
 
 def make_cues(
@@ -51,143 +51,151 @@ def make_cues(
     """Return the cues of a recording.
 
     Args:
-        chunks: in order; those without duration are skipped.
-        name: returns a speaker's name for a tag.
-        prefix: returns what precedes a turn's text, for its speaker's name.
+        chunks: chunks in order; those without duration are skipped.
+        name: function from a speaker tag to the speaker's name.
+        prefix: function from a speaker's name to a prefix for the text of the speaker's turns.
     """
     result: list[Cue] = []
-    clock_ms, current = 0, None
+    last_end_ms, current_speaker = 0, None
     for chunk in chunks:
         if chunk.end_s <= chunk.start_s:
             continue
-        start_ms = max(round(chunk.start_s * 1000), clock_ms)
+        start_ms = max(round(chunk.start_s * 1000), last_end_ms)
         end_ms = max(round(chunk.end_s * 1000), start_ms + 1)
         pages = []
-        for speaker, text in _utterances(chunk, name):
-            opens = speaker is not None and speaker != current
-            current = speaker
-            lead = prefix(speaker) if opens and prefix and speaker is not None else ""
-            pages += [(lines, speaker, opens and number == 0) for number, lines in enumerate(pack(lead + text))]
+        for speaker, text in _split_speakers(chunk, name):
+            starts_turn = speaker is not None and speaker != current_speaker
+            current_speaker = speaker
+            lead = prefix(speaker) if starts_turn and prefix and speaker is not None else ""
+            pages += [
+                (lines, speaker, starts_turn and number == 0) for number, lines in enumerate(paginate(lead + text))
+            ]
         if not pages:
             continue
         pages = _merge_pages(pages, end_ms - start_ms)
-        edges = _divide(start_ms, end_ms, [_count_letters(lines) for lines, _, _ in pages])
-        result += [Cue(start, stop, *page) for start, stop, page in zip(edges, edges[1:], pages, strict=False)]
-        clock_ms = end_ms
+        boundaries = _divide_time(start_ms, end_ms, [_count_chars(lines) for lines, _, _ in pages])
+        result += [
+            Cue(start, stop, *page) for start, stop, page in zip(boundaries, boundaries[1:], pages, strict=False)
+        ]
+        last_end_ms = end_ms
     return result
 
 
-def pack(text: str) -> Iterator[tuple[str, ...]]:
-    """Yield pages of at most two lines, which end with a sentence or a clause if possible."""
-    units = list(_units(text))
+def paginate(text: str) -> Iterator[tuple[str, ...]]:
+    """Yield pages of at most two lines, which end at the end of a sentence or clause if possible."""
+    units = list(_split_units(text))
     while units:
         count = _count_fitting(units)
         if count < len(units):
-            count = _best_end(units, count)
-        yield _lines(units[:count])
+            count = _find_break(units, count)
+        yield _break_lines(units[:count])
         units = units[count:]
 
 
-def columns(text: str) -> int:
+def display_width(text: str) -> int:
     """Return the width of a line in columns."""
-    return sum(_columns(letter) for letter in text)
+    return sum(_char_width(char) for char in text)
 
 
 Page = tuple[tuple[str, ...], str | None, bool]
+"""Lines, speaker, and whether a turn starts."""
 
 
-def _utterances(chunk: TimedChunk, name: Callable[[str], str]) -> Iterator[tuple[str | None, str]]:
-    """Yield the speakers of a chunk with their text."""
+def _split_speakers(chunk: TimedChunk, name: Callable[[str], str]) -> Iterator[tuple[str | None, str]]:
+    """Yield each speaker in a chunk with the text up to the next one."""
     text = _SOUND_END.sub(" ", _SOUND.sub(r" \1 ", chunk.text))
     first, *rest = SPEAKER_TAG.split(text)
     if first.strip():
         yield chunk.speaker, first
-    for tag, said in zip(rest[::2], rest[1::2], strict=True):
-        if said.strip():
-            yield name(tag), said
+    for tag, spoken in zip(rest[::2], rest[1::2], strict=True):
+        if spoken.strip():
+            yield name(tag), spoken
 
 
-def _units(text: str) -> Iterator[tuple[str, str]]:
+def _split_units(text: str) -> Iterator[tuple[str, str]]:
     """Yield unbreakable units, each with the space before it, if any."""
     for word in text.split():
-        glue = " "
+        space = " "
         for unit in _UNITS.findall(word):
-            for piece in _slices(unit):
-                yield glue, piece
-                glue = ""
+            for piece in _split_long_unit(unit):
+                yield space, piece
+                space = ""
 
 
-def _slices(unit: str) -> Iterator[str]:
-    """Split a unit that is longer than a line."""
+def _split_long_unit(unit: str) -> Iterator[str]:
+    """Yield a unit, in pieces if it is longer than a line."""
     piece, width = "", 0
-    for letter in unit:
-        more = _columns(letter)
-        if width + more > LINE_COLUMNS:
+    for char in unit:
+        char_width = _char_width(char)
+        if width + char_width > LINE_COLUMNS:
             yield piece
             piece, width = "", 0
-        piece, width = piece + letter, width + more
+        piece, width = piece + char, width + char_width
     yield piece
 
 
 def _count_fitting(units: Sequence[tuple[str, str]]) -> int:
-    """Return how many units fit into two lines."""
+    """Return the number of units that fit into two lines."""
     line, width = 1, 0
-    for count, (glue, unit) in enumerate(units):
-        more = columns(unit) + (len(glue) if width else 0)
-        if width + more > LINE_COLUMNS:
+    for count, (space, unit) in enumerate(units):
+        added = display_width(unit) + (len(space) if width else 0)
+        if width + added > LINE_COLUMNS:
             if line == 2:
                 return count
-            line, more, width = 2, columns(unit), 0
-        width += more
+            line, added, width = 2, display_width(unit), 0
+        width += added
     return len(units)
 
 
-def _best_end(units: Sequence[tuple[str, str]], most: int) -> int:
-    """Return the last end of a sentence, else of a clause, in the second half of what fits; else all that fits."""
+def _find_break(units: Sequence[tuple[str, str]], limit: int) -> int:
+    """Return the number of units of the next page, which fits at most `limit`.
+
+    The page ends at the last sentence end in its second half, else at the last clause end there, else at the limit.
+    """
     for pattern in (_SENTENCE_END, _CLAUSE_END):
-        for count in range(most, most // 2, -1):
+        for count in range(limit, limit // 2, -1):
             if pattern.search(units[count - 1][1]):
                 return count
-    return most
+    return limit
 
 
-def _lines(units: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Return one line if possible, else two of the most similar width."""
-    line = _joined(units)
-    if columns(line) <= LINE_COLUMNS:
+def _break_lines(units: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Return one line if possible, else two lines of the most similar width."""
+    line = _join_units(units)
+    if display_width(line) <= LINE_COLUMNS:
         return (line,)
-    pairs = [(_joined(units[:at]), _joined(units[at:])) for at in range(1, len(units))]
-    return min(pairs, key=lambda pair: max(map(columns, pair)))
+    pairs = [(_join_units(units[:index]), _join_units(units[index:])) for index in range(1, len(units))]
+    return min(pairs, key=lambda pair: max(map(display_width, pair)))
 
 
-def _joined(units: Sequence[tuple[str, str]]) -> str:
-    return "".join(glue + unit for glue, unit in units).strip()
+def _join_units(units: Sequence[tuple[str, str]]) -> str:
+    return "".join(space + unit for space, unit in units).strip()
 
 
-def _merge_pages(pages: list[Page], most: int) -> list[Page]:
-    """Merge pages until there are no more than milliseconds to show them."""
-    while len(pages) > most:
-        (lines, speaker, opens), (more, _, _) = pages[-2:]
-        pages = [*pages[:-2], ((*lines, *more), speaker, opens)]
+def _merge_pages(pages: list[Page], duration_ms: int) -> list[Page]:
+    """Merge the last pages until each page has at least a millisecond."""
+    while len(pages) > duration_ms:
+        (lines, speaker, starts_turn), (next_lines, _, _) = pages[-2:]
+        pages = [*pages[:-2], ((*lines, *next_lines), speaker, starts_turn)]
     return pages
 
 
-def _divide(start_ms: int, end_ms: int, weights: Sequence[int]) -> list[int]:
+def _divide_time(start_ms: int, end_ms: int, weights: Sequence[int]) -> list[int]:
     """Divide a time span in proportion to weights, with at least a millisecond each; return the boundaries."""
     total, count = sum(weights), len(weights)
-    edges, sofar = [start_ms], 0
+    boundaries, cumulative = [start_ms], 0
     for number, weight in enumerate(weights, start=1):
-        sofar += weight
-        edge = start_ms + (end_ms - start_ms) * sofar // total
-        edges.append(min(max(edge, edges[-1] + 1), end_ms - (count - number)))
-    return edges
+        cumulative += weight
+        boundary = start_ms + (end_ms - start_ms) * cumulative // total
+        boundaries.append(min(max(boundary, boundaries[-1] + 1), end_ms - (count - number)))
+    return boundaries
 
 
-def _count_letters(lines: Sequence[str]) -> int:
-    return max(sum(not letter.isspace() for line in lines for letter in line), 1)
+def _count_chars(lines: Sequence[str]) -> int:
+    return max(sum(not char.isspace() for line in lines for char in line), 1)
 
 
-def _columns(letter: str) -> int:
-    if unicodedata.category(letter) in ("Mn", "Me", "Cf"):
+def _char_width(char: str) -> int:
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -1,6 +1,6 @@
-"""Manifests beside the audio: NeMo's JSON lines, and Lhotse's recordings and supervisions.
+"""Writes manifests that refer to the job's audio files: NeMo's JSON lines, and Lhotse's recordings and supervisions.
 
-Both refer to the job's own audio files and copy nothing. Durations are samples divided by the sample rate.
+No audio is copied. Durations are numbers of samples divided by the sample rate.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from jobs.storage.backends import StorageBackend
 
 
 def write_nemo(recordings: Recordings, output: StorageBackend, level: Level) -> int:
-    """Write `manifest.jsonl` with one line per item; return their number. Chunks have an `offset`."""
+    """Write `manifest.jsonl`, one line per item, with an `offset` for chunks; return the number of items."""
     count = 0
     with atomic_file(output, "manifest.jsonl") as path, path.open("wb") as file:
         for recording in recordings:
             for item in recording.items(level):
-                file.write(_line(_nemo(recording, item, level)))
+                file.write(_json_line(_nemo_entry(recording, item, level)))
                 count += 1
     return count
 
@@ -30,26 +30,29 @@ def write_nemo(recordings: Recordings, output: StorageBackend, level: Level) -> 
 def write_lhotse(recordings: Recordings, output: StorageBackend, level: Level) -> int:
     """Write `recordings.jsonl.gz` and `supervisions.jsonl.gz`; return the number of supervisions."""
     count = 0
-    with _open_gzip(output, "recordings.jsonl.gz") as first, _open_gzip(output, "supervisions.jsonl.gz") as second:
+    with (
+        _open_gzip(output, "recordings.jsonl.gz") as recordings_file,
+        _open_gzip(output, "supervisions.jsonl.gz") as supervisions_file,
+    ):
         for recording in recordings:
-            first.write(_line(_lhotse_recording(recording)))
+            recordings_file.write(_json_line(_lhotse_recording(recording)))
             for item in recording.items(level):
-                second.write(_line(_lhotse_supervision(recording, item)))
+                supervisions_file.write(_json_line(_lhotse_supervision(recording, item)))
                 count += 1
     return count
 
 
-def _nemo(recording: Recording, item: Item, level: Level) -> dict[str, Any]:
-    place = {"offset": item.start_s} if level == "chunk" else {}
+def _nemo_entry(recording: Recording, item: Item, level: Level) -> dict[str, Any]:
+    offset = {"offset": item.start_s} if level == "chunk" else {}
     return {
         **recording.extra,
         "audio_filepath": recording.location,
-        **place,
+        **offset,
         "duration": item.duration_s,
         "text": item.text,
         "speaker": item.speaker,
         "id": item.id,
-        **_language(recording),
+        **_language_field(recording),
         **item.metadata,
     }
 
@@ -75,22 +78,22 @@ def _lhotse_supervision(recording: Recording, item: Item) -> dict[str, Any]:
         "channel": 0,
         "text": item.text,
         "speaker": item.speaker,
-        **_language(recording),
+        **_language_field(recording),
         "custom": {**recording.extra, **item.metadata},
     }
 
 
-def _language(recording: Recording) -> dict[str, str]:
+def _language_field(recording: Recording) -> dict[str, str]:
     return {"language": recording.script.language} if recording.script.language else {}
 
 
-def _line(fields: Mapping[str, Any]) -> bytes:
+def _json_line(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
 
 
 @contextlib.contextmanager
 def _open_gzip(output: StorageBackend, name: str) -> Iterator[BinaryIO]:
-    """Open a gzip file for writing, without a time stamp in it, so that the output is deterministic."""
+    """Open a gzip file for writing, with a constant time stamp so that the output is deterministic."""
     with (
         atomic_file(output, name) as path,
         path.open("wb") as raw,

@@ -1,10 +1,10 @@
-"""Parquet shards that contain the audio, as Hugging Face's `datasets` loads and streams them.
+"""Writes Parquet shards that contain the audio, for Hugging Face `datasets` to load or stream.
 
     data/train-00000-of-00012.parquet
 
 A shard has up to 1,000 items or about 500 MB of samples; at most one row group is in memory. The column `audio` is a
-struct of the file's bytes and its name, and the schema's metadata declare it as audio for `datasets`. Whole recordings
-are stored as their files are; chunks are cut out and stored as FLAC of the same 16-bit samples.
+struct of a file's bytes and name, declared as an `Audio` feature in the schema's metadata. Entire recordings are stored
+as their original files; chunks are extracted and stored as FLAC with the same 16-bit samples.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GROUP_ITEMS, _GROUP_BYTES = 100, 64_000_000
 _BYTES_PER_SAMPLE = 2
 _MAX_VALUE_BYTES = 2**31 - 1
 """Maximum size of a value of Arrow's `binary` type, which `datasets` reads."""
-_READ_AHEAD = 4
+_PREFETCH_FILES = 4
 _AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 Row = dict[str, Any]
@@ -44,10 +44,10 @@ def write_shards(recordings: Recordings, source: StorageBackend, output: Storage
     numbers = [number for _, _, number in _assign_shards(recordings, level)]
     total = numbers[-1] + 1 if numbers else 0
     schema = _schema(recordings)
-    # Readers load all shards in the folder, including those of an earlier export.
-    for old in output.list_files("data"):
-        if re.fullmatch(r"data/train-\d{5}-of-\d{5}\.parquet", old):
-            output.delete(old)
+    # Readers load all shards in a folder, including those of an earlier export.
+    for stale in output.list_files("data"):
+        if re.fullmatch(r"data/train-\d{5}-of-\d{5}\.parquet", stale):
+            output.delete(stale)
     by_shard = itertools.groupby(_rows(recordings, source, level), key=lambda pair: pair[0])
     for number, rows in by_shard:
         name = f"data/train-{number:05d}-of-{total:05d}.parquet"
@@ -58,24 +58,24 @@ def write_shards(recordings: Recordings, source: StorageBackend, output: Storage
 
 
 def _assign_shards(recordings: Recordings, level: Level) -> Iterator[tuple[Recording, Item, int]]:
-    """Yield every item and the number of its shard, which depends on lengths alone."""
+    """Yield every item with the number of its shard, which depends only on the lengths of items."""
     number = items = size = 0
     for recording in recordings:
         for item in recording.items(level):
-            more = item.num_samples * _BYTES_PER_SAMPLE
-            if items and (items == SHARD_ITEMS or size + more > _SHARD_BYTES):
+            num_bytes = item.num_samples * _BYTES_PER_SAMPLE
+            if items and (items == SHARD_ITEMS or size + num_bytes > _SHARD_BYTES):
                 number, items, size = number + 1, 0, 0
-            items, size = items + 1, size + more
+            items, size = items + 1, size + num_bytes
             yield recording, item, number
 
 
 def _rows(recordings: Recordings, source: StorageBackend, level: Level) -> Iterator[tuple[int, Row]]:
-    """Yield every item's shard and row; each file is read once, a few ahead."""
+    """Yield every item's shard and row; each file is read once, and a few are prefetched."""
     by_recording = (
         (recording, [(item, number) for _, item, number in group])
         for recording, group in itertools.groupby(_assign_shards(recordings, level), key=lambda triple: triple[0])
     )
-    for (recording, items), content in _read_ahead(by_recording, source):
+    for (recording, items), content in _prefetch(by_recording, source):
         for item, number in items:
             if level == "script":
                 audio = {"bytes": content, "path": recording.name.rpartition("/")[2]}
@@ -86,35 +86,35 @@ def _rows(recordings: Recordings, source: StorageBackend, level: Level) -> Itera
             yield number, _row(recording, item, audio)
 
 
-def _read_ahead(
+def _prefetch(
     recordings: Iterable[tuple[Recording, Any]], source: StorageBackend
 ) -> Iterator[tuple[tuple[Recording, Any], bytes]]:
-    with concurrent.futures.ThreadPoolExecutor(_READ_AHEAD) as pool:
-        waiting: collections.deque[tuple[tuple[Recording, Any], concurrent.futures.Future[bytes]]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(_PREFETCH_FILES) as pool:
+        pending: collections.deque[tuple[tuple[Recording, Any], concurrent.futures.Future[bytes]]] = collections.deque()
         for entry in recordings:
-            waiting.append((entry, pool.submit(source.read, entry[0].name)))
-            if len(waiting) >= _READ_AHEAD:
-                first, content = waiting.popleft()
-                yield first, content.result()
-        for first, content in waiting:
-            yield first, content.result()
+            pending.append((entry, pool.submit(source.read, entry[0].name)))
+            if len(pending) >= _PREFETCH_FILES:
+                oldest, content = pending.popleft()
+                yield oldest, content.result()
+        for oldest, content in pending:
+            yield oldest, content.result()
 
 
 def _extract(recording: Recording, content: bytes, item: Item) -> bytes:
-    """Return a part of a recording as FLAC."""
+    """Return the samples of an item as FLAC."""
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             file.seek(item.start_sample)
             samples = file.read(item.num_samples, dtype="int16")
     except soundfile.LibsndfileError as error:
         raise BadInput(f"{recording.location} cannot be decoded: {error.error_string}") from error
-    file = io.BytesIO()
-    soundfile.write(file, samples, item.sample_rate_hz, format="FLAC", subtype="PCM_16")
-    return file.getvalue()
+    flac = io.BytesIO()
+    soundfile.write(flac, samples, item.sample_rate_hz, format="FLAC", subtype="PCM_16")
+    return flac.getvalue()
 
 
 def _row(recording: Recording, item: Item, audio: Mapping[str, Any]) -> Row:
-    own = {
+    columns = {
         "id": item.id,
         "audio": audio,
         "text": item.text,
@@ -123,11 +123,11 @@ def _row(recording: Recording, item: Item, audio: Mapping[str, Any]) -> Row:
         "duration": item.duration_s,
         "sample_rate": item.sample_rate_hz,
     }
-    return {**recording.extra, **own, **item.metadata}
+    return {**recording.extra, **columns, **item.metadata}
 
 
 def _row_groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Group rows into row groups."""
+    """Batch rows into row groups."""
     group: list[Row] = []
     size = 0
     for row in rows:
@@ -141,7 +141,7 @@ def _row_groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _schema(recordings: Recordings) -> pa.Schema:
-    own = {
+    columns = {
         "id": pa.string(),
         "audio": _AUDIO,
         "text": pa.string(),
@@ -151,13 +151,13 @@ def _schema(recordings: Recordings) -> pa.Schema:
         "sample_rate": pa.int32(),
         **METADATA,
     }
-    columns = own | {field.name: field.type for field in recordings.extra if field.name not in own}
-    features = {name: _feature(kind) for name, kind in columns.items()}
-    return pa.schema(columns).with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    all_columns = columns | {field.name: field.type for field in recordings.extra if field.name not in columns}
+    features = {name: _feature(arrow_type) for name, arrow_type in all_columns.items()}
+    return pa.schema(all_columns).with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _feature(kind: pa.DataType) -> dict[str, str]:
-    """Return a column's feature type for `datasets`."""
-    if kind == _AUDIO:
+def _feature(arrow_type: pa.DataType) -> dict[str, str]:
+    """Return a column's feature in the notation of `datasets`."""
+    if arrow_type == _AUDIO:
         return {"_type": "Audio"}
-    return {"dtype": {"double": "float64", "float": "float32"}.get(str(kind), str(kind)), "_type": "Value"}
+    return {"dtype": {"double": "float64", "float": "float32"}.get(str(arrow_type), str(arrow_type)), "_type": "Value"}

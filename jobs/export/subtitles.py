@@ -1,9 +1,9 @@
-"""Subtitles, one file per script: SubRip (`.srt`) and WebVTT (`.vtt`), in the same folders as the audio files.
+"""Writes subtitles, one SubRip (`.srt`) or WebVTT (`.vtt`) file per script, in the same subfolders as the audio files.
 
     audio/3f/chapter-01.wav  ─▶  audio/3f/chapter-01.vtt
 
-In WebVTT, the speaker is the cue's voice (`<v Ann>`). SubRip has no voices, so a name precedes each turn if a script
-has several speakers.
+In WebVTT, the speaker is a voice tag (`<v Ann>`). SubRip has no such tag, so in scripts with several speakers each turn
+starts with the speaker's name.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def write_subtitles(recordings: Recordings, output: StorageBackend, kind: Kind) -> int:
-    """Write a file for each recording; return their number."""
+    """Write a subtitle file per recording; return their number."""
 
     def write(recording: Recording) -> None:
-        output.write(f"{recording.name.rpartition('.')[0]}.{kind}", subtitles(recording, kind).encode())
+        output.write(f"{recording.name.rpartition('.')[0]}.{kind}", format_subtitles(recording, kind).encode())
 
-    waiting = iter(recordings)
-    # Small files mostly wait for storage.
+    remaining = iter(recordings)
+    # Writing small files is mostly waiting for the storage.
     with concurrent.futures.ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
-        while batch := list(itertools.islice(waiting, _CONCURRENT_FILES * 8)):
+        while batch := list(itertools.islice(remaining, _CONCURRENT_FILES * 8)):
             list(pool.map(write, batch))
     return len(recordings)
 
 
-def subtitles(recording: Recording, kind: Kind) -> str:
-    """Return the subtitles of one recording."""
+def format_subtitles(recording: Recording, kind: Kind) -> str:
+    """Return the content of a recording's subtitle file."""
     chunks = recording.row["chunks"]
-    several = len({name for chunk in chunks for name in chunk["speakers"]}) > 1
-    chunks_with_times = (
+    has_several_speakers = len({name for chunk in chunks for name in chunk["speakers"]}) > 1
+    timed_chunks = (
         TimedChunk(chunk["text"], chunk["start_s"], chunk["end_s"], (chunk["speakers"] or [None])[0])
         for chunk in chunks
     )
-    names = recording.script.speaker_name
+    speaker_name = recording.script.speaker_name
     if kind == "vtt":
-        return _vtt(make_cues(chunks_with_times, names))
-    prefix: Callable[[str], str] | None = (lambda name: f"{name}: ") if several else None
-    return _srt(make_cues(chunks_with_times, names, prefix))
+        return _format_vtt(make_cues(timed_chunks, speaker_name))
+    prefix: Callable[[str], str] | None = (lambda name: f"{name}: ") if has_several_speakers else None
+    return _format_srt(make_cues(timed_chunks, speaker_name, prefix))
 
 
-def _vtt(cues: Iterable[Cue]) -> str:
+def _format_vtt(cues: Iterable[Cue]) -> str:
     blocks = ["WEBVTT\n"]
     for cue in cues:
         text = "\n".join(cue.lines).translate(_ENTITIES)
@@ -61,15 +61,15 @@ def _vtt(cues: Iterable[Cue]) -> str:
     return "\n".join(blocks)
 
 
-def _srt(cues: Iterable[Cue]) -> str:
+def _format_srt(cues: Iterable[Cue]) -> str:
     blocks = []
     for number, cue in enumerate(cues, start=1):
-        # Parsers recognize the line with times by its arrow.
+        # Parsers recognize the timing line by its arrow.
         text = "\n".join(cue.lines).replace("-->", "→")
         blocks.append(f"{number}\n{_timestamp(cue.start_ms, ',')} --> {_timestamp(cue.end_ms, ',')}\n{text}\n")
     return "\n".join(blocks)
 
 
-def _timestamp(milliseconds: int, point: str) -> str:
-    seconds, rest = divmod(milliseconds, 1000)
-    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{point}{rest:03d}"
+def _timestamp(total_ms: int, decimal_mark: str) -> str:
+    seconds, ms = divmod(total_ms, 1000)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{decimal_mark}{ms:03d}"

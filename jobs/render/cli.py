@@ -1,10 +1,10 @@
-"""`python -m jobs.render`: the recordings of a finished job in another format, from its stored codes.
+"""`python -m jobs.render`: renders the recordings of a finished job in another format, from its stored codes.
 
     results + codes ─▶ missing rows ─▶ Ray Data with a pool of codecs ─▶ audio files and results
 
-The output is a folder like a job's, which `jobs.export` reads, too. Interrupted runs can be resumed, and a row is
-rendered again when its script was. Exit status as the job's: 0 all rows succeeded · 1 it failed · 2 invalid arguments ·
-3 rows failed.
+The output folder is like a job's, and `jobs.export` reads it, too. Interrupted runs can be resumed; a row is rendered
+again if its script has changed. Exit status: 0 all rows succeeded · 1 the run failed or was stopped · 2 invalid
+arguments · 3 finished, but rows failed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from higgs_model.audio.writers import FORMATS, check_sample_rate
 from higgs_model.errors import BadInput
 from higgs_model.synthesizer.loading import load_codec
-from jobs.render.renderer import RenderBatch, RenderSettings
+from jobs.render.renderer import BatchRenderer, RenderSettings
 from jobs.runtime.cli import ArgumentParser, print_status
 from jobs.runtime.ray_cluster import THREADS_PER_CPU_WORKER, connect
 from jobs.storage.backends import StorageBackend, open_storage
@@ -35,15 +35,15 @@ from jobs.storage.result_table import RESULTS, ResultTable, read_results
 JOB_FAILED, ROWS_FAILED = 1, 3
 SETTINGS_FILE = "render.json"
 _ROWS_PER_BATCH = 4
-_MIN_WRITE_INTERVAL_S, _WRITES_PER_RUN = 1.0, 500
+_MIN_SAVE_INTERVAL_S, _SAVES_PER_RUN = 1.0, 500
 
 
 def render(arguments: Sequence[str]) -> int:
     """Run the rendering that a command line describes; return the exit status."""
-    flags = _parser().parse_args(arguments)
+    flags = _build_parser().parse_args(arguments)
     source = open_storage(flags.results)
     table = _rows_with_audio(source)
-    settings = _settings(flags, source, table)
+    settings = _resolve_settings(flags, source, table)
     output = open_storage(settings.output)
     if output.uri == source.uri:
         raise BadInput("--output is the job's own folder; choose another one")
@@ -51,15 +51,15 @@ def render(arguments: Sequence[str]) -> int:
     results = ResultTable(output, table.schema, f"render-{uuid.uuid4().hex[:8]}")
     results.take_ownership()
     results.load()
-    load_codec(settings.model, settings.codec, torch.device("cpu"))  # Report early whatever cannot be opened.
-    todo = _todo(table, results)
+    load_codec(settings.model, settings.codec, torch.device("cpu"))  # Fail early.
+    missing = _missing_rows(table, results)
     print_status(
-        f"{len(table)} recordings, {len(table) - len(todo)} already done; to {settings.output} as {settings.format}"
+        f"{len(table)} recordings, {len(table) - len(missing)} already done; to {settings.output} as {settings.format}"
     )
     counts = collections.Counter[str]()
     try:
-        if len(todo):
-            counts = _run(settings, todo, results, flags.workers)
+        if len(missing):
+            counts = _render_rows(settings, missing, results, flags.workers)
     except KeyboardInterrupt:
         print_status("stopped; run the same command again to resume")
         return JOB_FAILED
@@ -68,7 +68,7 @@ def render(arguments: Sequence[str]) -> int:
         print_status(f"error: rendering failed: {type(error).__name__}: {last}; run the same command again to resume")
         return JOB_FAILED
     failed = counts["failed"]
-    print_status(f"{len(todo) - failed} rendered, {failed} failed; results are in {output.locate('results')}")
+    print_status(f"{len(missing) - failed} rendered, {failed} failed; results are in {output.locate('results')}")
     return ROWS_FAILED if failed else 0
 
 
@@ -85,7 +85,7 @@ def _rows_with_audio(source: StorageBackend) -> pa.Table:
     return table.sort_by([("manifest_row", "ascending"), ("id", "ascending")])
 
 
-def _settings(flags: Any, source: StorageBackend, table: pa.Table) -> RenderSettings:
+def _resolve_settings(flags: Any, source: StorageBackend, table: pa.Table) -> RenderSettings:
     models = sorted({*table["model"].to_pylist()})
     if flags.model is None and len(models) > 1:
         raise BadInput(f"the results are from several models ({', '.join(models[:5])}); pass --model to choose a codec")
@@ -95,7 +95,7 @@ def _settings(flags: Any, source: StorageBackend, table: pa.Table) -> RenderSett
         results=flags.results,
         output=flags.output or f"{flags.results.rstrip('/')}-{flags.format}",
         model=flags.model or models[0],
-        codec=flags.codec or (None if flags.model else _codec_of_job(source)),
+        codec=flags.codec or (None if flags.model else _job_codec(source)),
         format=flags.format,
         sample_rate=flags.sample_rate,
         loudness_lufs=flags.loudness_lufs,
@@ -103,7 +103,7 @@ def _settings(flags: Any, source: StorageBackend, table: pa.Table) -> RenderSett
     )
 
 
-def _codec_of_job(source: StorageBackend) -> str | None:
+def _job_codec(source: StorageBackend) -> str | None:
     """Return the codec in the job's settings, if any."""
     try:
         codec = json.loads(source.read("job.json"))["settings"]["codec"]
@@ -113,122 +113,131 @@ def _codec_of_job(source: StorageBackend) -> str | None:
 
 
 def _check_output(output: StorageBackend, settings: RenderSettings) -> None:
-    """Refuse an output folder that was rendered with other settings."""
-    wanted = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ("results", "output")}
+    """Check that an output folder is new, or was rendered with the same settings.
+
+    Raises:
+        BadInput: it was rendered with other settings, or has the results of another job.
+    """
+    expected = {
+        name: value for name, value in dataclasses.asdict(settings).items() if name not in ("results", "output")
+    }
     try:
-        found = json.loads(output.read(SETTINGS_FILE))
+        existing = json.loads(output.read(SETTINGS_FILE))
     except FileNotFoundError:
         if output.list_files(RESULTS):
-            raise BadInput(f"{output.uri} holds other results; choose another --output") from None
-        output.write(SETTINGS_FILE, json.dumps(wanted, indent=2).encode())
+            raise BadInput(f"{output.uri} has the results of another job; choose another --output") from None
+        output.write(SETTINGS_FILE, json.dumps(expected, indent=2).encode())
         return
     except ValueError:
-        found = {}
-    if found != wanted:
-        differ = ", ".join(sorted(name for name in wanted if found.get(name) != wanted[name]))
-        raise BadInput(f"{output.uri} was rendered with other settings ({differ}); choose another --output")
-    for place in ("audio", RESULTS):
-        output.remove_partial(place)
+        existing = {}
+    if existing != expected:
+        differing = ", ".join(sorted(name for name in expected if existing.get(name) != expected[name]))
+        raise BadInput(f"{output.uri} was rendered with other settings ({differing}); choose another --output")
+    for subfolder in ("audio", RESULTS):
+        output.remove_partial(subfolder)
 
 
-def _todo(table: pa.Table, results: ResultTable) -> pa.Table:
-    """Return the rows that are missing or outdated; outdated ones are removed from the results."""
-    missing, outdated = [], []
-    for index, (identity, digest) in enumerate(
+def _missing_rows(table: pa.Table, results: ResultTable) -> pa.Table:
+    """Return the rows without an up-to-date result; remove outdated results."""
+    indices, row_ids = [], []
+    for index, (row_id, digest) in enumerate(
         zip(table["id"].to_pylist(), table["script_sha256"].to_pylist(), strict=True)
     ):
-        done = results.finished.get(identity)
+        done = results.finished.get(row_id)
         if done is None or done.script_sha256 != digest:
-            missing.append(index)
-            outdated.append(identity)
-    results.remove(outdated)
-    return table.take(pa.array(missing, pa.int64())).combine_chunks()
+            indices.append(index)
+            row_ids.append(row_id)
+    results.remove(row_ids)
+    return table.take(pa.array(indices, pa.int64())).combine_chunks()
 
 
-def _run(
-    settings: RenderSettings, todo: pa.Table, results: ResultTable, workers: int | None
+def _render_rows(
+    settings: RenderSettings, missing: pa.Table, results: ResultTable, workers: int | None
 ) -> collections.Counter[str]:
-    """Render rows, storing results as they arrive; return the number of rows by status."""
+    """Render rows and store their results as they arrive; return the number of rows by status."""
     import ray
 
     owns_ray = not ray.is_initialized()
     if owns_ray:
         connect()
     counts = collections.Counter[str]()
-    start_s = written_s = time.monotonic()
-    pending: list[dict[str, Any]] = []
+    start_s = saved_s = time.monotonic()
+    unsaved: list[dict[str, Any]] = []
     try:
-        for rows in _render_batches(settings, todo, workers):
-            pending += rows
+        for rows in _render_batches(settings, missing, workers):
+            unsaved += rows
             counts.update(row["status"] for row in rows)
             now_s = time.monotonic()
-            if now_s - written_s > max(_MIN_WRITE_INTERVAL_S, (now_s - start_s) / _WRITES_PER_RUN):
-                results.append(pending)
-                pending, written_s = [], now_s
-                print_status(f"{counts.total()}/{len(todo)} recordings, {counts['failed']} failed")
+            if now_s - saved_s > max(_MIN_SAVE_INTERVAL_S, (now_s - start_s) / _SAVES_PER_RUN):
+                results.append(unsaved)
+                unsaved, saved_s = [], now_s
+                print_status(f"{counts.total()}/{len(missing)} recordings, {counts['failed']} failed")
     finally:
-        if pending:
-            results.append(pending)
+        if unsaved:
+            results.append(unsaved)
         if owns_ray:
             ray.shutdown()
     return counts
 
 
-def _render_batches(settings: RenderSettings, todo: pa.Table, workers: int | None) -> Iterator[list[dict[str, Any]]]:
+def _render_batches(settings: RenderSettings, missing: pa.Table, workers: int | None) -> Iterator[list[dict[str, Any]]]:
     """Yield batches of result rows as they are rendered."""
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # One row may be hours long.
+    # A single row may be hours long.
     context.execution_no_progress_timeout_s = -1
     cpus = ray.cluster_resources().get("CPU", 1.0)
-    count = workers or max(int(cpus // THREADS_PER_CPU_WORKER), 1)
-    blocks = [todo.slice(at, _ROWS_PER_BATCH) for at in range(0, len(todo), _ROWS_PER_BATCH)]
+    num_workers = workers or max(int(cpus // THREADS_PER_CPU_WORKER), 1)
+    blocks = [missing.slice(start, _ROWS_PER_BATCH) for start in range(0, len(missing), _ROWS_PER_BATCH)]
     rendered = ray.data.from_arrow(blocks).map_batches(
-        RenderBatch,
+        BatchRenderer,
         fn_constructor_args=(settings,),
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=0 if cpus <= count else 1,
-        compute=ray.data.ActorPoolStrategy(size=min(count, len(blocks))),
+        num_cpus=0 if cpus <= num_workers else 1,
+        compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(blocks))),
     )
     for table in rendered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield table.to_pylist()
 
 
-def _between(kind: type[int] | type[float], minimum: int, maximum: int) -> Callable[[str], float]:
+def _number_in_range(number_type: type[int] | type[float], minimum: int, maximum: int) -> Callable[[str], float]:
     """Return an argparse type for a number within bounds."""
 
-    def number(text: str) -> float:
+    def parse_number(text: str) -> float:
         try:
-            value = kind(text)
+            value = number_type(text)
         except ValueError:
             value = math.nan
         if not minimum <= value <= maximum:
             raise argparse.ArgumentTypeError(f"{text!r} is out of range; wanted {minimum} to {maximum}")
         return value
 
-    return number
+    return parse_number
 
 
-def _parser() -> ArgumentParser:
+def _build_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m jobs.render", description="Render a job's recordings in another format.")
     parser.add_argument("--results", required=True, metavar="FOLDER", help="output of a job with --keep-codes")
     parser.add_argument("--format", required=True, choices=FORMATS, help="audio format")
     parser.add_argument("--output", metavar="FOLDER", help="output folder (default: RESULTS-FORMAT)")
     parser.add_argument(
         "--sample-rate",
-        type=_between(int, 8000, 192_000),
+        type=_number_in_range(int, 8000, 192_000),
         metavar="HZ",
         help="sample rate of the audio files (default: the codec's)",
     )
-    loudness, peak = _between(float, -60, 0), _between(float, -40, 0)
+    loudness, peak = _number_in_range(float, -60, 0), _number_in_range(float, -40, 0)
     parser.add_argument("--loudness-lufs", type=loudness, metavar="LUFS", help="target loudness of each recording")
     parser.add_argument("--true-peak-dbtp", type=peak, metavar="DBTP", help="limit each recording's true peak")
-    parser.add_argument("--model", help="model whose codec made the codes (default: the job's)")
+    parser.add_argument("--model", help="model to take the codec from (default: the job's)")
     parser.add_argument("--codec", help="folder or Hub repository of the codec (default: the job's)")
     parser.add_argument(
-        "--workers", type=_between(int, 1, 100_000), metavar="N", help="processes (default: one per two CPU cores)"
+        "--workers",
+        type=_number_in_range(int, 1, 100_000),
+        metavar="N",
+        help="processes (default: one per two CPU cores)",
     )
     return parser

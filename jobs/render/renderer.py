@@ -1,7 +1,7 @@
-"""Renders one finished row in another format from its stored codes, with the codec alone: no GPU, no language model.
+"""Renders a finished row in another audio format from its stored codes, with only the codec: no GPU, no language model.
 
-In: a result row and its `codes/….npz`. Out: an audio file and its result row, with the same text, seeds and takes. A
-row whose codes are missing or damaged becomes a failed row.
+In: a result row and its `codes/….npz`. Out: an audio file and its result row, with the same text, seeds and takes. If
+the codes are missing or damaged, the result is a failed row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from higgs_model.audio.writers import AudioFormat, WrittenFile
 from higgs_model.engine.codec_worker import CodecWorker
 from higgs_model.errors import BadInput
 from higgs_model.synthesizer.loading import load_codec
-from higgs_model.synthesizer.records import SpokenChunk
+from higgs_model.synthesizer.records import SynthesizedChunk
 from higgs_model.synthesizer.replay import replay
 from higgs_model.synthesizer.settings import SynthesisSettings
 from jobs.runtime.ray_cluster import THREADS_PER_CPU_WORKER
@@ -37,7 +37,7 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class RenderSettings:
-    """Source, destination and format; see `jobs.render` for the flags."""
+    """Source, destination and audio format; see `jobs.render.cli` for the flags."""
 
     results: str
     output: str
@@ -50,7 +50,7 @@ class RenderSettings:
 
 
 class Renderer:
-    """Renders rows with a codec that is loaded for the first one."""
+    """Renders rows with a codec that is loaded at the first row."""
 
     def __init__(self, settings: RenderSettings) -> None:
         self._settings = settings
@@ -58,7 +58,7 @@ class Renderer:
         self._codec_worker: CodecWorker | None = None
 
     def render(self, row: Row) -> Row:
-        """Return the result row of the new file, whatever happens."""
+        """Render a row; return its new result row. Errors are returned as failed rows."""
         try:
             return asyncio.run(self._render(row))
         except InvalidRow as error:
@@ -70,8 +70,8 @@ class Renderer:
         except Exception as error:
             logger.exception("row %s", row["id"])
             error_type, message = "internal", f"{type(error).__name__}: {error}"
-        cleared = dict.fromkeys(("audio_path", "duration_s", "sample_rate", "num_frames", "audio_sha256", "chunks"))
-        return {**row, **cleared, "status": "failed", "error_type": error_type, "error": message}
+        empty = dict.fromkeys(("audio_path", "duration_s", "sample_rate", "num_frames", "audio_sha256", "chunks"))
+        return {**row, **empty, "status": "failed", "error_type": error_type, "error": message}
 
     def close(self) -> None:
         """Stop the codec's thread."""
@@ -81,14 +81,14 @@ class Renderer:
     async def _render(self, row: Row) -> Row:
         archived = self._load_codes(row)
         chunks = [
-            SpokenChunk(
+            SynthesizedChunk(
                 take.index, chunk["text"], tuple(chunk["speakers"]), *sample_range, archived.sample_rate_hz, take
             )
             for take, sample_range, chunk in zip(archived.takes, archived.sample_ranges, row["chunks"], strict=True)
         ]
         worker = self._get_worker(archived)
         name = audio_name(row["id"], self._settings.format)
-        rendered: list[SpokenChunk] = []
+        rendered: list[SynthesizedChunk] = []
         path = self._output.staging_path(name)
         with open_recording_writer(path, archived.sample_rate_hz, self._settings) as recording:
             num_samples = recording_length(archived, row["duration_s"])
@@ -109,10 +109,10 @@ class Renderer:
             where = self._source.locate(name)
             raise InvalidRow("no_codes", f"{where} does not exist; run the job with --keep-codes") from None
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise InvalidRow("no_codes", f"{self._source.locate(name)} holds no readable codes: {error}") from error
+            raise InvalidRow("no_codes", f"{self._source.locate(name)} contains no readable codes: {error}") from error
         if [take.index for take in archived.takes] != [chunk["index"] for chunk in row["chunks"]]:
             raise InvalidRow(
-                "no_codes", f"{self._source.locate(name)} holds other chunks than the result: it is from another run"
+                "no_codes", f"{self._source.locate(name)} has other chunks than the result: it is from another run"
             )
         return archived
 
@@ -121,19 +121,19 @@ class Renderer:
             codec = load_codec(self._settings.model, self._settings.codec, torch.device("cpu"))
             self._codec_worker = CodecWorker(codec)
         codec = self._codec_worker.codec
-        books = archived.takes[0].codes_KT.shape[0]
-        if (codec.sample_rate, codec.num_codebooks) != (archived.sample_rate_hz, books):
+        num_codebooks = archived.takes[0].codes_KT.shape[0]
+        if (codec.sample_rate, codec.num_codebooks) != (archived.sample_rate_hz, num_codebooks):
             raise InvalidRow(
                 "no_codes",
-                f"the codes have {books} codebooks for {archived.sample_rate_hz} Hz, and the codec has "
-                f"{codec.num_codebooks} for {codec.sample_rate} Hz: pass the codec that made them with --codec",
+                f"the codes have {num_codebooks} codebooks at {archived.sample_rate_hz} Hz, but the codec has "
+                f"{codec.num_codebooks} at {codec.sample_rate} Hz; pass the codec of the job with --codec",
             )
         return self._codec_worker
 
-    def _result(self, row: Row, name: str, written: WrittenFile, rendered: list[SpokenChunk]) -> Row:
+    def _result(self, row: Row, name: str, written: WrittenFile, rendered_chunks: list[SynthesizedChunk]) -> Row:
         chunks = [
-            {**chunk, "start_s": spoken.start_s, "end_s": spoken.end_s}
-            for chunk, spoken in zip(row["chunks"], rendered, strict=True)
+            {**chunk, "start_s": rendered.start_s, "end_s": rendered.end_s}
+            for chunk, rendered in zip(row["chunks"], rendered_chunks, strict=True)
         ]
         return {
             **row,
@@ -145,8 +145,8 @@ class Renderer:
         }
 
 
-class RenderBatch:
-    """Ray Data runs this in processes of its own: a few rows in, as many result rows out."""
+class BatchRenderer:
+    """A callable class for Ray Data's actor pool: result rows in, as many result rows out."""
 
     def __init__(self, settings: RenderSettings) -> None:
         torch.set_num_threads(THREADS_PER_CPU_WORKER)
@@ -157,11 +157,11 @@ class RenderBatch:
 
 
 def recording_length(archived: ArchivedRecording, duration_s: float) -> int:
-    """Return the length in samples of the original recording, at the codec's sample rate.
+    """Return the length of the original recording in samples at the codec's sample rate.
 
-    After the last chunk there is a pause of whole milliseconds, so the length follows from the duration of the file,
-    whatever its sample rate.
+    The pause after the last chunk is a whole number of milliseconds, so the exact length follows from the duration of
+    the original file, whatever its sample rate was.
     """
-    last = archived.sample_ranges[-1][1]
-    tail_ms = round((duration_s - last / archived.sample_rate_hz) * 1000)
-    return last + max(tail_ms, 0) * archived.sample_rate_hz // 1000
+    stop_sample = archived.sample_ranges[-1][1]
+    tail_ms = round((duration_s - stop_sample / archived.sample_rate_hz) * 1000)
+    return stop_sample + max(tail_ms, 0) * archived.sample_rate_hz // 1000

@@ -1,1 +1,1 @@
-"""What every command shares: its command line and its connection to Ray."""
+"""Shared by all commands: command-line conventions and the connection to Ray."""

@@ -1,4 +1,4 @@
-"""Command-line conventions of all commands: errors in one sentence, status lines on stderr, atomic output files."""
+"""Command-line conventions: errors in one sentence, status lines on stderr, atomic output files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ USAGE_ERROR = 2
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Raises `BadInput` where argparse would print its usage and exit."""
+    """Raises `BadInput` instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message}; see {self.prog} --help")
 
 
 def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
-    """Run a command; errors that its user can fix are reported in one sentence, with exit status 2."""
+    """Run a command; return its exit status. Errors that users can fix are reported in one sentence, with status 2.
+
+    Args:
+        command: function of the command-line arguments that returns an exit status.
+        arguments: default: those of this process.
+    """
     try:
         return command(sys.argv[1:] if arguments is None else arguments)
     except (HiggsError, OSError) as error:
@@ -41,7 +46,7 @@ def print_status(message: str) -> None:
 
 @contextlib.contextmanager
 def atomic_file(storage: StorageBackend, name: str) -> Iterator[Path]:
-    """Yield a local path to write a file to; it is renamed into place when the block succeeds."""
+    """Yield a local path to write to; the file is published under its name only if the block succeeds."""
     path = storage.staging_path(name)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
     os.close(handle)

@@ -1,4 +1,4 @@
-"""Connects jobs to Ray, which is imported late so that invalid command lines fail fast."""
+"""Connects jobs to a Ray cluster. Ray is imported late, so that invalid command lines fail fast."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import logging
 import os
 
 THREADS_PER_CPU_WORKER = 2
-"""Constant, because the number of threads changes how sums are rounded, and so the last bits of the audio."""
+"""Fixed, because the number of threads affects how sums are rounded, and thus the last bits of the audio."""
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start a local one for this job."""
+    """Connect to the cluster at RAY_ADDRESS, or start a local one for this job."""
     import ray
 
-    # Ray Data's actor pools make Ray's core log warnings that users can do nothing about.
+    # Ray Data's actor pools cause warnings in Ray Core that users can do nothing about.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = os.environ.get("RAY_ADDRESS")
     if address:

@@ -1,1 +1,1 @@
-"""Where jobs read and write: local folders and S3, manifests, audio files and result tables."""
+"""Input and output of jobs: local folders and S3, manifests, audio files and result tables."""

@@ -1,6 +1,6 @@
-"""Writes a recording to an audio file, directly or with a constant gain that is known only at its end.
+"""Writes a recording to an audio file, optionally with a constant gain that is known only at the end.
 
-In: mono float samples in portions of any size, and the settings of the file. Out: a complete file, or none.
+In: mono float samples in blocks of any size, and the settings of the file. Out: a complete file, or none.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from higgs_model.audio.loudness import LoudnessMeter, TruePeakMeter, constant_ga
 from higgs_model.audio.writers import AudioFormat, AudioWriter, WrittenFile
 from higgs_model.synthesizer.records import Samples
 
-_BLOCK = 1 << 18
+_BLOCK_SAMPLES = 1 << 18
 """Samples per read or write."""
 
 
 class AudioFileSettings(Protocol):
-    """Settings of audio files. None means the codec's sample rate (Hz), or no loudness normalization or peak limit."""
+    """Settings of audio files; None means the codec's sample rate (Hz), no loudness normalization, or no peak limit."""
 
     @property
     def format(self) -> AudioFormat: ...
@@ -46,10 +46,10 @@ def open_recording_writer(path: Path, sample_rate_hz: int, settings: AudioFileSe
 
 
 class BufferedRecording:
-    """Buffers some ten seconds of samples, so that a short recording is written by one call to a writer thread.
+    """Buffers about ten seconds of samples, so that a short recording takes a single call to a writer thread.
 
     Args:
-        open_writer: opens the file; called at the first flush.
+        open_writer: opens the file at the first flush.
     """
 
     def __init__(self, open_writer: Callable[[], RecordingWriter]) -> None:
@@ -66,16 +66,16 @@ class BufferedRecording:
             self._writer.__exit__()
 
     def append(self, samples_N: Samples) -> bool:
-        """Buffer samples; return whether it is time to `flush`."""
+        """Buffer samples; return whether the buffer should be flushed."""
         self._buffer.append(samples_N)
         self._num_buffered += len(samples_N)
-        return self._num_buffered >= _BLOCK
+        return self._num_buffered >= _BLOCK_SAMPLES
 
     def flush(self) -> RecordingWriter:
         """Write the buffered samples and return the file's writer. Blocks.
 
         Raises:
-            BadInput: the format does not support the sample rate, or so many samples.
+            BadInput: the format does not support the sample rate, or a recording of this length.
         """
         if self._writer is None:
             self._writer = self._open_writer()
@@ -85,7 +85,7 @@ class BufferedRecording:
         return self._writer
 
     def finish(self) -> WrittenFile:
-        """Write the rest, close the file and rename it into place. Blocks."""
+        """Flush, close the file and rename it into place. Blocks."""
         return self.flush().finish()
 
 
@@ -111,7 +111,7 @@ class RecordingWriter:
 
 
 class NormalizedRecordingWriter(RecordingWriter):
-    """Applies a constant gain that is known only at the end; until then, samples are spooled to disk."""
+    """Normalizes with a constant gain that is known only at the end; until then, samples are spooled to disk."""
 
     def __init__(
         self, writer: AudioWriter, sample_rate_hz: int, target_lufs: float | None, limit_dbtp: float | None
@@ -135,6 +135,6 @@ class NormalizedRecordingWriter(RecordingWriter):
             self._loudness.integrated_lufs, self._peak.dbtp, target_lufs=self._target, limit_dbtp=self._limit
         )
         self._spool.seek(0)
-        while block := self._spool.read(4 * _BLOCK):
+        while block := self._spool.read(4 * _BLOCK_SAMPLES):
             self._writer.write(np.frombuffer(block, "<f4") * np.float32(10 ** (gain_db / 20)))
         return super().finish()

@@ -1,7 +1,7 @@
-"""Storage for a job's files: a local folder or an S3 prefix, with the same guarantees.
+"""Storage backends for a job's files: a local folder or an S3 prefix, with the same guarantees.
 
-A file is complete or absent: a local file is renamed into place when it is complete and flushed, and an S3 object
-appears when its last part has arrived. S3 calls are retried with exponential backoff; what still fails is an `OSError`
+A file is complete or absent: a local file is synced to disk and then renamed into place, and an S3 object appears when
+its last part has arrived. S3 calls are retried with exponential backoff; a call that still fails raises an `OSError`
 that names the file.
 """
 
@@ -19,49 +19,49 @@ from typing import Any, Protocol
 
 from higgs_model.errors import BadInput
 
-_ATTEMPTS = 10
+_MAX_ATTEMPTS = 10
 _MAX_BACKOFF_S = 5.0
-_CONNECTIONS = 64
+_MAX_CONNECTIONS = 64
 _client_lock = threading.Lock()
 
 
 class StorageBackend(Protocol):
-    """Files under a root, each by its path relative to it, with `/` as the separator."""
+    """Files under a root folder or prefix; their names are paths relative to it, separated by `/`."""
 
     uri: str
-    writers: int
-    """Recommended number of files to write concurrently."""
+    num_writers: int
+    """Recommended number of concurrent writers."""
 
     def locate(self, name: str) -> str:
         """Return the path or URI of a file."""
 
     def staging_path(self, name: str) -> Path:
-        """Return a local path at which to write a file before `publish`."""
+        """Return the local path to write a file to before `publish`."""
 
     def publish(self, path: Path, name: str) -> None:
-        """Make a complete local file available under its name."""
+        """Make a complete local file available under a name."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file."""
+        """Write a small file atomically."""
 
     def read(self, name: str) -> bytes:
-        """Return the content of a file; FileNotFoundError if it does not exist."""
+        """Return the content of a file; raise FileNotFoundError if it does not exist."""
 
     def list_files(self, under: str) -> list[str]:
-        """Return the names of all files under a folder, sorted; empty if it does not exist."""
+        """Return the sorted names of all files under a folder; none if it does not exist."""
 
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""
 
     def remove_partial(self, under: str) -> None:
-        """Delete partial files that killed writers left behind. Nobody may be writing there."""
+        """Delete the partial files of killed writers under a folder. No one may be writing there."""
 
 
 def open_storage(uri: str) -> StorageBackend:
     """Return the storage for a path, a `file://` or an `s3://` URI.
 
     Raises:
-        BadInput: it is none of these.
+        BadInput: the URI has another scheme, or no bucket.
     """
     if uri.startswith("s3://"):
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
@@ -74,10 +74,10 @@ def open_storage(uri: str) -> StorageBackend:
 
 
 class LocalStorage:
-    """A local folder, or one on a file system that all workers share."""
+    """A local folder, or one on a file system shared by all workers."""
 
-    # Short files mostly cost interpreter time, which threads cannot share.
-    writers = 2
+    # Short files mostly take interpreter time, which threads cannot parallelize (GIL).
+    num_writers = 2
 
     def __init__(self, root: Path) -> None:
         self.root, self.uri = root, str(root)
@@ -92,7 +92,7 @@ class LocalStorage:
         return path
 
     def publish(self, path: Path, name: str) -> None:
-        """Do nothing: local files are written next to their destination and renamed."""
+        """Do nothing: the staging path of a local file is its final path."""
 
     def write(self, name: str, content: bytes) -> None:
         path = self.staging_path(name)
@@ -122,16 +122,16 @@ class LocalStorage:
 
 
 class S3Storage:
-    """An S3 prefix; endpoint, region and credentials come from the usual AWS variables."""
+    """An S3 prefix; endpoint, region and credentials come from the usual AWS environment variables."""
 
-    writers = 32
+    num_writers = 32
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self.bucket, self.prefix = bucket, prefix
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        # Clients cannot be pickled; each process creates its own.
+        # Clients cannot be pickled, so each process creates its own.
         return type(self), (self.bucket, self.prefix)
 
     @functools.cached_property
@@ -139,9 +139,9 @@ class S3Storage:
         import boto3
         from botocore.config import Config
 
-        retries = {"max_attempts": _ATTEMPTS, "mode": "standard"}
-        config = Config(retries=retries, max_pool_connections=_CONNECTIONS)
-        # Clients are thread-safe, but creating them is not.
+        retries = {"max_attempts": _MAX_ATTEMPTS, "mode": "standard"}
+        config = Config(retries=retries, max_pool_connections=_MAX_CONNECTIONS)
+        # Clients are thread-safe, their creation is not.
         with _client_lock:
             return boto3.session.Session().client("s3", config=config)
 
@@ -170,20 +170,20 @@ class S3Storage:
     def read(self, name: str) -> bytes:
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(_MAX_ATTEMPTS):
             try:
                 with self._translate_errors(name):
                     content: bytes = self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
                     return content
             except OSError as error:
-                # boto3 retries calls, but not the reading of a response that breaks off.
+                # boto3 retries calls, but not reading a response that breaks off.
                 if not isinstance(error.__cause__, HTTPClientError | IncompleteReadError):
                     raise
                 time.sleep(min(0.1 * 2**attempt, _MAX_BACKOFF_S))
-        raise OSError(f"{self.locate(name)}: the response broke off {_ATTEMPTS} times")
+        raise OSError(f"{self.locate(name)}: the response broke off {_MAX_ATTEMPTS} times")
 
     def list_files(self, under: str) -> list[str]:
-        return list(self._listed(under))
+        return list(self._iter_names(under))
 
     def delete(self, name: str) -> None:
         with self._translate_errors(name):
@@ -195,18 +195,18 @@ class S3Storage:
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
 
-    def _listed(self, under: str) -> Iterator[str]:
-        skipped = len(self._key(""))
+    def _iter_names(self, under: str) -> Iterator[str]:
+        prefix_chars = len(self._key(""))
         with self._translate_errors(under):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self._key(f"{under.rstrip('/')}/")
             )
             for page in pages:
-                yield from (entry["Key"][skipped:] for entry in page.get("Contents", ()))
+                yield from (entry["Key"][prefix_chars:] for entry in page.get("Contents", ()))
 
     @contextlib.contextmanager
     def _translate_errors(self, name: str) -> Iterator[None]:
-        """Raise boto3's errors as `OSError`."""
+        """Translate boto3's errors to `OSError`."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -214,7 +214,7 @@ class S3Storage:
             yield
         except ClientError as error:
             missing = error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey")
-            kind = FileNotFoundError if missing else OSError
-            raise kind(f"{self.locate(name)}: {error}") from error
+            error_class = FileNotFoundError if missing else OSError
+            raise error_class(f"{self.locate(name)}: {error}") from error
         except (BotoCoreError, Boto3Error) as error:
             raise OSError(f"{self.locate(name)}: {error}") from error

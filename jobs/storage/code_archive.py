@@ -1,7 +1,7 @@
 """Stores takes: finished segments of unfinished scripts, and the codes of finished ones (`--keep-codes`).
 
-A file holds the concatenated codes of its chunks, and the metadata of their takes as JSON; reading it restores exactly
-the takes that were written. An unreadable file counts as missing.
+A file is an `.npz` of two arrays: `codes`, the concatenated codes of the chunks, and `facts`, their takes' metadata as
+JSON. Reading a file restores exactly the takes that were written. An unreadable segment counts as missing.
 """
 
 from __future__ import annotations
@@ -17,50 +17,50 @@ from typing import Any
 
 import numpy as np
 
-from higgs_model.synthesizer.records import Attempt, Codes, SpokenChunk, Take
+from higgs_model.synthesizer.records import Attempt, Codes, SynthesizedChunk, Take
 from jobs.storage.backends import StorageBackend
 
 
 class SegmentArchive:
     """Stores the finished segments of one script; see `higgs_model.synthesizer.synthesizer.SegmentStore`."""
 
-    def __init__(self, folder: StorageBackend, identity: str, script_sha256: str) -> None:
-        shard = hashlib.sha256(identity.encode()).hexdigest()[:2]
-        self._folder, self._prefix = folder, f"partial/{shard}/{identity}-{script_sha256[:16]}"
+    def __init__(self, storage: StorageBackend, script_id: str, script_sha256: str) -> None:
+        shard = hashlib.sha256(script_id.encode()).hexdigest()[:2]
+        self._storage, self._prefix = storage, f"partial/{shard}/{script_id}-{script_sha256[:16]}"
 
     def load(self, segment: range) -> Sequence[Take] | None:
         try:
-            takes = unpack_takes(self._folder.read(self._name(segment)))
+            takes = unpack_takes(self._storage.read(self._name(segment)))
         except (FileNotFoundError, ValueError, KeyError, zipfile.BadZipFile, TypeError):
             return None
         return takes if [take.index for take in takes] == list(segment) else None
 
     def save(self, segment: range, takes: Sequence[Take]) -> None:
-        self._folder.write(self._name(segment), _pack(takes, {}))
+        self._storage.write(self._name(segment), _pack(takes, {}))
 
     def delete(self) -> None:
         """Delete all segments, because the script is finished."""
-        for name in self._folder.list_files(self._prefix):
-            self._folder.delete(name)
+        for name in self._storage.list_files(self._prefix):
+            self._storage.delete(name)
 
     def _name(self, segment: range) -> str:
         return f"{self._prefix}/{segment.start:06d}-{segment.stop:06d}.npz"
 
 
-def pack_takes(chunks: Sequence[SpokenChunk]) -> bytes:
-    """Serialize the takes of a script, and the sample ranges of its chunks."""
+def pack_takes(chunks: Sequence[SynthesizedChunk]) -> bytes:
+    """Serialize the takes of a script and the sample ranges of its chunks."""
     metadata = {"sample_rate_hz": chunks[0].sample_rate_hz if chunks else 0}
-    places = {"places": [[chunk.start_sample, chunk.stop_sample] for chunk in chunks]}
-    return _pack([chunk.take for chunk in chunks], metadata | places)
+    sample_ranges = {"places": [[chunk.start_sample, chunk.stop_sample] for chunk in chunks]}
+    return _pack([chunk.take for chunk in chunks], metadata | sample_ranges)
 
 
 def unpack_takes(content: bytes) -> list[Take]:
-    """Deserialize the takes of a file; ValueError or KeyError if it is invalid."""
+    """Deserialize the takes of a file; raise ValueError or KeyError if it is invalid."""
     return _unpack(*_open(content))
 
 
 def unpack_recording(content: bytes) -> ArchivedRecording:
-    """Deserialize what `pack_takes` stored; ValueError or KeyError if it is invalid."""
+    """Deserialize the output of `pack_takes`; raise ValueError or KeyError if it is invalid."""
     metadata, codes_KT = _open(content)
     takes = _unpack(metadata, codes_KT)
     sample_ranges = [(int(start), int(stop)) for start, stop in metadata["places"]]
@@ -71,7 +71,7 @@ def unpack_recording(content: bytes) -> ArchivedRecording:
 
 @dataclasses.dataclass(frozen=True)
 class ArchivedRecording:
-    """The takes of a script, and the range [start, stop) of the recording's samples that each occupies."""
+    """The takes of a script, and each chunk's range [start, stop) of samples of the recording."""
 
     takes: tuple[Take, ...]
     sample_ranges: tuple[tuple[int, int], ...]
@@ -97,7 +97,11 @@ def _unpack(metadata: dict[str, Any], codes_KT: Codes) -> list[Take]:
 
 def _pack(takes: Sequence[Take], extra: dict[str, Any]) -> bytes:
     metadata = [
-        {"index": take.index, "kept": take.kept, "attempts": [dataclasses.asdict(attempt) for attempt in take.attempts]}
+        {
+            "index": take.index,
+            "kept": take.attempt_index,
+            "attempts": [dataclasses.asdict(attempt) for attempt in take.attempts],
+        }
         for take in takes
     ]
     content = json.dumps({"takes": metadata} | extra).encode()

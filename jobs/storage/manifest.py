@@ -1,7 +1,7 @@
 """Opens and checks manifests before any model is loaded, and reads their rows.
 
-In: the path or URI of a Parquet file, of a folder of them, or of JSON lines. Out: rows as plain dictionaries, or one
-sentence that says why it is not a manifest. A line that is not JSON becomes an invalid row; the others are unaffected.
+In: the path or URI of a Parquet file, a JSON-lines file, or a folder of files of one kind. Out: rows as dictionaries,
+or a `BadInput` that explains in one sentence why it is not a manifest. A line that is not JSON becomes an invalid row.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _KINDS: dict[str, Kind] = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "j
 _TEXT_COLUMNS = ("text", "turns")
 _BATCH_ROWS = 1024
 PARSE_ERROR = "\0broken"
-"""In a row that could not be parsed, the key of the error message; no column can have this name."""
+"""Key of the error message in a row that could not be parsed; no column can have this name."""
 
 LINE = "line"
-"""The only column of a block of JSON lines."""
+"""Name of the only column of a block of JSON lines."""
 
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """An opened manifest; `schema` has the columns that results copy."""
+    """An opened manifest; `schema` has the columns that are copied to the results."""
 
     uri: str
     kind: Kind
@@ -43,7 +43,7 @@ class Manifest:
     schema: pa.Schema
 
     def rows(self) -> Iterator[Row]:
-        """Yield all rows in order, with one batch in memory at a time."""
+        """Yield all rows in order, with one batch of a Parquet file or one JSON-lines file in memory at a time."""
         for path in self.paths:
             with self.filesystem.open_input_file(path) as file:
                 if self.kind == "parquet":
@@ -54,10 +54,10 @@ class Manifest:
 
 
 def open_manifest(uri: str, columns: tuple[tuple[str, ...], ...] = (("id",), _TEXT_COLUMNS)) -> Manifest:
-    """Open a manifest and check it.
+    """Open a manifest and check its columns.
 
     Args:
-        columns: groups of columns, of each of which it must have one.
+        columns: groups of alternative columns; the manifest must have at least one column of each group.
 
     Raises:
         BadInput: it does not exist, cannot be read, has no rows, or lacks columns.
@@ -70,8 +70,10 @@ def open_manifest(uri: str, columns: tuple[tuple[str, ...], ...] = (("id",), _TE
         paths = [path] if info.type == fs.FileType.File else _files(filesystem, path)
         kinds = {_kind(file) for file in paths}
         if not paths or len(kinds) != 1:
-            found = "no such file" if not paths else "both kinds"
-            raise BadInput(f"the manifest {uri!r} holds {found}; wanted .parquet files, or .jsonl files")
+            found = "neither" if not paths else "both"
+            raise BadInput(
+                f"the manifest {uri!r} must be a folder of .parquet files or of .jsonl files; it has {found}"
+            )
         kind = kinds.pop()
         schema = (_parquet_schema if kind == "parquet" else _json_schema)(uri, filesystem, paths, columns)
     except (OSError, pa.ArrowException) as error:
@@ -81,7 +83,7 @@ def open_manifest(uri: str, columns: tuple[tuple[str, ...], ...] = (("id",), _TE
 
 
 def parse_lines(content: bytes) -> Iterator[Row]:
-    """Yield the rows of JSON lines; empty lines are skipped."""
+    """Yield the rows of JSON lines; skip empty lines."""
     for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         if line.strip():
             yield _parse_line(line)
@@ -99,7 +101,7 @@ def _parse_line(line: bytes) -> Row:
 
 
 def get_row(block: pa.Table, index: int) -> Row:
-    """Return one row of a block, which is a table of rows or of JSON lines."""
+    """Return a row of a block, which is a table of rows or of JSON lines."""
     if block.column_names == [LINE]:
         return next(parse_lines(block[LINE][index].as_py()), {PARSE_ERROR: "the line is empty"})
     row: Row = block.slice(index, 1).to_pylist()[0]
@@ -107,7 +109,7 @@ def get_row(block: pa.Table, index: int) -> Row:
 
 
 def estimate_chars(row: Row) -> int:
-    """Return the approximate length of a row's text, cheaply and even for invalid rows."""
+    """Return the approximate length of a row's text; cheap, and works for invalid rows, too."""
     text, turns = row.get("text"), row.get("turns")
     length = len(text) if isinstance(text, str) else 0
     if isinstance(turns, list):
@@ -127,7 +129,7 @@ def _kind(path: str) -> Kind:
     for suffix, kind in _KINDS.items():
         if path.lower().endswith(suffix):
             return kind
-    raise BadInput(f"the manifest {path!r} is neither .parquet nor .jsonl")
+    raise BadInput(f"the manifest {path!r} has an unknown file extension; wanted .parquet, .pq, .jsonl or .ndjson")
 
 
 def _parquet_schema(
@@ -136,19 +138,19 @@ def _parquet_schema(
     schemas, count = [], 0
     for path in paths:
         with filesystem.open_input_file(path) as file:
-            opened = pq.ParquetFile(file)
-            schemas.append(opened.schema_arrow.remove_metadata())
-            count += opened.metadata.num_rows
+            parquet = pq.ParquetFile(file)
+            schemas.append(parquet.schema_arrow.remove_metadata())
+            count += parquet.metadata.num_rows
     schema = pa.unify_schemas(schemas, promote_options="permissive")
-    _check(uri, set(schema.names), count, columns)
+    _check_columns(uri, set(schema.names), count, columns)
     return schema
 
 
 def _json_schema(
     uri: str, filesystem: fs.FileSystem, paths: list[str], columns: tuple[tuple[str, ...], ...]
 ) -> pa.Schema:
-    """Infer the types of all columns; one with mixed or nested values is copied as JSON text."""
-    kinds: dict[str, set[type]] = {}
+    """Infer the types of all columns; a column with mixed or nested values becomes a string column of JSON."""
+    types_by_column: dict[str, set[type]] = {}
     count = 0
     for path in paths:
         with filesystem.open_input_file(path) as file:
@@ -156,23 +158,23 @@ def _json_schema(
                 count += 1
                 for name, value in row.items():
                     if name != PARSE_ERROR:
-                        kinds.setdefault(name, set()).update([type(value)] if value is not None else [])
-    _check(uri, set(kinds), count, columns)
-    return pa.schema([(name, _json_type(found)) for name, found in kinds.items()])
+                        types_by_column.setdefault(name, set()).update([type(value)] if value is not None else [])
+    _check_columns(uri, set(types_by_column), count, columns)
+    return pa.schema([(name, _json_type(types)) for name, types in types_by_column.items()])
 
 
-def _json_type(found: set[type]) -> pa.DataType:
-    if found == {bool}:
+def _json_type(types: set[type]) -> pa.DataType:
+    if types == {bool}:
         return pa.bool_()
-    if found == {int}:
+    if types == {int}:
         return pa.int64()
-    if found and found <= {int, float}:
+    if types and types <= {int, float}:
         return pa.float64()
     return pa.string()
 
 
-def _check(uri: str, found: set[str], count: int, columns: tuple[tuple[str, ...], ...]) -> None:
-    if count == 0:
+def _check_columns(uri: str, found: set[str], num_rows: int, columns: tuple[tuple[str, ...], ...]) -> None:
+    if num_rows == 0:
         raise BadInput(f"the manifest {uri!r} has no rows")
     if not all(found.intersection(group) for group in columns):
         wanted = ", and ".join(" or ".join(group) for group in columns)

@@ -2,9 +2,9 @@
 
     OUT/results/part-<run>-<number>.parquet
 
-One process owns a `ResultTable`. A part is written once and is complete or absent. Before a row is done again, it is
-removed from its part, which is replaced atomically, so that no reader ever sees two rows of a script. Columns are the
-manifest's, then the job's own; for names in both, the job's. All parts have the same schema.
+One run owns the table. A part is written once, and is complete or absent. Before a row is redone, its part is replaced
+atomically by one without it, so that readers never see two rows of a script. The columns are the manifest's, then the
+job's, which replace those of the manifest with the same names. All parts that a run writes have the same schema.
 """
 
 from __future__ import annotations
@@ -57,116 +57,119 @@ COLUMNS = pa.schema(
         ("manifest_row", pa.int64()),
     ]
 )
-"""The job's columns, for successful and failed rows alike."""
+"""The job's columns, which are the same for successful and failed rows."""
 
 
-def schema_for(manifest: pa.Schema) -> pa.Schema:
+def result_schema(manifest: pa.Schema) -> pa.Schema:
     """Return the schema of a job's results: the manifest's other columns, then the job's."""
     return pa.schema([*(field for field in manifest if field.name not in COLUMNS.names), *COLUMNS])
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Convert rows to a table. Values that do not fit become JSON in string columns and null in others."""
-    columns = [_column([row.get(field.name) for row in rows], field.type) for field in schema]
+    """Convert rows to a table. Values of another type become JSON in string columns, and null in others."""
+    columns = [_to_array([row.get(field.name) for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    values = [_clean(value) for value in values]
+def _to_array(values: list[Any], arrow_type: pa.DataType) -> pa.Array:
+    values = [_replace_invalid_unicode(value) for value in values]
     try:
-        return pa.array(values, kind)
+        return pa.array(values, arrow_type)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError, TypeError):
-        if pa.types.is_string(kind):
-            values = [value if value is None or isinstance(value, str) else _json(value) for value in values]
-        return pa.array([value if _fits(value, kind) else None for value in values], kind)
+        if pa.types.is_string(arrow_type):
+            values = [value if value is None or isinstance(value, str) else _to_json(value) for value in values]
+        return pa.array([value if _fits(value, arrow_type) else None for value in values], arrow_type)
 
 
-def _json(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _fits(value: Any, kind: pa.DataType) -> bool:
+def _fits(value: Any, arrow_type: pa.DataType) -> bool:
     try:
-        pa.array([value], kind)
+        pa.array([value], arrow_type)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError, TypeError):
         return False
     return True
 
 
-def _clean(value: Any) -> Any:
-    """Replace text that is not valid Unicode, at any depth: rows that fail because of it are results, too."""
+def _replace_invalid_unicode(value: Any) -> Any:
+    """Replace invalid Unicode in strings at any depth, because rows that fail due to it are in the results, too."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, Mapping):
-        return {_clean(key): _clean(item) for key, item in value.items()}
+        return {_replace_invalid_unicode(key): _replace_invalid_unicode(item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(_clean(item) for item in value)
-    return [_clean(item) for item in value] if isinstance(value, list) else value
+        return tuple(_replace_invalid_unicode(item) for item in value)
+    return [_replace_invalid_unicode(item) for item in value] if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRow:
-    """A row that an earlier run finished: the hash of its script, and the part that contains it."""
+    """A row that an earlier run finished: the hash of its script, and the name of the part that contains it."""
 
     script_sha256: str
     part: str
 
 
 class ResultTable:
-    """The result table of one output folder.
+    """The result table of one output folder, as its owner writes it.
+
+    Args:
+        run_id: unique per run; part of the names of new parts.
 
     Attributes:
         finished: rows that earlier runs finished, by id.
     """
 
-    def __init__(self, folder: StorageBackend, schema: pa.Schema, run_id: str) -> None:
-        self._folder, self._schema, self._run_id = folder, schema, run_id
-        self._number = 0
+    def __init__(self, storage: StorageBackend, schema: pa.Schema, run_id: str) -> None:
+        self._storage, self._schema, self._run_id = storage, schema, run_id
+        self._num_parts = 0
         self.finished: dict[str, FinishedRow] = {}
 
     def take_ownership(self) -> None:
-        """Make this run the only writer: an earlier run that is still alive will fail to write."""
-        self._folder.write(_OWNER, self._run_id.encode())
+        """Make this run the only writer; if an earlier run is still alive, its next write fails."""
+        self._storage.write(_OWNER, self._run_id.encode())
 
     def _check_owner(self) -> None:
-        owner = self._folder.read(_OWNER).decode()
+        owner = self._storage.read(_OWNER).decode()
         if owner != self._run_id:
-            raise RuntimeError(f"run {owner} has taken over {self._folder.locate(RESULTS)}")
+            raise RuntimeError(f"run {owner} has taken over {self._storage.locate(RESULTS)}")
 
     def load(self) -> None:
-        """Read what earlier runs finished, and remove their failed rows, which will be retried.
+        """Load the rows that earlier runs finished, and remove their failed rows, which will be retried.
 
         Raises:
             BadInput: a part cannot be read.
         """
-        for name in self._parts():
-            table = self._read(name)
+        for name in self._list_parts():
+            table = self._read_part(name)
             status, ids = table["status"].to_pylist(), table["id"].to_pylist()
             hashes = table["script_sha256"].to_pylist()
-            kept = []
-            for index, (identity, state, digest) in enumerate(zip(ids, status, hashes, strict=True)):
-                if state == "failed" or identity in self.finished:
+            keep = []
+            for index, (row_id, state, digest) in enumerate(zip(ids, status, hashes, strict=True)):
+                if state == "failed" or row_id in self.finished:
                     continue
-                kept.append(index)
-                self.finished[identity] = FinishedRow(digest, name)
-            if len(kept) < len(table):
-                self._replace(name, table.take(pa.array(kept, pa.int64())))
+                keep.append(index)
+                self.finished[row_id] = FinishedRow(digest, name)
+            if len(keep) < len(table):
+                self._replace_part(name, table.take(pa.array(keep, pa.int64())))
 
     def clear(self) -> None:
-        """Delete the results of earlier runs."""
-        for name in self._parts():
-            self._folder.delete(name)
+        """Delete all results of earlier runs."""
+        for name in self._list_parts():
+            self._storage.delete(name)
 
-    def remove(self, identities: Iterable[str]) -> None:
-        """Remove rows that will be done again; each part that contains some is replaced once."""
+    def remove(self, row_ids: Iterable[str]) -> None:
+        """Remove rows that will be redone; each affected part is replaced once."""
         removed: dict[str, set[str]] = {}
-        for identity in identities:
-            if (finished := self.finished.pop(identity, None)) is not None:
-                removed.setdefault(finished.part, set()).add(identity)
-        for part, identities_in_part in removed.items():
-            table = self._read(part)
-            kept = [index for index, name in enumerate(table["id"].to_pylist()) if name not in identities_in_part]
-            self._replace(part, table.take(pa.array(kept, pa.int64())))
+        for row_id in row_ids:
+            if (finished := self.finished.pop(row_id, None)) is not None:
+                removed.setdefault(finished.part, set()).add(row_id)
+        for part, row_ids_in_part in removed.items():
+            table = self._read_part(part)
+            keep = [index for index, name in enumerate(table["id"].to_pylist()) if name not in row_ids_in_part]
+            self._replace_part(part, table.take(pa.array(keep, pa.int64())))
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows as a new part; they are durable when this returns.
@@ -174,52 +177,52 @@ class ResultTable:
         Raises:
             RuntimeError: another run has taken over.
         """
-        name = f"{RESULTS}/part-{self._run_id}-{self._number:06d}.parquet"
-        self._number += 1
+        name = f"{RESULTS}/part-{self._run_id}-{self._num_parts:06d}.parquet"
+        self._num_parts += 1
         self._check_owner()
-        self._folder.write(name, _bytes(to_table(rows, self._schema)))
+        self._storage.write(name, _to_parquet(to_table(rows, self._schema)))
         try:
             self._check_owner()
         except RuntimeError:
-            # The other run may have read the parts before this one existed.
-            self._folder.delete(name)
+            # The new owner may have listed the parts before this one was written.
+            self._storage.delete(name)
             raise
 
-    def _parts(self) -> list[str]:
-        return [name for name in self._folder.list_files(RESULTS) if name.endswith(".parquet")]
+    def _list_parts(self) -> list[str]:
+        return [name for name in self._storage.list_files(RESULTS) if name.endswith(".parquet")]
 
-    def _read(self, name: str) -> pa.Table:
+    def _read_part(self, name: str) -> pa.Table:
         try:
-            table = pq.read_table(io.BytesIO(self._folder.read(name)))
+            table = pq.read_table(io.BytesIO(self._storage.read(name)))
         except pa.ArrowInvalid as error:
-            raise BadInput(f"{self._folder.locate(name)} is not a readable result file: {error}") from error
+            raise BadInput(f"{self._storage.locate(name)} is not a readable result file: {error}") from error
         if missing := {"id", "status", "script_sha256"} - set(table.column_names):
             raise BadInput(
-                f"{self._folder.locate(name)} is not a result file: it lacks the column {', '.join(missing)}"
+                f"{self._storage.locate(name)} is not a result file: it lacks the column {', '.join(missing)}"
             )
         return table
 
-    def _replace(self, name: str, table: pa.Table) -> None:
+    def _replace_part(self, name: str, table: pa.Table) -> None:
         if len(table):
-            self._folder.write(name, _bytes(table))
+            self._storage.write(name, _to_parquet(table))
         else:
-            self._folder.delete(name)
+            self._storage.delete(name)
 
 
-def read_results(folder: StorageBackend) -> pa.Table:
-    """Return all rows of an output folder, whatever manifests they came from.
+def read_results(storage: StorageBackend) -> pa.Table:
+    """Return all result rows of an output folder; the schemas of its parts may differ.
 
     Raises:
-        BadInput: there are none.
+        BadInput: there are no results.
     """
-    names = [name for name in folder.list_files(RESULTS) if name.endswith(".parquet")]
+    names = [name for name in storage.list_files(RESULTS) if name.endswith(".parquet")]
     if not names:
-        raise BadInput(f"no results under {folder.locate(RESULTS)}")
-    tables: Iterable[pa.Table] = (pq.read_table(io.BytesIO(folder.read(name))) for name in names)
+        raise BadInput(f"no results under {storage.locate(RESULTS)}")
+    tables: Iterable[pa.Table] = (pq.read_table(io.BytesIO(storage.read(name))) for name in names)
     return pa.concat_tables(list(tables), promote_options="permissive")
 
 
-def _bytes(table: pa.Table) -> bytes:
+def _to_parquet(table: pa.Table) -> bytes:
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd")
     return file.getvalue()

@@ -1,6 +1,6 @@
 """Reads files by path or URI: `/a/path`, `file:///a/path`, `s3://bucket/prefix`.
 
-S3 credentials, region and endpoint come from the usual AWS variables, `AWS_ENDPOINT_URL` included.
+S3 credentials, region and endpoint come from the usual AWS environment variables, including `AWS_ENDPOINT_URL`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pyarrow import ArrowInvalid, fs
 from higgs_model.errors import BadInput
 from higgs_model.script.voices import Voices
 
-_ATTEMPTS = 10
+_MAX_ATTEMPTS = 10
 _SCHEMES = ("s3://", "file://", "gs://")
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the file system of a path or URI, and the path in it.
+    """Return the file system of a path or URI, and the path on it.
 
     Raises:
         BadInput: the scheme is not supported.
@@ -31,13 +31,13 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         options = {"endpoint_override": host, "scheme": scheme or "https", "region": region}
         chosen = {name: value for name, value in options.items() if value}
-        retries = fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+        retries = fs.AwsStandardS3RetryStrategy(max_attempts=_MAX_ATTEMPTS)
         return fs.S3FileSystem(retry_strategy=retries, **chosen), uri.removeprefix("s3://").rstrip("/")
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (ArrowInvalid, OSError) as error:
-        known = ", ".join(_SCHEMES)
-        raise BadInput(f"{uri!r} cannot be opened: {error}; wanted a path, or a URI with {known}") from error
+        supported = ", ".join(_SCHEMES)
+        raise BadInput(f"{uri!r} cannot be opened: {error}; wanted a path, or a URI with {supported}") from error
     return filesystem, path
 
 
@@ -48,13 +48,13 @@ class UriVoiceStore:
     uri: str
 
     def names(self) -> list[str]:
-        """Return the names of the files, without reading any."""
+        """Return the names of all files, without reading any."""
         filesystem, path = resolve(self.uri)
         found = filesystem.get_file_info(fs.FileSelector(path))
         return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
     def read(self, name: str) -> bytes:
-        """Return the content of one file."""
+        """Return the content of a file."""
         filesystem, path = resolve(self.uri)
         with filesystem.open_input_stream(f"{path}/{name}") as file:
             content: bytes = file.read()
@@ -88,13 +88,14 @@ def resolve_relative(folder: str, uri: str) -> str:
 
 
 def open_voices(uri: str | None, folder: str = ".") -> Voices:
-    """Open a voice library, and read the reference recordings that rows bring along.
+    """Open a voice library, which can also read the one-off reference recordings (`ref_audio`) of rows.
 
     Args:
-        folder: what relative paths in rows are relative to.
+        uri: path or URI of the library; None for one-off recordings only.
+        folder: folder that relative paths in rows are relative to.
 
     Raises:
-        BadInput: the library does not exist.
+        BadInput: the library does not exist, or cannot be reached.
     """
 
     def read_reference(name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Batches small asynchronous calls that are cheaper together."""
+"""Batches small asynchronous calls that are cheaper to process together."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Result = TypeVar("Result")
 
 
 class CallBatcher(Generic[Item, Result]):
-    """Collects the items of concurrent calls for a moment and processes them in one call.
+    """Collects the items of concurrent calls for a short time and processes them in one call.
 
     Args:
-        process: returns one result per item, in order.
-        delay_s: how long to collect items.
+        process: function of a batch of items that returns one result per item, in order.
+        delay_s: how long to collect items after the first one.
     """
 
     def __init__(self, process: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], delay_s: float) -> None:
@@ -25,7 +25,7 @@ class CallBatcher(Generic[Item, Result]):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def call(self, item: Item) -> Result:
-        """Return the result for one item, or raise what processing its batch raised."""
+        """Return the result of one item, or raise the error that its batch raised."""
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._items.append((item, result))
         if self._next_batch is None:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         manifest = open_manifest(settings.manifest)
         if settings.dry_run:
             return dry_run(settings, manifest)
-        # Report early whatever cannot be opened.
+        # Fail early if anything cannot be opened.
         RowProcessor(settings)
         if settings.check is not None:
             find_check(settings.check)
@@ -62,7 +62,7 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
     """Run a job with valid settings; return the exit status.
 
     Args:
-        factory: builds the workers' synthesizers; default: `load_synthesizer`.
+        factory: a `SynthesizerFactory`; default: `load_synthesizer`.
     """
     import ray
 
@@ -71,13 +71,13 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
     owns_ray = not ray.is_initialized()
     if owns_ray:
         connect()
-    started, start_s = datetime.now(UTC), time.monotonic()
-    folder = open_storage(settings.output)
-    folder.remove_partial("audio")
+    started_at, start_s = datetime.now(UTC), time.monotonic()
+    output = open_storage(settings.output)
+    output.remove_partial("audio")
     stop, job = GracefulStop(settings.grace_s), None
     try:
-        run_id = f"{started:%Y%m%d%H%M%S}-{uuid.uuid4().hex[:6]}"
-        # A cluster that was joined may grow, by autoscaling or by hand; a local one does not.
+        run_id = f"{started_at:%Y%m%d%H%M%S}-{uuid.uuid4().hex[:6]}"
+        # An existing cluster may grow, by autoscaling or by hand; a local one does not.
         local = owns_ray and not os.environ.get("RAY_ADDRESS")
         job = JobRun(settings, manifest, factory or load_synthesizer, run_id, fixed_size=local)
         print_status(f"{job.num_rows} rows, {job.pool.num_workers} workers with {job.pool.slots} slots each")
@@ -86,8 +86,8 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
         with stop.draining(job.ledger):
             job.execute(Progress())
         totals, engines = ray.get(job.ledger.snapshot.remote())
-        for place in ("audio", RESULTS):
-            folder.remove_partial(place)
+        for subfolder in ("audio", RESULTS):
+            output.remove_partial(subfolder)
     except KeyboardInterrupt:
         print_status("stopped; run the same command again to resume")
         return JOB_FAILED
@@ -100,20 +100,20 @@ def run(settings: JobSettings, manifest: Manifest, factory: Any = None) -> int:
     finally:
         if owns_ray:
             ray.shutdown()
-    summary = summarize(settings, totals, engines, started, time.monotonic() - start_s)
-    folder.write("job.json", json.dumps(summary, indent=2).encode())
-    return report(settings, folder.locate(RESULTS), summary, stopped=stop.asked.is_set())
+    summary = summarize(settings, totals, engines, started_at, time.monotonic() - start_s)
+    output.write("job.json", json.dumps(summary, indent=2).encode())
+    return report(settings, output.locate(RESULTS), summary, stopped=stop.requested.is_set())
 
 
 class GracefulStop:
-    """Handles SIGTERM: no more rows start, and running ones have `grace_s` seconds to finish."""
+    """Handles SIGTERM: no more rows start, and running rows have `grace_s` seconds to finish before SIGINT."""
 
     def __init__(self, grace_s: float) -> None:
-        self._grace_s, self.asked = grace_s, threading.Event()
+        self._grace_s, self.requested = grace_s, threading.Event()
         self._ledger: Any = None
 
     def draining(self, ledger: Any) -> GracefulStop:
-        """Handle SIGTERM inside a `with` block by draining a job's ledger."""
+        """Return a context manager in which SIGTERM drains a job's ledger."""
         self._ledger = ledger
         return self
 
@@ -124,9 +124,9 @@ class GracefulStop:
         signal.signal(signal.SIGTERM, self._previous_handler)
 
     def _drain(self, number: int, frame: FrameType | None) -> None:
-        if self.asked.is_set():
+        if self.requested.is_set():
             return
-        self.asked.set()
+        self.requested.set()
         print_status(f"received SIGTERM: running rows have {self._grace_s:.0f} s to finish")
         self._ledger.drain.remote()
         timer = threading.Timer(self._grace_s, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -135,12 +135,12 @@ class GracefulStop:
 
 
 def summarize(
-    settings: JobSettings, totals: Any, engines: dict[str, dict[str, float]], started: datetime, seconds: float
+    settings: JobSettings, totals: Any, engines: dict[str, dict[str, float]], started_at: datetime, seconds: float
 ) -> dict[str, Any]:
-    """Return the content of `job.json`."""
+    """Return the content of `job.json`: totals, throughput, settings and versions."""
     metrics = list(engines.values())
     return {
-        "started": started.isoformat(timespec="seconds"),
+        "started": started_at.isoformat(timespec="seconds"),
         "elapsed_s": round(seconds, 3),
         "working_s": round(totals.working_s, 3),
         "rows": totals.rows,
@@ -165,7 +165,7 @@ def _mean(engines: Sequence[Mapping[str, float]], name: str) -> float | None:
 
 
 def report(settings: JobSettings, results: str, summary: dict[str, Any], *, stopped: bool) -> int:
-    """Print a summary; return the exit status."""
+    """Print the summary of a run; return the exit status."""
     print_status(
         f"{summary['ok']} ok, {summary['flagged']} flagged, {summary['failed']} failed, "
         f"{summary['skipped']} already done; "
@@ -184,5 +184,5 @@ def report(settings: JobSettings, results: str, summary: dict[str, Any], *, stop
 
 
 def _last_line(error: Exception) -> str:
-    """Return the last line of an error, whose text may be a whole traceback."""
+    """Return the last line of an error; the messages of Ray's errors contain entire tracebacks."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1][:300]}"

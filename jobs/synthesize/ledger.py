@@ -1,14 +1,14 @@
-"""Tracks which rows are done, running, or must not be retried: the one actor that all workers talk to.
+"""Tracks which rows are done, running, or must not be retried: the single actor that all workers call.
 
     worker:  claim(row) ─▶ RUN | SKIP | …      …synthesis…      commit(result) ─▶ the result is stored
 
-A worker claims a row before it does anything for it, so a row that was claimed and never committed has lost its worker.
-Nobody knows which of a lost worker's rows was the cause, so all of them are suspects. A suspect runs again without
-another suspect beside it; one that loses a second worker runs a last time alone. A row fails because of lost workers
-only if it lost two, and nothing else ran beside it in the last one.
+A worker claims a row before it starts to synthesize it, so a row that is claimed again without having been committed
+has lost its worker. Which of a lost worker's rows was the cause is unknown, so all of them are suspects. A suspect is
+retried with no other suspect on the same worker; if it loses a second worker, which also ran other rows, it is retried
+alone. A row fails because of lost workers only if it lost at least two, and was the only row on the last one.
 
-Results are written as they arrive, in batches when they arrive fast, and a worker is told that a row is committed only
-once its result is stored.
+Results are written as they arrive, in batches when they arrive fast. A commit returns only after its results are
+stored.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from jobs.storage.result_table import ResultTable
 from jobs.synthesize.call_batching import CallBatcher
 
 DUPLICATE = "duplicate_id"
-"""`error_type` of a row whose id an earlier row of the manifest has."""
+"""`error_type` of a row that has the same id as an earlier row of the manifest."""
 MAX_LOST_WORKERS = 2
-"""Workers that a row may lose before it fails; in the last one it ran alone."""
+"""Workers that a row may lose before it fails, if it ran alone on the last one."""
 _EXTRA_LOADING_FAILURES = 3
-"""Workers, in addition to their number, that may die while they load the model before the job fails."""
+"""Workers that may die while loading the model before the job fails, in addition to the number of workers."""
 _MIN_COMMIT_INTERVAL_S, _MAX_COMMIT_INTERVAL_S, _COMMITS_PER_RUN = 0.2, 10.0, 500
 
 
 class Admission(enum.Enum):
-    """Whether, and beside which other rows, a worker may run a row."""
+    """Whether a worker may run a row, and with which other rows running on it."""
 
     RUN = "run"
     RUN_AS_SUSPECT = "run_as_suspect"
-    """It was running when a worker was lost: run it without another suspect beside it."""
+    """It was running when a worker was lost: run it with no other suspect on the worker."""
     RUN_ALONE = "run_alone"
-    """That happened more than once: run it without any other row beside it."""
+    """That happened more than once: run it with no other row on the worker."""
     SKIP = "skip"
     """It is done, in this run or an earlier one."""
     REJECT = "reject"
@@ -52,7 +52,7 @@ class Admission(enum.Enum):
 
     @property
     def runs(self) -> bool:
-        """Whether the row may run at all."""
+        """Whether the worker may run the row, in some mode."""
         return self in (Admission.RUN, Admission.RUN_AS_SUSPECT, Admission.RUN_ALONE)
 
 
@@ -61,14 +61,15 @@ class RowClaim:
     """A worker's request to run a row.
 
     Attributes:
-        number: of the row in the manifest.
-        worker: unique per process; a restarted worker has a new one.
-        mode: how the worker is ready to run it: RUN, RUN_AS_SUSPECT or RUN_ALONE.
-        chars: approximate length of its text.
+        number: number of the row in the manifest.
+        row_id: the row's `id`.
+        worker: name of the worker, unique per process: a restarted worker has a new one.
+        mode: the mode that the worker is ready to run the row in: RUN, RUN_AS_SUSPECT or RUN_ALONE.
+        chars: approximate length of the row's text.
     """
 
     number: int
-    identity: str
+    row_id: str
     script_sha256: str
     worker: str
     mode: Admission = Admission.RUN
@@ -77,9 +78,12 @@ class RowClaim:
 
 @dataclasses.dataclass
 class Totals:
-    """Counts of all rows so far.
+    """Counts of rows, characters and audio so far.
 
-    `working_s` is the time from when the first worker had loaded the model to the latest result.
+    Attributes:
+        skipped: rows that an earlier run finished.
+        chars_done: characters of the rows that this run finished.
+        working_s: seconds from when the first worker had loaded the model to the latest result.
     """
 
     rows: int = 0
@@ -99,7 +103,14 @@ class Totals:
 
 
 class Ledger:
-    """The job makes it a Ray actor; it is plain asyncio, so that tests need no cluster."""
+    """The state of all rows of one run. Jobs run it as a Ray actor; it is plain asyncio, so that tests need no cluster.
+
+    Args:
+        output: path or URI of the job's output folder.
+        schema: schema of the results.
+        run_id: unique per run; the latest run owns the output folder.
+        overwrite: delete the results of earlier runs instead of resuming.
+    """
 
     def __init__(self, output: str, schema: pa.Schema, run_id: str, *, overwrite: bool = False) -> None:
         self._results = ResultTable(open_storage(output), schema, run_id)
@@ -111,7 +122,7 @@ class Ledger:
         self.totals = Totals()
         self._ended, self._num_workers = bytearray(), 0
         self._claims: dict[int, tuple[int, str]] = {}
-        """For each row that was claimed and has not ended: the number of claims, and the latest worker."""
+        """For each claimed row without a result: the number of claims, and the latest worker."""
         self._rows_of: dict[str, set[int]] = {}
         """For each worker: the rows that it is running, or was running when it was lost."""
         self._loading: set[str] = set()
@@ -124,7 +135,7 @@ class Ledger:
         self._engines: dict[str, dict[str, float]] = {}
 
     def set_expected(self, rows: int, chars: int, num_workers: int) -> int:
-        """Set the size of the job; return how many rows earlier runs have finished."""
+        """Set the size of the job; return the number of rows that earlier runs finished."""
         self.totals.rows, self.totals.chars = rows, chars
         self._ended, self._num_workers = bytearray(rows), num_workers
         return len(self._results.finished)
@@ -134,7 +145,7 @@ class Ledger:
         self._loading.add(worker)
 
     def worker_loaded(self, worker: str) -> None:
-        """Record that a worker has loaded the model, which shows that it can be loaded."""
+        """Record that a worker has loaded the model; earlier failures to load it no longer count."""
         self._loading.discard(worker)
         self._ready_s = self._ready_s or time.monotonic()
         self._lost_loading.clear()
@@ -143,11 +154,11 @@ class Ledger:
         """Decide about rows that a worker wants to run.
 
         Returns:
-            For each row its claim's mode, which means that the worker runs it now; anything else means that it does
+            One decision per claim. If it equals the claim's mode, the worker must run the row now; otherwise it must
             not.
 
         Raises:
-            RuntimeError: one worker after the other dies while it loads the model.
+            RuntimeError: too many workers have died while they loaded the model.
         """
         return list(await asyncio.gather(*map(self._claim, claims)))
 
@@ -157,25 +168,25 @@ class Ledger:
             return Admission.SKIP
         if self._draining:
             return Admission.DEFER
-        finished = self._results.finished.get(claim.identity)
+        finished = self._results.finished.get(claim.row_id)
         if finished is not None:
             if finished.script_sha256 == claim.script_sha256:
                 self._ended[number] = 1
                 self.totals.skipped += 1
                 self.totals.chars_skipped += claim.chars
                 return Admission.SKIP
-            await self._outdated.call(claim.identity)
-        lost, admission = self._admit(number)
+            await self._outdated.call(claim.row_id)
+        num_lost, admission = self._admit(number)
         if admission is claim.mode:
-            self._claims[number] = lost + 1, claim.worker
+            self._claims[number] = num_lost + 1, claim.worker
             self._rows_of.setdefault(claim.worker, set()).add(number)
         return admission
 
     def _admit(self, number: int) -> tuple[int, Admission]:
-        """Return how many workers a row has lost, and how it may run."""
+        """Return the number of workers that a row has lost, and whether and how it may run."""
         if number not in self._claims:
             return 0, Admission.RUN
-        lost, worker = self._claims[number]
+        num_lost, worker = self._claims[number]
         if worker in self._loading:
             self._lost_loading.add(worker)
             if len(self._lost_loading) > self._num_workers + _EXTRA_LOADING_FAILURES:
@@ -183,13 +194,13 @@ class Ledger:
                     f"{len(self._lost_loading)} workers died while they loaded the model; "
                     "most likely it does not fit into memory"
                 )
-            return lost - 1, Admission.RUN if lost == 1 else Admission.RUN_AS_SUSPECT
-        if lost < MAX_LOST_WORKERS:
-            return lost, Admission.RUN_AS_SUSPECT
-        return lost, Admission.REJECT if self._rows_of[worker] == {number} else Admission.RUN_ALONE
+            return num_lost - 1, Admission.RUN if num_lost == 1 else Admission.RUN_AS_SUSPECT
+        if num_lost < MAX_LOST_WORKERS:
+            return num_lost, Admission.RUN_AS_SUSPECT
+        return num_lost, Admission.REJECT if self._rows_of[worker] == {number} else Admission.RUN_ALONE
 
     async def commit(self, results: Sequence[tuple[int, int, Mapping[str, Any]]]) -> None:
-        """Store results: row number, characters, and result row of each. They are durable when this returns."""
+        """Store results, each a row number, number of characters and result row; they are durable when this returns."""
         await asyncio.gather(*(self._commit(*result) for result in results))
 
     async def _commit(self, number: int, chars: int, row: Mapping[str, Any]) -> None:
@@ -200,23 +211,23 @@ class Ledger:
         _, worker = self._claims.pop(number, (0, ""))
         self._rows_of.get(worker, set()).discard(number)
         if row["id"] in self._results.finished and row["error_type"] != DUPLICATE:
-            # It succeeded in an earlier run and is invalid now.
+            # An earlier run finished it, and it has become invalid since.
             await self._outdated.call(row["id"])
         self._count(chars, row)
         await self._commits.call(row)
 
     async def _append(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[None]:
-        """Write a batch. Long runs collect rows for longer, so that the number of files stays bounded."""
+        """Write a batch. The longer a run, the longer rows are collected, so that the number of files stays bounded."""
         running_s = time.monotonic() - self._started_s
         self._commits.delay_s = min(max(running_s / _COMMITS_PER_RUN, _MIN_COMMIT_INTERVAL_S), _MAX_COMMIT_INTERVAL_S)
         async with self._storage_lock:
             await asyncio.to_thread(self._results.append, rows)
         return [None] * len(rows)
 
-    async def _remove(self, identities: Sequence[str]) -> Sequence[None]:
+    async def _remove(self, row_ids: Sequence[str]) -> Sequence[None]:
         async with self._storage_lock:
-            await asyncio.to_thread(self._results.remove, identities)
-        return [None] * len(identities)
+            await asyncio.to_thread(self._results.remove, row_ids)
+        return [None] * len(row_ids)
 
     def _count(self, chars: int, row: Mapping[str, Any]) -> None:
         status = str(row["status"])
@@ -227,7 +238,7 @@ class Ledger:
             self.totals.working_s = time.monotonic() - self._ready_s
 
     def report_engine(self, worker: str, metrics: Mapping[str, float]) -> None:
-        """Record a worker's engine metrics, and its occupancy as of when rows were still waiting to be claimed."""
+        """Record the metrics of a worker's engine, and the last occupancy while unclaimed rows were left."""
         recorded = dict(metrics)
         if "occupancy" in recorded:
             previous = self._engines.get(worker, {}).get("occupancy_while_rows_waited", recorded["occupancy"])
@@ -236,7 +247,7 @@ class Ledger:
         self._engines[worker] = recorded
 
     def report_failure(self, reason: str) -> None:
-        """Record why the job cannot continue; the first reason is kept."""
+        """Record why the job cannot continue; only the first reason is stored."""
         self._failure_reason = self._failure_reason or reason
 
     def failure_reason(self) -> str:
@@ -248,7 +259,7 @@ class Ledger:
         self._draining = True
 
     async def flush(self) -> None:
-        """Wait until every committed result is stored, even if the worker that committed it was lost since."""
+        """Wait until every committed result is stored, even if the worker that committed it has been lost since."""
         await self._commits.drain()
 
     def snapshot(self) -> tuple[Totals, dict[str, dict[str, float]]]:

@@ -27,16 +27,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from higgs_model.errors import BadInput
 from jobs.runtime.ray_cluster import THREADS_PER_CPU_WORKER
 from jobs.storage.manifest import LINE, Manifest, estimate_chars, parse_lines
-from jobs.storage.result_table import schema_for
+from jobs.storage.result_table import result_schema
 from jobs.synthesize.ledger import Ledger
 from jobs.synthesize.metrics import JobMetrics
 from jobs.synthesize.progress import Progress
 from jobs.synthesize.settings import JobSettings
 from jobs.synthesize.synthesizer_factory import Capacity
-from jobs.synthesize.worker import ROWS_PER_SLOT, Factory, RowLocation, SynthesisWorker
+from jobs.synthesize.worker import ROWS_PER_SLOT, RowLocation, SynthesisWorker, SynthesizerFactory
 
 _UNIT_CHARS = 900
-"""Maximum text of a unit of several rows: about a minute of speech."""
+"""Maximum text length of a unit with several rows: about a minute of speech."""
 _MAX_UNIT_ROWS = 64
 _MIN_UNITS_PER_CALL = 8
 """Rows share a unit only if at least this many units per concurrent row remain."""
@@ -47,10 +47,10 @@ _POLL_INTERVAL_S, _REASON_TIMEOUT_S = 0.5, 10.0
 
 
 class WorkerPool:
-    """The number of workers, and the resources of each.
+    """The number of workers of a job and the resources of each, from the settings and the cluster.
 
     Args:
-        fixed_size: whether the cluster cannot grow.
+        fixed_size: the cluster cannot grow.
 
     Raises:
         BadInput: the cluster cannot grow, and has too few GPUs.
@@ -62,7 +62,7 @@ class WorkerPool:
         self.gpus_per_worker = (
             settings.gpus_per_worker if settings.gpus_per_worker is not None else (1.0 if gpus else 0.0)
         )
-        by_gpu = int(gpus // self.gpus_per_worker) if self.gpus_per_worker else 0
+        workers_by_gpu = int(gpus // self.gpus_per_worker) if self.gpus_per_worker else 0
         wanted = self.gpus_per_worker * (settings.workers or 1)
         if fixed_size and wanted > gpus:
             raise BadInput(
@@ -70,10 +70,10 @@ class WorkerPool:
                 f"machine has {gpus:g}; lower --workers or --gpus-per-worker"
             )
         self.num_workers = settings.workers or max(
-            by_gpu if self.gpus_per_worker else int(cpus // THREADS_PER_CPU_WORKER), 1
+            workers_by_gpu if self.gpus_per_worker else int(cpus // THREADS_PER_CPU_WORKER), 1
         )
         self.slots = settings.max_batch or (_CUDA_SLOTS if self.gpus_per_worker else _CPU_SLOTS)
-        # Leaves a core for the tasks that read the manifest, even if there are only two.
+        # Leave a core for the tasks that read the manifest, even if there are only two.
         self.cpus_per_worker = 0 if self.gpus_per_worker or cpus <= self.num_workers else 1
         self.threads = None if self.gpus_per_worker else THREADS_PER_CPU_WORKER
 
@@ -98,7 +98,7 @@ def read_blocks(manifest: Manifest, limit: int | None) -> list[Any]:
 
 @ray.remote(num_cpus=1)
 def scan_block(block: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Return, for every row of a block, a hash of its id (0 if it has none) and the approximate length of its text."""
+    """Return for every row of a block a hash of its id (0 if it has none) and the approximate length of its text."""
     if block.column_names == [LINE]:
         rows = [next(parse_lines(line), {}) for line in block[LINE].to_pylist()]
     else:
@@ -107,10 +107,10 @@ def scan_block(block: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     return np.array(ids, np.uint64), np.array([estimate_chars(row) for row in rows], np.int64)
 
 
-def _hash_id(identity: object) -> int:
-    if not isinstance(identity, str) or not identity:
+def _hash_id(row_id: object) -> int:
+    if not isinstance(row_id, str) or not row_id:
         return 0
-    raw = identity.encode("utf-8", "surrogatepass")
+    raw = row_id.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
 
 
@@ -146,7 +146,13 @@ class JobRun:
     """One run of a job on the cluster that Ray is connected to."""
 
     def __init__(
-        self, settings: JobSettings, manifest: Manifest, factory: Factory, run_id: str, *, fixed_size: bool = False
+        self,
+        settings: JobSettings,
+        manifest: Manifest,
+        factory: SynthesizerFactory,
+        run_id: str,
+        *,
+        fixed_size: bool = False,
     ) -> None:
         self.settings, self.factory = settings, factory
         self._metrics = JobMetrics(run_id)
@@ -154,21 +160,21 @@ class JobRun:
         # A row may take hours, and a task ends with the last row of its unit.
         context.execution_no_progress_timeout_s = -1
         context.enable_progress_bars = False
-        # Otherwise each running task has a thread that polls the process's memory map.
+        # Otherwise each running task starts a thread that polls the memory map of the process.
         context.memory_usage_poll_interval_s = None
-        # Constructors load nothing, so a worker that dies in one has lost its node.
+        # The constructor loads nothing, so a worker that dies in it has lost its node.
         context.max_consecutive_actor_init_deaths = _MAX_LOST_NODES
         self.pool = WorkerPool(settings, fixed_size=fixed_size)
         self._blocks = read_blocks(manifest, settings.limit)
         scanned = ray.get([scan_block.remote(block) for block in self._blocks])
         self._ids, self._chars = [ids for ids, _ in scanned], [chars for _, chars in scanned]
         self.num_rows = sum(len(ids) for ids in self._ids)
-        # On the driver's node, whose loss ends the job anyway; Ray would place it on any node.
+        # On the driver's node, the loss of which ends the job anyway; Ray would place it on any node.
         driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.ledger = (
             ray.remote(Ledger)
             .options(num_cpus=0, max_concurrency=1000, scheduling_strategy=driver_node)
-            .remote(settings.output, schema_for(manifest.schema), run_id, overwrite=settings.overwrite)
+            .remote(settings.output, result_schema(manifest.schema), run_id, overwrite=settings.overwrite)
         )
         chars = int(sum(block.sum() for block in self._chars))
         self.num_finished: int = ray.get(self.ledger.set_expected.remote(self.num_rows, chars, self.pool.num_workers))
@@ -176,7 +182,8 @@ class JobRun:
     def dataset(self) -> Dataset:
         """Return the lazy dataset whose execution is the job."""
         units = [{"unit": pickle.dumps(unit)} for unit in plan_units(self._ids, self._chars, self.pool)]
-        calls = self.pool.rows_per_worker
+        # Every unit has at least one row, so this many concurrent calls keep all slots busy.
+        max_calls = self.pool.rows_per_worker
         return ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
             SynthesisWorker,
             fn_constructor_kwargs={
@@ -190,12 +197,14 @@ class JobRun:
             num_gpus=self.pool.gpus_per_worker or None,
             num_cpus=self.pool.cpus_per_worker,
             compute=ActorPoolStrategy(
-                size=self.pool.num_workers, max_concurrent_calls_per_actor=calls, max_tasks_in_flight_per_actor=calls
+                size=self.pool.num_workers,
+                max_concurrent_calls_per_actor=max_calls,
+                max_tasks_in_flight_per_actor=max_calls,
             ),
         )
 
     def execute(self, progress: Progress) -> None:
-        """Run to the end, reporting progress."""
+        """Run the job to its end and report progress."""
         start_s, finished = time.monotonic(), threading.Event()
 
         def report() -> None:

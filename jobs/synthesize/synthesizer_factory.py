@@ -21,8 +21,8 @@ class Capacity:
     """The resources of one worker.
 
     Attributes:
-        slots: concurrent requests of its engine.
-        threads: CPU threads; None: torch's default.
+        slots: maximum number of concurrent requests of its engine.
+        threads: number of CPU threads; None for torch's default.
     """
 
     slots: int
@@ -47,7 +47,7 @@ def load_synthesizer(settings: JobSettings, capacity: Capacity) -> Synthesizer:
 
 
 def synthesis_settings(settings: JobSettings) -> SynthesisSettings:
-    """Return the part of a job's settings that concerns synthesis.
+    """Return the synthesizer's settings from a job's settings.
 
     Raises:
         BadInput: the check does not exist.
@@ -69,23 +69,23 @@ def find_check(name: str) -> TranscriptCheck:
     """Import the check of takes named `module:callable`; see `higgs_model.audio.gate.TranscriptCheck`.
 
     Raises:
-        BadInput: it does not exist, or cannot be called.
+        BadInput: it cannot be imported, or is not callable.
     """
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        check = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise BadInput(f"--check {name!r} cannot be imported: {error}; wanted module:callable") from error
-    if not callable(found):
+    if not callable(check):
         raise BadInput(f"--check {name!r} is not callable")
-    return cast("TranscriptCheck", found)
+    return cast("TranscriptCheck", check)
 
 
 def check_local_model(name: str) -> None:
-    """Check that a model given as a path exists. Hub repositories are checked when they are loaded.
+    """Check that a model that is given as a path exists; Hub repositories are checked when they are loaded.
 
     Raises:
-        BadInput: it does not.
+        BadInput: the path is not a checkpoint folder.
     """
     path = Path(name).expanduser()
     is_path = path.exists() or name.startswith(("/", "./", "../", "~"))

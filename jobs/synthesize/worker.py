@@ -1,10 +1,10 @@
 """The actor of the batch job: units of rows in, audio files and result rows out.
 
 A worker holds one `Synthesizer` and keeps its engine full: the rows of all units that Ray has assigned to it run
-concurrently, on an event loop of the worker's own, which Ray never blocks. Whatever happens to a row becomes that row's
-result. Engine failures do not: after an out-of-memory error the engine is rebuilt with half the slots; when it fails
-otherwise, too often, the worker exits, and Ray starts another. The driver only refers to this class, so torch is
-imported where it is used, in the worker.
+concurrently, on a separate event loop that Ray never blocks. Errors of a row become that row's result. Engine failures
+do not: after an out-of-memory error the engine is rebuilt with half the slots; after any other failure it is rebuilt
+unchanged, until the third one ends the process and Ray starts another worker. The driver only refers to this class, so
+torch is imported where it is used, in the worker.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from jobs.synthesize.synthesizer_factory import Capacity
 logger = logging.getLogger(__name__)
 
 ROWS_PER_SLOT = 2
-"""Concurrent rows per slot: while one's take is decoded and checked, another one is generated."""
+"""Concurrent rows per slot: while the take of one row is decoded and checked, the slot generates for another."""
 _LEDGER_CALL_INTERVAL_S = 0.03
 """Calls to the ledger are batched."""
 _MAX_ENGINE_FAILURES = 3
 
-Factory = Callable[[JobSettings, Capacity], SynthesizerProtocol]
-"""Builds a worker's synthesizer."""
+SynthesizerFactory = Callable[[JobSettings, Capacity], SynthesizerProtocol]
+"""Builds the synthesizer of a worker."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RowLocation:
-    """A row's number in the manifest, its block, and its index in that block."""
+    """A row's number in the manifest, its block, its index in that block, and whether an earlier row has its id."""
 
     number: int
     block: int
@@ -57,13 +57,13 @@ class RowLocation:
 
 
 class SynthesisWorker:
-    """Ray Data runs this in a process of its own and calls it with one unit of rows at a time.
+    """A callable class for Ray Data's actor pool; each call processes one unit of rows.
 
     Args:
-        blocks: references to the manifest's blocks in Ray's object store: tables, or lines.
+        blocks: references to the manifest's blocks in Ray's object store: tables of rows, or of JSON lines.
         ledger: handle of the job's `Ledger` actor.
         factory: builds the synthesizer.
-        capacity: of this worker.
+        capacity: resources of this worker.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SynthesisWorker:
         settings: JobSettings,
         blocks: Sequence[Any],
         ledger: Any,
-        factory: Factory,
+        factory: SynthesizerFactory,
         capacity: Capacity,
     ) -> None:
         self._blocks, self._ledger, self._factory, self._capacity = blocks, ledger, factory, capacity
@@ -82,14 +82,14 @@ class SynthesisWorker:
         self._loop = asyncio.new_event_loop()
         self._load_lock = asyncio.Lock()
         self._concurrency = WorkerConcurrency(ROWS_PER_SLOT * capacity.slots)
-        # Not Ray's actor id, which a restarted actor keeps.
+        # Not Ray's actor id, which survives a restart of the actor.
         self._name = uuid.uuid4().hex
         self._claims = CallBatcher(self._claim_batch, _LEDGER_CALL_INTERVAL_S)
         self._commits = CallBatcher(self._commit_batch, _LEDGER_CALL_INTERVAL_S)
         threading.Thread(target=self._loop.run_forever, name="rows", daemon=True).start()
 
     async def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Process the rows of a unit. Returns only their number, because results go through the ledger."""
+        """Process the rows of a unit. Return only their number, because results go through the ledger."""
         locations = [location for unit in batch["unit"] for location in pickle.loads(unit)]
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._process_unit(locations), self._loop))
         return {"rows": np.array([len(locations)])}
@@ -100,7 +100,7 @@ class SynthesisWorker:
                 rows = await asyncio.to_thread(self._scan_rows, locations)
             await asyncio.gather(*map(self._process_row, rows))
         except Exception as error:
-            # Ray keeps only the traceback of an error that ends the job, so the reason goes to the ledger.
+            # From an error that ends the job, the driver gets only a traceback, so the ledger records the reason.
             cause = getattr(error, "cause", None) or error
             await self._ledger.report_failure.remote(f"{type(cause).__name__}: {cause}".partition("\n")[0])
             raise
@@ -124,7 +124,7 @@ class SynthesisWorker:
         return rows
 
     async def _process_row(self, scanned: ScannedRow) -> None:
-        """Run a row to its end: beside others or, if it may have caused the loss of workers, without them."""
+        """Process a row: concurrently with others or, if it may have killed workers, isolated from them."""
         valid = scanned.outcome
         if isinstance(valid, InvalidRow):
             return await self._commit(scanned, self._processor.failed_result(scanned.row, valid))
@@ -137,7 +137,7 @@ class SynthesisWorker:
         return None
 
     async def _claim_and_run(self, scanned: ScannedRow, valid: ValidatedRow, mode: Admission) -> Admission:
-        """Run a row if the ledger admits it in this mode. Returns SKIP when it is done, else the ledger's decision."""
+        """Run a row if the ledger admits it in this mode. Return SKIP if it is done, else the ledger's decision."""
         async with self._concurrency.enter(mode) as leave_early:
             claim = RowClaim(scanned.number, valid.script.id, valid.sha256, self._name, mode, scanned.chars)
             admission = await self._claims.call(claim)
@@ -161,7 +161,7 @@ class SynthesisWorker:
         return [None] * len(results)
 
     async def _synthesize(self, row: Row, valid: ValidatedRow) -> Mapping[str, Any]:
-        """Return the result of a row, whatever happens to it."""
+        """Return the result row, a failed one if the row cannot be synthesized."""
         while True:
             synthesizer = await self._get_synthesizer()
             try:
@@ -180,7 +180,7 @@ class SynthesisWorker:
                 return self._processor.failed_result(row, internal, valid)
 
     async def _get_synthesizer(self) -> SynthesizerProtocol:
-        """Return the synthesizer, loading it for the first row: a job with nothing to do loads no model."""
+        """Return the synthesizer; load it at the first row, so that a job with nothing to do loads no model."""
         async with self._load_lock:
             if self._synthesizer is None:
                 await self._ledger.worker_loading.remote(self._name)
@@ -189,7 +189,7 @@ class SynthesisWorker:
             return self._synthesizer
 
     async def _replace_synthesizer(self, failed: SynthesizerProtocol, error: Exception) -> None:
-        """Close a synthesizer whose engine has failed, unless another row has already done so."""
+        """Close a synthesizer with a failed engine, unless another row has done so; the next row loads a new one."""
         async with self._load_lock:
             if self._synthesizer is not failed:
                 return
@@ -205,7 +205,7 @@ class SynthesisWorker:
                 self._num_engine_failures += 1
                 logger.error("the engine failed: %s", error, exc_info=error)
             if self._num_engine_failures >= _MAX_ENGINE_FAILURES:
-                # Ray would retry an exception in this process; it replaces a process that exits.
+                # After an exception, Ray would retry in this process; a process that exits is replaced.
                 os._exit(1)
             await asyncio.to_thread(failed.close)
             self._synthesizer = None
@@ -219,7 +219,7 @@ class SynthesisWorker:
 
 @dataclasses.dataclass(frozen=True)
 class ScannedRow:
-    """A row that was read: the approximate length of its text, and the result of validation."""
+    """A row of the manifest with the approximate length of its text and the result of its validation."""
 
     number: int
     row: Row
@@ -228,7 +228,7 @@ class ScannedRow:
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions of an engine that cannot continue. Without torch imported, none can have been raised."""
+    """Return the exceptions after which an engine cannot continue; none can occur before torch is imported."""
     if "torch" not in sys.modules:
         return ()
     import torch
@@ -246,37 +246,38 @@ class WorkerConcurrency:
     """
 
     def __init__(self, rows: int) -> None:
-        self._limit, self._suspects = asyncio.Semaphore(rows), asyncio.Lock()
+        self._limit, self._suspect_lock = asyncio.Semaphore(rows), asyncio.Lock()
         self._num_running = 0
-        self._idle, self._open = asyncio.Event(), asyncio.Event()
+        self._idle, self._admitting = asyncio.Event(), asyncio.Event()
         self._idle.set()
-        self._open.set()
+        self._admitting.set()
 
     def limit(self) -> asyncio.Semaphore:
-        """Return the semaphore that is held while rows are scanned, or run without being suspects."""
+        """Return the semaphore to hold while rows are scanned; rows that are not suspects hold it while they run."""
         return self._limit
 
     @contextlib.asynccontextmanager
     async def enter(self, mode: Admission) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
-        """Run beside other rows (RUN), beside no other suspect (RUN_AS_SUSPECT), or beside nothing (RUN_ALONE).
+        """Wait until a row may run: concurrently (RUN), as the only suspect (RUN_AS_SUSPECT), or alone (RUN_ALONE).
 
-        Yields a function that admits the next row early. The row still counts as running for rows that want to be
-        alone until the context ends, after its result is stored.
+        Yields:
+            A function that admits the next row early. For rows that must run alone, this one counts as running until
+            the context ends, after its result is stored.
         """
-        async with contextlib.AsyncExitStack() as held:
-            await held.enter_async_context(self._limit if mode is Admission.RUN else self._suspects)
+        async with contextlib.AsyncExitStack() as acquired:
+            await acquired.enter_async_context(self._limit if mode is Admission.RUN else self._suspect_lock)
             if mode is Admission.RUN:
-                await self._open.wait()
+                await self._admitting.wait()
             while mode is Admission.RUN_ALONE and self._num_running:
                 await self._idle.wait()
             if mode is Admission.RUN_ALONE:
-                self._open.clear()
+                self._admitting.clear()
             try:
                 with self._running():
-                    yield held.aclose if mode is Admission.RUN else contextlib.AsyncExitStack().aclose
+                    yield acquired.aclose if mode is Admission.RUN else contextlib.AsyncExitStack().aclose
             finally:
                 if mode is Admission.RUN_ALONE:
-                    self._open.set()
+                    self._admitting.set()
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The HTTP deployment: validates requests, encodes audio, and sends responses.
 
-It holds no model, so that it responds while one loads.
+It holds no model, so it can respond while replicas load theirs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from serve.voices.voice_store import open_voice_store
 logger = logging.getLogger(__name__)
 
 _HEALTH_MAX_AGE_S, _SLOTS_MAX_AGE_S = 1.0, 5.0
-"""Asking Serve's controller costs more than forwarding a stream."""
-_RETRY_LOST_S = 5
+"""Cached, because a query to Serve's controller costs more than forwarding a stream."""
+_RETRY_AFTER_LOSS_S = 5
 _DRAIN_S = 10
 
 
@@ -55,7 +55,7 @@ class ServeBackend:
     """The replicas behind a Serve deployment handle."""
 
     def __init__(self, replicas: DeploymentHandle, slots_per_replica: int) -> None:
-        # By value: events are sent over gRPC, which takes half the time of going through Ray's object store.
+        # By value: events are sent over gRPC, which takes half as long as Ray's object store.
         self._synthesize = replicas.options(stream=True, _by_reference=False).synthesize
         self._app = serve.get_replica_context().app_name
         self._slots_per_replica, self._running = slots_per_replica, 1
@@ -73,17 +73,19 @@ class ServeBackend:
             events.cancel()
             raise
         except (RayError, RayServeException, AioRpcError) as error:
-            logger.error("request %s lost its synthesizer", request.request_id, exc_info=error)
-            raise ServiceUnavailable("the synthesizer was lost; try again", retry_after_s=_RETRY_LOST_S) from error
+            logger.error("request %s: the synthesizer replica was lost", request.request_id, exc_info=error)
+            raise ServiceUnavailable(
+                "the synthesizer was lost; try again", retry_after_s=_RETRY_AFTER_LOSS_S
+            ) from error
 
     def slots(self) -> int:
-        """Return the slots of the replicas that were running recently."""
+        """Return the total slots of running replicas, at most a few seconds old."""
         if self._updating is None or self._updating.done():
             self._updating = asyncio.create_task(self._update(_SLOTS_MAX_AGE_S))
         return self._slots_per_replica * max(self._running, 1)
 
     async def health(self) -> HealthStatus:
-        """Return the state of the replicas according to Serve's controller, at most one second old."""
+        """Return the status of the replicas according to Serve's controller, at most one second old."""
         await self._update(_HEALTH_MAX_AGE_S)
         return self._health
 
@@ -104,14 +106,14 @@ class ServeBackend:
 
 
 def deployment_options(config: EndpointConfig) -> dict[str, Any]:
-    """Return the Serve options of the deployment. It rejects excess requests itself, so Serve must not."""
+    """Return the deployment's Serve options; the endpoint rejects excess requests itself, so Serve must not."""
     return {
         "name": "Ingress",
         "num_replicas": config.ingress_replicas,
         "max_ongoing_requests": 10_000,
         "max_queued_requests": -1,
         "graceful_shutdown_timeout_s": config.request_timeout_s + _DRAIN_S,
-        # Our request log has more detail.
+        # The endpoint's own request log is more detailed.
         "logging_config": {"enable_access_log": False},
         "ray_actor_options": {"num_cpus": 0, "runtime_env": replica.RUNTIME_ENV},
     }

@@ -1,6 +1,6 @@
 """The synthesizer deployment: each replica holds one engine, which batches the requests of all HTTP workers.
 
-Nothing heavy is imported before a replica is constructed, so that only its process loads the network.
+Heavy imports are deferred to the constructor, so that only replica processes load torch and the model.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ RUNTIME_ENV = {
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
     }
 }
-"""Our coroutines do not block, so they may share Serve's event loop: audio then crosses fewer threads, which is slow
-while the engine keeps the interpreter busy. A gRPC message may contain a whole recording."""
+"""Runtime environment of both deployments. Their coroutines do not block, so they may share Serve's event loop: audio
+then crosses fewer threads, and thread switches are slow while the engine keeps the interpreter busy. The message limit
+is raised because a gRPC message may contain a full recording."""
 
 SynthesizerFactory = Callable[[EndpointConfig], "SynthesizerProtocol"]
 """Builds the synthesizer of a replica."""
@@ -50,7 +51,12 @@ def load_synthesizer(config: EndpointConfig) -> SynthesizerProtocol:
 
 
 class Replica:
-    """A synthesizer replica."""
+    """A synthesizer replica.
+
+    Args:
+        factory: builds the synthesizer.
+        threads: number of torch CPU threads; None: torch's default.
+    """
 
     def __init__(self, config: EndpointConfig, factory: SynthesizerFactory, threads: int | None) -> None:
         import torch
@@ -71,21 +77,21 @@ class Replica:
                 yield event
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics of the engine."""
+        """Return the engine's metrics."""
         return self._synthesizer.synthesizer.metrics()
 
     def check_health(self) -> None:
-        """Called by Serve every few seconds; if it raises, Serve replaces this replica."""
+        """Raise if the engine has failed. Serve calls this every few seconds and replaces a replica that raises."""
         self._metrics.update(self._synthesizer.synthesizer.metrics())
         if self._synthesizer.engine_error is not None:
             raise RuntimeError("the engine has failed") from self._synthesizer.engine_error
 
 
 def deployment_options(config: EndpointConfig, gpus: float) -> dict[str, Any]:
-    """Return the Serve options of the deployment."""
+    """Return the deployment's Serve options."""
     scaling: dict[str, Any] = {"num_replicas": config.min_replicas}
     if config.max_replicas > config.min_replicas:
-        # At three quarters, a replica still starts the next request at once.
+        # Scale up at three quarters of the slots, while a replica can still start the next request at once.
         scaling = {
             "autoscaling_config": {
                 "min_replicas": config.min_replicas,
@@ -98,12 +104,12 @@ def deployment_options(config: EndpointConfig, gpus: float) -> dict[str, Any]:
     return scaling | {
         "name": DEPLOYMENT_NAME,
         "max_ongoing_requests": config.max_batch,
-        # The HTTP workers bound the queue: Serve would also count requests on their way to a free slot.
+        # HTTP workers bound the queue. Serve's bound would also count requests on their way to a free slot.
         "max_queued_requests": -1,
         "graceful_shutdown_timeout_s": config.request_timeout_s + _DRAIN_S,
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
-        # Our request log has more detail.
+        # The endpoint's own request log is more detailed.
         "logging_config": {"enable_access_log": False},
         "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": gpus, "runtime_env": RUNTIME_ENV},
     }

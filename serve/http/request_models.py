@@ -34,7 +34,7 @@ class DeliveryOptions(BaseModel):
 
     Attributes:
         speed: playback speed; the pitch is preserved.
-        live: stream samples while they are generated; otherwise stream each chunk once its best take is determined.
+        live: stream samples while they are generated; otherwise stream each chunk once its best take is chosen.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)

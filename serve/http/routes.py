@@ -1,4 +1,4 @@
-"""HTTP routes of an `Endpoint`: paths, request bodies, headers, and all errors in OpenAI's form.
+"""HTTP routes of an `Endpoint`: paths, request bodies, headers, and errors in OpenAI's format.
 
 `create_app` builds an ASGI application that does not need Ray; the ingress deployment serves it.
 """
@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from higgs_model.audio.streams import MEDIA_TYPES
 from serve.http import openapi
-from serve.http.errors import ApiError, BadRequest, InternalServerError, MethodNotAllowed, error_from_status
+from serve.http.errors import ApiError, BadRequest, InternalServerError, MethodNotAllowed, NotFound, error_from_status
 from serve.http.middleware import App, Receive, RequestMiddleware, Scope, Send
 from serve.http.request_log import RequestContext
 from serve.http.request_models import parse_delivery_options, parse_speech_request
@@ -35,11 +35,11 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; media-src blob:; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_STARTED = int(time.time())
+_STARTED_AT = int(time.time())
 
 
 class AsciiJsonResponse(Response):
-    """JSON in ASCII, so that any string can be encoded."""
+    """JSON escaped to ASCII, so that strings with lone surrogates can be encoded."""
 
     media_type = "application/json"
 
@@ -48,7 +48,7 @@ class AsciiJsonResponse(Response):
 
 
 def create_app(endpoint: Endpoint, keys: ApiKeys) -> App:
-    """Build the application."""
+    """Build the ASGI application."""
     app = FastAPI(
         title="Higgs Audio endpoint",
         version="1",
@@ -57,35 +57,37 @@ def create_app(endpoint: Endpoint, keys: ApiKeys) -> App:
         openapi_url="/openapi.json",
         redirect_slashes=False,
     )
-    _add_errors(app)
-    _add_speech(app, endpoint, keys)
-    _add_voices(app, endpoint, keys)
+    _add_error_handlers(app)
+    _add_speech_routes(app, endpoint, keys)
+    _add_voice_routes(app, endpoint, keys)
     _add_other_routes(app, endpoint, keys)
     return RequestMiddleware(app, endpoint.config.max_body_bytes, endpoint.metrics)
 
 
-def _context(request: Request) -> RequestContext:
+def _get_context(request: Request) -> RequestContext:
     context: RequestContext = request.state.context
     context.route = request.scope["route"].path
     return context
 
 
-Context = Annotated[RequestContext, Depends(_context)]
+Context = Annotated[RequestContext, Depends(_get_context)]
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     def respond(request: Request, error: ApiError) -> Response:
         context: RequestContext = request.state.context
         context.outcome, context.error = error.code or "error", error.message
         return AsciiJsonResponse(error.body(), error.status, headers=error.headers())
 
     async def api_error(request: Request, error: Exception) -> Response:
-        return respond(request, error if isinstance(error, ApiError) else InternalServerError("unknown"))
+        return respond(request, error if isinstance(error, ApiError) else InternalServerError("unknown error"))
 
     async def http_error(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        known = {404: f"no route {request.method} {request.url.path[:200]}"}
-        response = respond(request, error_from_status(status, known.get(status, str(getattr(error, "detail", "")))))
+        message = str(getattr(error, "detail", ""))
+        if status == NotFound.status:
+            message = f"no route {request.method} {request.url.path[:200]}"
+        response = respond(request, error_from_status(status, message))
         if status == MethodNotAllowed.status and isinstance(error, HTTPException):
             response.headers.update(error.headers or {})
         return response
@@ -97,7 +99,7 @@ def _add_errors(app: FastAPI) -> None:
 
     async def unexpected_error(request: Request, error: Exception) -> Response:
         context: RequestContext = request.state.context
-        logger.error("request %s", context.request_id, exc_info=error)
+        logger.error("request %s failed", context.request_id, exc_info=error)
         return respond(request, InternalServerError("internal error; the log has the details under this request's id"))
 
     app.add_exception_handler(ApiError, api_error)
@@ -109,13 +111,13 @@ def _add_errors(app: FastAPI) -> None:
 # ---------------------------------------------------------------------- speech
 
 
-def _add_speech(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
+def _add_speech_routes(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
     @app.post("/v1/audio/speech", **openapi.SPEECH)
     async def speech(request: Request, context: Context) -> Response:
         keys.check(request.headers)
-        async with _body(request) as (fields, recording):
+        async with _read_body(request) as (fields, recording):
             speech_request = parse_speech_request(fields)
-            stream = await endpoint.speech(speech_request, recording, context)
+            stream = await endpoint.stream_speech(speech_request, recording, context)
         if speech_request.stream_format == "sse":
             return _SpeechResponse(endpoint, stream, stream.server_sent_events(with_chunks=False), "text/event-stream")
         return _SpeechResponse(endpoint, stream, stream.audio_bytes(), MEDIA_TYPES[speech_request.response_format])
@@ -123,13 +125,13 @@ def _add_speech(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
     @app.post("/v1/audio/scripts", **openapi.SCRIPTS)
     async def scripts(request: Request, context: Context) -> Response:
         keys.check(request.headers)
-        async with _body(request, json_field="script") as (fields, recording):
+        async with _read_body(request, json_field="script") as (fields, recording):
             delivery = parse_delivery_options(fields)
-            stream = await endpoint.script(fields, recording, delivery, context)
+            stream = await endpoint.stream_script(fields, recording, delivery, context)
         if _prefers_json(request.headers.get("accept", "")):
             try:
                 with endpoint.running(context):
-                    return AsciiJsonResponse(await stream.to_json(), headers=_headers(stream))
+                    return AsciiJsonResponse(await stream.to_json(), headers=_response_headers(stream))
             finally:
                 await stream.close()
         if delivery.stream_format == "sse":
@@ -138,23 +140,23 @@ def _add_speech(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
 
 
 class _SpeechResponse(StreamingResponse):
-    """A streaming response that frees its slot when it ends, however it ends."""
+    """A streaming response that frees its slot when it ends, even if the client disconnects or synthesis fails."""
 
     def __init__(
         self, endpoint: Endpoint, stream: SpeechStream, content: AsyncIterator[bytes], media_type: str
     ) -> None:
-        super().__init__(content, media_type=media_type, headers=_headers(stream))
-        self._endpoint, self._start = endpoint, stream
+        super().__init__(content, media_type=media_type, headers=_response_headers(stream))
+        self._endpoint, self._stream = endpoint, stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with self._endpoint.running(self._start.context):
+            with self._endpoint.running(self._stream.context):
                 await super().__call__(scope, receive, send)
         finally:
-            await self._start.close()
+            await self._stream.close()
 
 
-def _headers(stream: SpeechStream) -> dict[str, str]:
+def _response_headers(stream: SpeechStream) -> dict[str, str]:
     headers = {
         "x-sample-rate": str(stream.started.sample_rate_hz),
         "x-audio-channels": "1",
@@ -178,26 +180,28 @@ def _prefers_json(accept: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _body(request: Request, json_field: str | None = None) -> AsyncIterator[tuple[dict[str, Any], bytes | None]]:
-    """Yield the fields of a JSON or multipart body, and its uploaded recording.
+async def _read_body(
+    request: Request, json_field: str | None = None
+) -> AsyncIterator[tuple[dict[str, Any], bytes | None]]:
+    """Yield the fields of a JSON or multipart body, and the uploaded reference recording, if any.
 
     Args:
-        json_field: a form field that may contain all other fields as JSON.
+        json_field: a form field that may contain all other fields as a JSON object.
     """
-    # curl -d labels JSON as a URL-encoded form, which nobody uses for text, so only multipart is treated as a form.
+    # `curl -d` labels JSON as a URL-encoded form. Nobody sends text in such forms, so only multipart is read as a form.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        yield _parse_object(await request.body()), None
+        yield _parse_json_object(await request.body()), None
         return
-    async with _form(request) as form:
+    async with _read_form(request) as form:
         fields: dict[str, Any] = {name: value for name, value in form.items() if isinstance(value, str)}
         if json_field is not None and json_field in fields:
-            fields |= _parse_object(fields.pop(json_field).encode())
-        file = form.get("ref_audio")
-        yield fields, await file.read() if isinstance(file, UploadFile) else None
+            fields |= _parse_json_object(fields.pop(json_field).encode())
+        upload = form.get("ref_audio")
+        yield fields, await upload.read() if isinstance(upload, UploadFile) else None
 
 
 @contextlib.asynccontextmanager
-async def _form(request: Request) -> AsyncIterator[FormData]:
+async def _read_form(request: Request) -> AsyncIterator[FormData]:
     try:
         form = await request.form(max_files=2, max_fields=50, max_part_size=1 << 20)
     except HTTPException as error:
@@ -208,8 +212,8 @@ async def _form(request: Request) -> AsyncIterator[FormData]:
         await form.close()
 
 
-def _parse_object(body: bytes) -> dict[str, Any]:
-    """Parse a JSON object; NaN and Infinity are refused."""
+def _parse_json_object(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object; reject NaN and Infinity."""
     try:
         value = json.loads(body, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
@@ -220,13 +224,13 @@ def _parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _reject_constant(constant: str) -> None:
-    raise ValueError(constant)
+    raise ValueError(f"{constant} is not JSON")
 
 
 # ---------------------------------------------------------------------- voices
 
 
-def _add_voices(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
+def _add_voice_routes(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
     @app.get("/v1/audio/voices", **openapi.VOICES)
     async def voices(context: Context) -> Response:
         listed = await endpoint.list_voices()
@@ -236,13 +240,13 @@ def _add_voices(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
     @app.post("/v1/audio/voices", **openapi.ADD_VOICE)
     async def add_voice(request: Request, context: Context) -> Response:
         keys.check(request.headers)
-        async with _form(request) as form:
-            file = form.get("audio_sample")
-            if not isinstance(file, UploadFile):
-                raise BadRequest("audio_sample: send the recording as a file of a multipart form", param="audio_sample")
+        async with _read_form(request) as form:
+            upload = form.get("audio_sample")
+            if not isinstance(upload, UploadFile):
+                raise BadRequest("audio_sample: send the recording as a multipart file", param="audio_sample")
             fields = _text_fields(form, ("name", "consent", "transcript"))
             warnings = await endpoint.add_voice(
-                fields["name"], await file.read(), fields["transcript"] or None, fields["consent"]
+                fields["name"], await upload.read(), fields["transcript"] or None, fields["consent"]
             )
         name = fields["name"]
         row = {
@@ -266,7 +270,7 @@ def _text_fields(form: FormData, names: tuple[str, ...]) -> Mapping[str, str]:
     for name in names:
         value = form.get(name, "")
         if not isinstance(value, str):
-            raise BadRequest(f"{name}: wanted text, not a file", param=name)
+            raise BadRequest(f"{name}: got a file, wanted text", param=name)
         fields[name] = value
     return fields
 
@@ -275,7 +279,7 @@ def _text_fields(form: FormData, names: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def _add_other_routes(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
-    model = {"id": endpoint.config.model, "object": "model", "created": _STARTED, "owned_by": "higgs-audio"}
+    model = {"id": endpoint.config.model, "object": "model", "created": _STARTED_AT, "owned_by": "higgs-audio"}
     page = importlib.resources.files("serve.http").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.get("/v1/models", **openapi.MODELS)
@@ -285,7 +289,7 @@ def _add_other_routes(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
 
     @app.get("/v1/models/{model_id:path}", include_in_schema=False)
     async def get_model(request: Request, context: Context) -> Response:
-        # Any name refers to the only model, as in speech requests.
+        # As in speech requests, any name refers to the endpoint's only model.
         keys.check(request.headers)
         return AsciiJsonResponse(model)
 

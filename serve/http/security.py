@@ -1,4 +1,4 @@
-"""API keys, compared in constant time. Only digests of keys are kept in memory."""
+"""API keys, compared in constant time. Only their SHA-256 digests are kept in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serve.http.errors import Unauthorized
 
 
 class ApiKeys:
-    """The API keys of an endpoint; without any, all requests are allowed."""
+    """The API keys of an endpoint; without keys, all requests are allowed."""
 
     def __init__(self, digests: frozenset[bytes] = frozenset()) -> None:
         self._digests = sorted(digests)
@@ -21,10 +21,10 @@ class ApiKeys:
         return bool(self._digests)
 
     def check(self, headers: Mapping[str, str]) -> None:
-        """Check that a request has a valid key, as `Authorization: Bearer KEY`.
+        """Check that a request has a valid key in its header `Authorization: Bearer KEY`.
 
         Raises:
-            Unauthorized: it has none, or an unknown one.
+            Unauthorized: the key is missing or unknown.
         """
         if not self._digests:
             return
@@ -32,6 +32,6 @@ class ApiKeys:
         if scheme.lower() != "bearer" or not key.strip():
             raise Unauthorized("this endpoint requires an API key: send it as 'Authorization: Bearer KEY'")
         digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
-        # All keys are compared, so that timing reveals nothing.
+        # Compare with every key, so that timing reveals nothing about them.
         if not sum(hmac.compare_digest(digest, known) for known in self._digests):
             raise Unauthorized("unknown API key")

@@ -1,7 +1,7 @@
 """Messages between the endpoint's HTTP workers and its synthesizer replicas: a request, and the events of its response.
 
-A response is `Started` followed by any number of `AudioChunk`s, or ends with `Failed` at any point. Errors in a script
-are sent as events, so an exception between the two always means that a replica was lost.
+A response is `Started` followed by any number of `AudioChunk`s; `Failed` may end it at any point. Script errors are
+sent as events, so an exception from a replica always means that the replica was lost.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class SynthesisRequest:
     """A script to synthesize.
 
     Attributes:
-        row: as in a manifest; if it has `ref_audio`, that is a placeholder for `reference`.
-        reference: the content of the request's reference recording, checked.
-        live: stream samples while they are generated, with one take per chunk; otherwise stream chunks that passed
-            their checks.
+        row: a manifest row; its `ref_audio`, if any, is a placeholder for `reference`.
+        reference: the content of the request's reference recording, already validated.
+        live: stream samples while they are generated, with one take per chunk; otherwise stream each chunk once its
+            best take is chosen.
     """
 
     request_id: str
@@ -42,7 +42,7 @@ class Started:
 
 @dataclasses.dataclass(frozen=True)
 class ChunkMetadata:
-    """A finished chunk, and its range [start, stop) of the recording's samples."""
+    """A finished chunk; its samples are [start_sample, stop_sample) of the recording."""
 
     index: int
     text: str
@@ -58,10 +58,15 @@ class ChunkMetadata:
 
 @dataclasses.dataclass(frozen=True)
 class AudioChunk:
-    """The next samples as 16-bit PCM, and the metadata of the chunk that they complete, if any."""
+    """The next samples of the recording.
+
+    Attributes:
+        pcm: 16-bit mono samples; may be empty.
+        completed_chunk: the chunk of the script that ends with these samples, if any.
+    """
 
     pcm: bytes
-    chunk: ChunkMetadata | None = None
+    completed_chunk: ChunkMetadata | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Failed:
     """The request failed.
 
     Attributes:
-        kind: invalid input, something temporarily unavailable, or an internal error.
+        kind: invalid input, a temporarily unavailable resource, or an internal error.
     """
 
     kind: Literal["input", "unavailable", "internal"]
@@ -80,17 +85,17 @@ Event = Started | AudioChunk | Failed
 
 
 class SynthesizerBackend(Protocol):
-    """The synthesizer replicas, as HTTP workers see them."""
+    """The interface of the synthesizer replicas that HTTP workers use."""
 
     def synthesize(self, request: SynthesisRequest) -> AsyncGenerator[Event]:
-        """Yield the events of a request; closing the generator frees its slot.
+        """Yield the events of a request; closing the generator frees the request's slot.
 
         Raises:
             ServiceUnavailable: the replica was lost.
         """
 
     def slots(self) -> int:
-        """Return how many requests can run at the same time, as far as is known."""
+        """Return the number of requests that can run concurrently; may be a few seconds old."""
 
     async def health(self) -> HealthStatus:
-        """Return whether a replica can serve requests."""
+        """Return whether a replica is ready to serve requests."""

@@ -1,9 +1,9 @@
-"""Turns a synthesizer's events into the bytes of a response.
+"""Turns a synthesizer's events into a response body.
 
     request ─▶ started, first samples available ─▶ speed ─▶ encoder ─▶ audio bytes, or server-sent events
 
-A stream is opened before the HTTP status is sent, so invalid scripts and a full queue are reported as ordinary errors.
-Later failures end server-sent events with an error event and abort a plain audio stream, so that no client takes a
+A stream is opened before the HTTP status is sent, so invalid scripts and a full queue are ordinary error responses.
+Later failures end server-sent events with an error event, and abort a plain audio stream, so that no client mistakes a
 partial recording for a complete one.
 """
 
@@ -24,7 +24,7 @@ from higgs_model.audio.streams import StreamEncoder
 from higgs_model.audio.writers import to_pcm16
 from higgs_model.errors import BadInput
 from serve.http.background import run_in_thread
-from serve.http.errors import ApiError, BadRequest, InternalServerError, ServiceUnavailable, GatewayTimeout
+from serve.http.errors import ApiError, BadRequest, GatewayTimeout, InternalServerError, ServiceUnavailable
 from serve.http.request_log import RequestContext
 from serve.http.request_models import DeliveryOptions
 from serve.speech.events import AudioChunk, ChunkMetadata, Event, Failed, Started, SynthesisRequest, SynthesizerBackend
@@ -33,11 +33,11 @@ _RETRY_UNAVAILABLE_S = 10
 
 
 class SpeechStream:
-    """An open response; `close` must be called.
+    """An open response. The caller must call `close`.
 
     Args:
-        first_chunks: events received so far.
-        events: the events after those.
+        first_chunks: audio received so far.
+        events: the remaining events.
     """
 
     def __init__(
@@ -52,68 +52,68 @@ class SpeechStream:
         self.started, self.delivery, self.request_id, self.context = started, delivery, request_id, context
         self.chunks: list[ChunkMetadata] = []
         self._first_chunks, self._events = first_chunks, events
-        self._encoded = _OutputEncoder(delivery, started.sample_rate_hz)
+        self._encoder = _OutputEncoder(delivery, started.sample_rate_hz)
 
     @property
     def usage(self) -> dict[str, int]:
-        """Input tokens and output frames, in the form of OpenAI's token usage."""
+        """OpenAI's token usage, with text tokens as input and audio frames as output."""
         frames = sum(chunk.frames for chunk in self.chunks)
         tokens = self.started.input_tokens
         return {"input_tokens": tokens, "output_tokens": frames, "total_tokens": tokens + frames}
 
     @property
     def duration_s(self) -> float:
+        """Seconds of audio encoded so far."""
         return self.context.audio_s
 
-    async def audio(self) -> AsyncGenerator[tuple[bytes, ChunkMetadata | None]]:
-        """Yield encoded bytes, and the metadata of each chunk as it is completed."""
-        encoder = self._encoded
-        cheap = self.delivery.speed == 1 and self.delivery.response_format in ("pcm", "wav")
-        async for chunk in self._audio_chunks():
-            samples, content = await run_in_thread(encoder.push, chunk.pcm, inline=cheap)
-            self.context.audio_s += samples / self.started.sample_rate_hz
-            if chunk.chunk is not None:
-                self.chunks.append(chunk.chunk)
+    async def encoded_audio(self) -> AsyncGenerator[tuple[bytes, ChunkMetadata | None]]:
+        """Yield encoded bytes, and the metadata of each chunk when it is complete."""
+        inline = self.delivery.speed == 1 and self.delivery.response_format in ("pcm", "wav")
+        async for event in self._audio_chunks():
+            num_samples, encoded = await run_in_thread(self._encoder.push, event.pcm, inline=inline)
+            self.context.audio_s += num_samples / self.started.sample_rate_hz
+            if event.completed_chunk is not None:
+                self.chunks.append(event.completed_chunk)
                 self.context.chunks += 1
-            if content or chunk.chunk is not None:
-                yield content, chunk.chunk
-        samples, content = await run_in_thread(encoder.finish, inline=cheap)
-        self.context.audio_s += samples / self.started.sample_rate_hz
-        if content:
-            yield content, None
+            if encoded or event.completed_chunk is not None:
+                yield encoded, event.completed_chunk
+        num_samples, encoded = await run_in_thread(self._encoder.finish, inline=inline)
+        self.context.audio_s += num_samples / self.started.sample_rate_hz
+        if encoded:
+            yield encoded, None
 
     async def audio_bytes(self) -> AsyncIterator[bytes]:
-        """Yield the encoded audio only."""
+        """Yield the encoded audio without metadata."""
         try:
-            async with contextlib.aclosing(self.audio()) as parts:
-                async for content, _ in parts:
-                    if content:
-                        yield content
+            async with contextlib.aclosing(self.encoded_audio()) as parts:
+                async for encoded, _ in parts:
+                    if encoded:
+                        yield encoded
         except ApiError as error:
             self._record_error(error)
             raise
 
     async def server_sent_events(self, *, with_chunks: bool) -> AsyncIterator[bytes]:
-        """Yield OpenAI's speech events, and optionally our events about chunks."""
+        """Yield OpenAI's speech events, and with `with_chunks` our own events for the start and each chunk."""
         if with_chunks:
-            yield _event({"type": "speech.started"} | self.metadata())
+            yield _format_sse({"type": "speech.started"} | self.metadata())
         try:
-            async with contextlib.aclosing(self.audio()) as parts:
-                async for content, chunk in parts:
-                    if content:
-                        yield _event({"type": "speech.audio.delta", "audio": base64.b64encode(content).decode()})
+            async with contextlib.aclosing(self.encoded_audio()) as parts:
+                async for encoded, chunk in parts:
+                    if encoded:
+                        yield _format_sse({"type": "speech.audio.delta", "audio": base64.b64encode(encoded).decode()})
                     if chunk is not None and with_chunks:
-                        yield _event({"type": "speech.chunk.done", "chunk": self.chunk_row(chunk)})
+                        yield _format_sse({"type": "speech.chunk.done", "chunk": self.chunk_row(chunk)})
         except ApiError as error:
             self._record_error(error)
-            yield _event({"type": "error"} | error.body())
+            yield _format_sse({"type": "error"} | error.body())
             return
-        yield _event({"type": "speech.audio.done", "usage": self.usage})
+        yield _format_sse({"type": "speech.audio.done", "usage": self.usage})
 
     async def to_json(self) -> dict[str, Any]:
-        """Return everything in one object, with the audio as base64."""
-        async with contextlib.aclosing(self.audio()) as parts:
-            audio = b"".join([content async for content, _ in parts])
+        """Return the complete response as one object, with the audio as base64."""
+        async with contextlib.aclosing(self.encoded_audio()) as parts:
+            audio = b"".join([encoded async for encoded, _ in parts])
         return self.metadata() | {
             "duration_s": round(self.duration_s, 6),
             "chunks": [self.chunk_row(chunk) for chunk in self.chunks],
@@ -123,11 +123,11 @@ class SpeechStream:
         }
 
     def _record_error(self, error: ApiError) -> None:
-        """Record an error for logs and metrics that occurred after the status was sent."""
+        """Record an error after the HTTP status was sent, for the request log and metrics."""
         self.context.outcome, self.context.error = error.code or "error", error.message
 
     def metadata(self) -> dict[str, Any]:
-        """Return what is known before the first sample."""
+        """Return the response metadata available before the first sample."""
         return {
             "id": self.request_id,
             "format": self.delivery.response_format,
@@ -137,7 +137,7 @@ class SpeechStream:
         }
 
     def chunk_row(self, chunk: ChunkMetadata) -> dict[str, Any]:
-        """Return a chunk in the form of a batch job's results."""
+        """Return a chunk in the format of a batch job's results."""
         samples_per_s = self.started.sample_rate_hz * self.delivery.speed
         return {
             "index": chunk.index,
@@ -156,11 +156,11 @@ class SpeechStream:
         for chunk in self._first_chunks:
             yield chunk
         async for event in self._events:
-            if isinstance(found := _raise_if_failed(event), AudioChunk):
-                yield found
+            if isinstance(checked := _raise_if_failed(event), AudioChunk):
+                yield checked
 
     async def close(self) -> None:
-        """Free the slot, whether or not the stream has ended."""
+        """Free the slot, whether or not the stream has finished."""
         await self._events.aclose()
 
 
@@ -175,7 +175,8 @@ async def open_speech_stream(
     """Start a request and wait for its first samples.
 
     Args:
-        deadline_s: when the response must be complete, on the event loop's clock.
+        warnings: warnings to send with those of the synthesizer.
+        deadline_s: time on the event loop's clock by which the response must be complete.
 
     Raises:
         ApiError: the request is invalid, or cannot be served now.
@@ -196,8 +197,8 @@ async def open_speech_stream(
                 )
             first_chunks.append(event)
         context.first_audio_s = context.elapsed_s()
-        known = dataclasses.replace(started, warnings=(*warnings, *started.warnings))
-        return SpeechStream(known, first_chunks, events, delivery, request.request_id, context)
+        started = dataclasses.replace(started, warnings=(*warnings, *started.warnings))
+        return SpeechStream(started, first_chunks, events, delivery, request.request_id, context)
     except BaseException:
         await events.aclose()
         raise
@@ -210,7 +211,7 @@ async def _with_deadline(events: AsyncGenerator[Event], deadline_s: float) -> As
                 async with asyncio.timeout_at(deadline_s):
                     event = await anext(events, None)
             except TimeoutError:
-                raise GatewayTimeout("the request took too long; send less text at a time") from None
+                raise GatewayTimeout("the request exceeded its time limit; send less text per request") from None
             if event is None:
                 return
             yield event
@@ -227,7 +228,7 @@ def _raise_if_failed(event: Event | None) -> Event | None:
 
 
 class _OutputEncoder:
-    """Changes the speed of samples and encodes them."""
+    """Changes the playback speed of samples and encodes them."""
 
     def __init__(self, delivery: DeliveryOptions, sample_rate_hz: int) -> None:
         try:
@@ -237,7 +238,7 @@ class _OutputEncoder:
         self._speed = TimeStretcher(delivery.speed, sample_rate_hz) if delivery.speed != 1 else None
 
     def push(self, pcm: bytes) -> tuple[int, bytes]:
-        """Return the number of new output samples, and the bytes that can be sent."""
+        """Encode samples; return the number of new output samples, and the bytes that are ready to send."""
         if not pcm:
             return 0, b""
         samples_N = np.frombuffer(pcm, np.int16)
@@ -246,12 +247,12 @@ class _OutputEncoder:
         return len(samples_N), self._encoder.write(samples_N)
 
     def finish(self) -> tuple[int, bytes]:
-        """Return the remaining samples' number and bytes."""
+        """Flush the encoder; return the number of remaining output samples, and their bytes."""
         if self._speed is None:
             return 0, self._encoder.finish()
         samples_N = to_pcm16(self._speed.finish())
         return len(samples_N), self._encoder.write(samples_N) + self._encoder.finish()
 
 
-def _event(data: dict[str, Any]) -> bytes:
+def _format_sse(data: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(data, ensure_ascii=True)}\n\n".encode()

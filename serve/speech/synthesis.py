@@ -1,4 +1,4 @@
-"""Runs requests on a synthesizer: everything that a replica does, without Ray.
+"""Runs requests on a synthesizer: the work of a replica, without Ray.
 
 In: a `SynthesisRequest`. Out: its events. Failures become `Failed` events; closing the generator frees the engine's
 slot at once.
@@ -21,7 +21,7 @@ from higgs_model.errors import BadInput, HiggsError
 from higgs_model.script.plan import Plan
 from higgs_model.script.script import Script, error_messages
 from higgs_model.script.voices import Voice, Voices
-from higgs_model.synthesizer.records import Piece, SpokenChunk
+from higgs_model.synthesizer.records import Piece, SynthesizedChunk
 from serve.http.background import is_cheap_to_plan, run_in_thread
 from serve.speech.events import AudioChunk, ChunkMetadata, Event, Failed, Started, SynthesisRequest
 from serve.voices.voice_library import VoiceLibrary
@@ -29,7 +29,7 @@ from serve.voices.voice_library import VoiceLibrary
 logger = logging.getLogger(__name__)
 
 PRIORITY = -1
-"""Lower runs first: before the rows of batch jobs that share the engine."""
+"""Lower values run first: requests go before rows of batch jobs that share the engine."""
 
 
 class SynthesizerProtocol(Protocol):
@@ -37,16 +37,16 @@ class SynthesizerProtocol(Protocol):
 
     @property
     def sample_rate(self) -> int:
-        """In Hz."""
+        """Sample rate of the audio in Hz."""
 
     def stream(self, plan: Plan, *, live: bool = False, priority: int = 0) -> AsyncGenerator[Piece]:
-        """Yield the recording piece by piece."""
+        """Yield the recording in pieces."""
 
     def count_tokens(self, text: str) -> int:
         """Return the number of tokens of a text."""
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics of its engine."""
+        """Return the engine's metrics."""
 
     def close(self) -> None:
         """Release all resources."""
@@ -57,6 +57,9 @@ class RequestSynthesizer:
 
     Args:
         seed: default for requests without one.
+
+    Attributes:
+        engine_error: why the engine stopped; None while it works.
     """
 
     def __init__(self, synthesizer: SynthesizerProtocol, library: VoiceLibrary | None, seed: int) -> None:
@@ -64,18 +67,17 @@ class RequestSynthesizer:
         self.engine_error: BaseException | None = None
 
     def warm_up(self) -> None:
-        """Load what the first request would otherwise wait for, such as the language classifier."""
-        Plan.of(Script.model_validate({"id": "warm-up", "text": "Good morning."}), Voices())
+        """Load lazily initialized resources, such as the language classifier, before the first request."""
+        Plan.from_script(Script.model_validate({"id": "warm-up", "text": "Good morning."}), Voices())
 
     async def stream(self, request: SynthesisRequest) -> AsyncGenerator[Event]:
         """Yield the events of a request."""
         try:
-            # Reading voices may block; planning a short text without any is fast.
+            # Reading voices may block; planning a short text without voices does not.
             needs_voices = request.reference is not None or bool({"voice", "voices"} & request.row.keys())
             plan = await run_in_thread(self._plan, request, inline=not needs_voices and is_cheap_to_plan(request.row))
-            text = plan.script.tagged_text()
-            tokens = self.synthesizer.count_tokens(text)
-            yield Started(self.synthesizer.sample_rate, len(plan.chunks), tokens, plan.warnings)
+            num_tokens = self.synthesizer.count_tokens(plan.script.tagged_text())
+            yield Started(self.synthesizer.sample_rate, len(plan.chunks), num_tokens, plan.warnings)
             stream = self.synthesizer.stream(plan, live=request.live, priority=PRIORITY)
             async with contextlib.aclosing(stream) as pieces:
                 async for piece in pieces:
@@ -89,10 +91,10 @@ class RequestSynthesizer:
             logger.error("request %s: the engine failed", request.request_id, exc_info=error)
             yield Failed("unavailable", "the synthesizer failed and is being replaced")
         except OSError as error:
-            logger.error("request %s: %s", request.request_id, error)
+            logger.error("request %s: the voice library cannot be read: %s", request.request_id, error)
             yield Failed("unavailable", "the voice library cannot be read at the moment")
         except Exception as error:
-            logger.error("request %s", request.request_id, exc_info=error)
+            logger.error("request %s failed", request.request_id, exc_info=error)
             yield Failed("internal", "internal error; the log has the details under this request's id")
 
     def _plan(self, request: SynthesisRequest) -> Plan:
@@ -100,16 +102,16 @@ class RequestSynthesizer:
             script = Script.model_validate(request.row).with_defaults({"seed": self._seed})
         except ValidationError as error:
             raise BadInput("; ".join(error_messages(error))) from None
-        return Plan.of(script, self._voices(script, request))
+        return Plan.from_script(script, self._load_voices(script, request))
 
-    def _voices(self, script: Script, request: SynthesisRequest) -> Voices:
-        named = {choice.name for choice in script.voice_choices() if choice.profile is choice.description is None}
-        library = Voices() if self._library is None else self._library.voices(named)
+    def _load_voices(self, script: Script, request: SynthesisRequest) -> Voices:
+        names = {choice.name for choice in script.voice_choices() if choice.profile is choice.description is None}
+        library = Voices() if self._library is None else self._library.voices(names)
         return library if request.reference is None else _VoicesWithReference(library, request.reference)
 
 
 class _VoicesWithReference(Voices):
-    """A library, and the reference recording of one request."""
+    """A library, with the reference recording of one request as its only one-off voice."""
 
     def __init__(self, library: Voices, recording: bytes) -> None:
         super().__init__()
@@ -125,7 +127,7 @@ class _VoicesWithReference(Voices):
         return Voice(self._reference, (transcript or "").strip() or None)
 
 
-def _chunk_metadata(chunk: SpokenChunk) -> ChunkMetadata:
+def _chunk_metadata(chunk: SynthesizedChunk) -> ChunkMetadata:
     attempt = chunk.take.attempt
     return ChunkMetadata(
         chunk.index,

@@ -1,8 +1,8 @@
-"""Validates reference recordings of requests before anything else reads them.
+"""Validates reference recordings of requests before any other code reads them.
 
 In: base64, a data URI, or the content of a file. Out: bytes that decode to a known number of samples, or `BadRequest`.
-No string of a request is ever opened as a path. Decoding is bounded in channels, sample rate and samples, whatever the
-file's header claims.
+No string of a request is ever opened as a path. Decoding is bounded in channels, sample rate and samples, regardless of
+what the file's header declares.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DATA_URI = re.compile(
 )
 _MIN_DURATION_S = 0.2
 _MIN_HZ, _MAX_HZ = 4_000, 192_000
-_BLOCK = 1 << 16
+_BLOCK_SAMPLES = 1 << 16
 _MAGIC_BYTES = (
     re.compile(rb"RIFF....WAVE", re.DOTALL),
     re.compile(rb"fLaC"),
@@ -36,12 +36,12 @@ _MAGIC_BYTES = (
     re.compile(rb"ID3"),
     re.compile(rb"\xff[\xe2-\xff]"),
 )
-"""WAV, FLAC, Ogg, AIFF and MP3: untrusted data never reaches libsndfile's less common parsers."""
+"""WAV, FLAC, Ogg, AIFF and MP3, so that untrusted data never reaches libsndfile's less common parsers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceLimits:
-    """Limits of one recording."""
+    """Size and duration limits of a reference recording."""
 
     max_bytes: int
     max_s: float
@@ -49,7 +49,14 @@ class ReferenceLimits:
 
 @dataclasses.dataclass(frozen=True)
 class CheckedRecording:
-    """A completely decoded recording: mono samples (N,)."""
+    """A fully decoded recording.
+
+    Attributes:
+        content: the file as it was sent.
+        samples_N: (N,) mono samples, full scale ±1.
+        num_channels: number of channels of the file.
+        subtype: libsndfile's name of the file's sample format.
+    """
 
     content: bytes
     samples_N: NDArray[np.float32]
@@ -62,7 +69,7 @@ class CheckedRecording:
         return len(self.samples_N) / self.sample_rate_hz
 
     def warnings(self, transcript: str | None) -> list[str]:
-        """Return advice on how to get a better clone."""
+        """Return advice on how to get a better clone; empty for a good recording."""
         warnings = check_recording(self.samples_N, self.sample_rate_hz, transcript)
         if self.num_channels > 1:
             warnings.append(
@@ -70,8 +77,8 @@ class CheckedRecording:
             )
         return warnings
 
-    def flac(self) -> bytes:
-        """Re-encode the audio as FLAC, which drops everything else that the file contained."""
+    def to_flac(self) -> bytes:
+        """Encode the samples as FLAC, without the original file's tags and other metadata."""
         file = io.BytesIO()
         subtype = "PCM_16" if self.subtype in ("PCM_16", "PCM_S8", "PCM_U8", "MPEG_LAYER_III") else "PCM_24"
         soundfile.write(file, np.clip(self.samples_N, -1, 1), self.sample_rate_hz, format="FLAC", subtype=subtype)
@@ -82,14 +89,14 @@ def decode_reference(value: str, limits: ReferenceLimits) -> bytes:
     """Decode base64 or a data URI.
 
     Raises:
-        BadRequest: it is neither.
-        PayloadTooLarge: the recording is too large.
+        BadRequest: the value is neither.
+        PayloadTooLarge: the recording is larger than the limit.
     """
     if value.startswith("data:"):
-        head = _DATA_URI.match(value[:1000])
-        if head is None:
+        header = _DATA_URI.match(value[:1000])
+        if header is None:
             raise BadRequest("ref_audio: a data URI must look like data:audio/wav;base64,…", param="ref_audio")
-        value = value[head.end() :]
+        value = value[header.end() :]
     if len(value) * 3 // 4 > limits.max_bytes + 3:
         raise PayloadTooLarge(f"ref_audio: a recording may have at most {limits.max_bytes} bytes", param="ref_audio")
     try:
@@ -103,14 +110,19 @@ def decode_reference(value: str, limits: ReferenceLimits) -> bytes:
 
 
 def check_reference(content: bytes, limits: ReferenceLimits, param: str = "ref_audio") -> CheckedRecording:
-    """Decode a recording within the limits.
+    """Decode and validate a recording.
+
+    Args:
+        param: the request's field, for error messages.
 
     Raises:
-        BadRequest: it is not a recording, or unusable as a reference.
-        PayloadTooLarge: it has too many bytes.
+        BadRequest: the content is not audio, or not usable as a reference.
+        PayloadTooLarge: the content is larger than the limit.
     """
     if len(content) > limits.max_bytes:
-        raise PayloadTooLarge(f"{param}: {len(content)} bytes; a recording may have {limits.max_bytes}", param=param)
+        raise PayloadTooLarge(
+            f"{param}: {len(content)} bytes; a recording may have at most {limits.max_bytes} bytes", param=param
+        )
     if not any(magic.match(content) for magic in _MAGIC_BYTES):
         raise BadRequest(f"{param}: not a WAV, FLAC, MP3, Ogg or AIFF recording", param=param)
     try:
@@ -138,10 +150,10 @@ def _check_header(file: soundfile.SoundFile, param: str) -> None:
 
 
 def _decode(file: soundfile.SoundFile, limits: ReferenceLimits, param: str) -> NDArray[np.float32]:
-    """Return mono samples (N,), reading no further than the limit."""
+    """Return mono samples (N,); stop reading once the recording exceeds the limit."""
     max_samples = int(limits.max_s * file.samplerate)
     blocks, total = [np.empty(0, np.float32)], 0
-    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+    while len(block := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
         total += len(block)
         if total > max_samples:
             raise BadRequest(f"{param}: longer than {limits.max_s:g} s; trim it to 5 to 20 s of speech", param=param)

@@ -1,7 +1,7 @@
 """Storage of a voice library: a folder that all nodes share, or an S3 prefix.
 
-Both list files with a version that changes with their content, and create a file atomically and only if it does not
-exist. Failures are `OSError`s whose messages contain no paths; the log has the details.
+Both list files with a version that changes with the content, and create a file atomically, only if it does not exist.
+Failures are `OSError`s without paths in their messages; the log has the details.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 class VoiceStore(Protocol):
     """A flat collection of files."""
 
-    def versions(self) -> dict[str, str]:
-        """Return the version of every file by name."""
+    def list_versions(self) -> dict[str, str]:
+        """Return the name of every file with its version."""
 
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
@@ -40,35 +40,35 @@ def open_voice_store(uri: str) -> VoiceStore:
     """Return the store for a path, a `file://` or an `s3://` URI.
 
     Raises:
-        BadConfig: it does not exist.
+        BadConfig: the folder does not exist, or the URI is invalid.
     """
     if uri.startswith("s3://"):
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not bucket:
-            raise BadConfig(f"voices: {uri!r} has no bucket; wanted s3://BUCKET/PREFIX")
+            raise BadConfig(f"voices: no bucket in {uri!r}; wanted s3://BUCKET/PREFIX")
         return S3VoiceStore(bucket, prefix.strip("/"))
     folder = Path(uri.removeprefix("file://")).expanduser().absolute()
     if "://" in uri.removeprefix("file://") or not folder.is_dir():
-        raise BadConfig(f"voices: {uri!r} is not a folder; wanted a folder or s3://BUCKET/PREFIX")
+        raise BadConfig(f"voices: no folder {uri!r}; wanted an existing folder, or s3://BUCKET/PREFIX")
     return LocalVoiceStore(folder)
 
 
 class LocalVoiceStore:
-    """A local folder."""
+    """A folder that all nodes share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def versions(self) -> dict[str, str]:
+    def list_versions(self) -> dict[str, str]:
         with _translate_errors():
-            found = {}
+            versions = {}
             for entry in sorted(os.scandir(self._folder), key=lambda entry: entry.name):
                 # A file may be deleted between listing and stat.
                 with contextlib.suppress(FileNotFoundError):
                     if entry.is_file() and not entry.name.startswith("."):
                         status = entry.stat()
-                        found[entry.name] = f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
-            return found
+                        versions[entry.name] = f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
+            return versions
 
     def read(self, name: str) -> bytes:
         with _translate_errors():
@@ -76,13 +76,13 @@ class LocalVoiceStore:
 
     def create(self, name: str, content: bytes) -> bool:
         with _translate_errors():
-            handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".part")
+            descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".part")
             try:
-                with os.fdopen(handle, "wb") as file:
+                with os.fdopen(descriptor, "wb") as file:
                     file.write(content)
                     os.fsync(file.fileno())
                 Path(temporary).chmod(0o644)
-                # A link, unlike a rename, never replaces an existing file.
+                # Unlike a rename, a hard link never replaces an existing file.
                 os.link(temporary, self._folder / name)
             except FileExistsError:
                 return False
@@ -96,7 +96,7 @@ class LocalVoiceStore:
 
 
 class S3VoiceStore:
-    """An S3 prefix; endpoint, region and credentials come from the usual AWS variables."""
+    """An S3 prefix; endpoint, region and credentials come from the standard AWS environment variables."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
@@ -108,7 +108,7 @@ class S3VoiceStore:
 
         return boto3.client("s3", config=Config(retries={"max_attempts": 5, "mode": "standard"}, read_timeout=20))
 
-    def versions(self) -> dict[str, str]:
+    def list_versions(self) -> dict[str, str]:
         with _translate_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"
@@ -141,11 +141,11 @@ class S3VoiceStore:
 
 @contextlib.contextmanager
 def _translate_errors() -> Iterator[None]:
-    """Raise storage errors as `OSError` without details, which go to the log."""
+    """Log storage errors, and raise them as `OSError` without details."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except (OSError, BotoCoreError, ClientError) as error:
-        logger.error("the voice store: %s", error)
+        logger.error("voice store error: %s", error)
         raise OSError("the voice store cannot be reached") from error

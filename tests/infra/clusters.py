@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ray.job_submission import JobSubmissionClient
 
-from tests.jobs.running import Cluster, children, free_port, kill_group, start_ray
+from tests.jobs.job_runner import Cluster, descendants, free_port, kill_group, start_ray
 
 # A machine that is gone is noticed after seconds, not after half a minute; one that is only slow has its time.
 IMPATIENT = {
@@ -79,7 +79,7 @@ class Head(Cluster):
 
 def processes(node, name):
     """Return a node's processes whose title contains a name, such as an actor's class."""
-    titles = [Path(f"/proc/{pid}/cmdline") for pid in children(node.process.pid)]
+    titles = [Path(f"/proc/{pid}/cmdline") for pid in descendants(node.process.pid)]
     return [path.parent.name for path in titles if path.exists() and name.encode() in path.read_bytes()]
 
 

@@ -60,7 +60,7 @@ def test_driver_memory_per_row():
     from jobs.synthesize.pipeline import plan_units
 
     count, draw = 200_000, np.random.default_rng(0)
-    pool = types.SimpleNamespace(workers=100, rows_at_once=384)
+    pool = types.SimpleNamespace(num_workers=100, rows_per_worker=384)
     tracemalloc.start()
     ids = [draw.integers(1, 2**63, 1000).astype(np.uint64) for _ in range(count // 1000)]
     chars = [draw.integers(75, 225, 1000) for _ in range(count // 1000)]
@@ -86,7 +86,7 @@ def test_fake_gpus_have_the_given_rate():
 
     fakes = scale.FakeGpus(slots=4, slot_rate=50.0)
     script = Script.model_validate({"id": "a", "text": "river " * 25, "chunk_method": "none"})
-    plan = Plan.of(script, Voices(), None)
+    plan = Plan.from_script(script, Voices(), None)
     audio_s = sum(len(chunk.text) for chunk in plan.chunks) / 15
 
     async def speak():

@@ -12,7 +12,16 @@ import pytest
 from ray.job_submission import JobStatus
 
 from tests.infra.clusters import IMPATIENT, Head, Node, processes
-from tests.jobs.running import FAKE, ROOT, free_port, kill_group, results, start, wait_for, write_manifest
+from tests.jobs.job_runner import (
+    FAKE_JOB,
+    ROOT,
+    checked_results,
+    free_port,
+    kill_group,
+    start_job,
+    wait_for,
+    write_manifest,
+)
 
 pytestmark = [
     pytest.mark.cluster,
@@ -53,13 +62,13 @@ def test_submitted_job_succeeds_and_resumes(head, tmp_path):
     assert f"manifest={tmp_path}/m.jsonl" in said
     assert "(flags)" in said
     assert "3 flagged" in said or "3 ok" in said
-    assert sorted(results(tmp_path / "out")) == [0, 1, 2]
+    assert sorted(checked_results(tmp_path / "out")) == [0, 1, 2]
     # Rows that are done are not made again, and a bad one gives the job's own exit status.
     write_manifest(tmp_path / "m.jsonl", [*rows, {"id": "bad", "text": ""}])
     state, status, said = submit(head, *arguments, "--max-frames", 20, "--attempts", 1)
     assert (state, status) == (JobStatus.FAILED, 3), said
     assert "3 already done" in said
-    assert results(tmp_path / "out")[3]["error_type"] == "invalid_row"
+    assert checked_results(tmp_path / "out")[3]["error_type"] == "invalid_row"
 
 
 def test_working_dir_package_is_small_and_complete(head):
@@ -87,7 +96,7 @@ def begin(head, folder, rows, *options):
     """Start a job whose rows take a second or two."""
     manifest = write_manifest(folder / "m.jsonl", uneven(rows))
     arguments = ("--manifest", manifest, "--output", folder / "out", "--max-batch", 2, *options)
-    return start(FAKE, *arguments, FAKE_PACE="0.3", RAY_ADDRESS=head.address), folder / "out"
+    return start_job(FAKE_JOB, *arguments, FAKE_PACE="0.3", RAY_ADDRESS=head.address), folder / "out"
 
 
 def made(job, out, count):
@@ -102,7 +111,7 @@ def made(job, out, count):
 def ended_well(job, out, rows):
     _, said = job.communicate(timeout=120)
     assert job.returncode == 0, said
-    assert sorted(results(out)) == list(range(rows))
+    assert sorted(checked_results(out)) == list(range(rows))
     assert not list(out.rglob("*.part"))
 
 

@@ -99,13 +99,13 @@ def test_legends_use_existing_labels(exported):
 
 def test_engine_snapshot_has_all_exported_metrics():
     from higgs_model import Synthesizer
-    from jobs.synthesize.metrics import ENGINE
+    from jobs.synthesize.metrics import ENGINE_METRICS
     from serve.http.request_log import EngineMetrics
 
     speaks = Synthesizer.from_pretrained("demo")
     said = set(speaks.metrics())
     speaks.close()
-    assert set(ENGINE) <= said
+    assert set(ENGINE_METRICS) <= said
     assert set(EngineMetrics._NAMES) <= said
 
 
@@ -113,33 +113,33 @@ def test_job_counters_export_increments(monkeypatch):
     from jobs.synthesize import metrics
     from jobs.synthesize.ledger import Totals
 
-    told = []
+    exported = []
 
     class Fake:
         def __init__(self, name, description, tag_keys):
             self.name = name
 
         def inc(self, value, tags):
-            told.append((self.name, value, tags.get("status")))
+            exported.append((self.name, value, tags.get("status")))
 
         set = inc
 
     monkeypatch.setattr(metrics, "Counter", Fake)
     monkeypatch.setattr(metrics, "Gauge", Fake)
-    shown = metrics.JobMetrics("run")
+    job_metrics = metrics.JobMetrics("run")
     for totals in (
         Totals(rows=9, ok=2, audio_s=3.0),
         Totals(rows=9, ok=2, audio_s=3.0),
         Totals(rows=9, ok=5, failed=1),
     ):
-        shown.show(totals, {"0123456789": {"occupancy": 0.5, "unknown": 1}})
-    assert [one for one in told if "rows" in one[0] and one[2]] == [
+        job_metrics.update(totals, {"0123456789": {"occupancy": 0.5, "unknown": 1}})
+    assert [sample for sample in exported if "rows" in sample[0] and sample[2]] == [
         ("higgs_job_rows", 2, "ok"),
         ("higgs_job_rows", 3, "ok"),
         ("higgs_job_rows", 1, "failed"),
     ]
-    assert [value for name, value, _ in told if "audio" in name] == [3.0]
-    assert ("higgs_job_engine_occupancy", 0.5, None) in told
+    assert [value for name, value, _ in exported if "audio" in name] == [3.0]
+    assert ("higgs_job_engine_occupancy", 0.5, None) in exported
 
 
 def read_by_grafana(dashboard):

@@ -1,10 +1,10 @@
-"""A Ray cluster that the jobs of all tests join."""
+"""A Ray cluster for the jobs of all tests."""
 
 import os
 
 import pytest
 
-from tests.jobs.running import Cluster
+from tests.jobs.job_runner import Cluster
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """The batch job with a synthesizer that needs no model: `python -m tests.jobs.fake_job ARGUMENTS`.
 
-Words in a row's text make it misbehave: `crash` ends the worker, `boom` raises, `memory` is out of memory while the
-engine has more than 4 slots. FAKE_PACE is the seconds that a second of audio takes.
+Words in a row's text inject faults: `crash` kills the worker, `boom` raises an exception, and `memory` raises an
+out-of-memory error while the engine has more than 4 slots. FAKE_PACE is the time per second of audio, in seconds.
 """
 
 import functools
@@ -14,12 +14,12 @@ from jobs.synthesize import cli as synthesize
 from jobs.synthesize.settings import parse_settings
 
 
-class Misbehaving(FakeSynthesizer):
+class FaultySynthesizer(FakeSynthesizer):
     def __init__(self, slots, pace):
         super().__init__(pace=pace)
         self.slots = slots
 
-    async def stream(self, plan, *, kept=None):
+    async def stream(self, plan, *, segment_store=None):
         text = plan.script.tagged_text()
         if "crash" in text:
             os._exit(9)
@@ -29,22 +29,23 @@ class Misbehaving(FakeSynthesizer):
             import torch
 
             raise torch.OutOfMemoryError("CUDA out of memory")
-        async for piece in super().stream(plan, kept=kept):
+        async for piece in super().stream(plan, segment_store=segment_store):
             yield piece
 
 
-def build(settings, capacity, pace=0.0):
-    return Misbehaving(capacity.slots, pace)
+def build_synthesizer(settings, capacity, pace=0.0):
+    return FaultySynthesizer(capacity.slots, pace)
 
 
 def crash_while_loading(settings, capacity):
     os._exit(9)
 
 
-def run(arguments, pace=0.0, factory=build):
+def run(arguments, pace=0.0, factory=build_synthesizer):
     settings = parse_settings(arguments)
-    chosen = functools.partial(factory, pace=pace) if factory is build else factory
-    return synthesize.run(settings, open_manifest(settings.manifest), chosen)
+    if factory is build_synthesizer:
+        factory = functools.partial(factory, pace=pace)
+    return synthesize.run(settings, open_manifest(settings.manifest), factory)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The endpoint over HTTP on the loopback interface, without Ray, with a synthesizer that needs no model."""
+"""Fixtures: the endpoint over HTTP on the loopback interface, without Ray, with a synthesizer that needs no model."""
 
 import asyncio
 import contextlib
@@ -23,33 +23,33 @@ from serve.voices.voice_store import open_voice_store
 
 
 def recording(seconds=4.0, rate=24_000, channels=1, file_format="WAV", subtype="PCM_16"):
-    """Return a file with an amplitude-modulated tone."""
-    at = np.arange(round(seconds * rate)) / rate
-    tone = 0.3 * np.sin(2 * np.pi * 220 * at) * (0.5 + 0.5 * np.sin(9 * at))
+    """Return the content of an audio file with an amplitude-modulated tone."""
+    times_s = np.arange(round(seconds * rate)) / rate
+    tone = 0.3 * np.sin(2 * np.pi * 220 * times_s) * (0.5 + 0.5 * np.sin(9 * times_s))
     file = io.BytesIO()
     soundfile.write(file, np.stack([tone] * channels, axis=1), rate, format=file_format, subtype=subtype)
     return file.getvalue()
 
 
 class LocalBackend:
-    """One synthesizer in this process with a limited number of slots."""
+    """A backend with one synthesizer in this process and a limited number of slots."""
 
     def __init__(self, synthesizer, slots):
         self.synthesizer, self._slots = synthesizer, slots
         self.waiting = self.running = 0
-        self.state = "ready"
+        self.status = "ready"
         self.requests = []
-        self._free = None
+        self._free_slots = None
 
     def slots(self):
         return self._slots
 
     async def synthesize(self, request):
-        self._free = self._free or asyncio.Semaphore(self._slots)
+        self._free_slots = self._free_slots or asyncio.Semaphore(self._slots)
         self.requests.append(request)
         self.waiting += 1
         try:
-            await self._free.acquire()
+            await self._free_slots.acquire()
         finally:
             self.waiting -= 1
         self.running += 1
@@ -59,14 +59,14 @@ class LocalBackend:
                     yield event
         finally:
             self.running -= 1
-            self._free.release()
+            self._free_slots.release()
 
     async def health(self):
-        return self.state
+        return self.status
 
 
 class Server:
-    """Serves an application on a port of its own."""
+    """Serves an endpoint on a free port."""
 
     def __init__(self, backend, endpoint, keys=()):
         import hashlib
@@ -97,8 +97,8 @@ def library_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def serve_local():
-    """`serve_local(synthesizer=…, keys=…, **settings)` starts a server; all are closed at the end."""
+def start_server():
+    """Return a function that starts a server with any synthesizer, API keys and settings; close all at the end."""
     servers = []
 
     def start(synthesizer=None, keys=(), downloader=None, slots=4, **settings):
@@ -115,15 +115,16 @@ def serve_local():
 
 
 @pytest.fixture(scope="session")
-def server(serve_local, library_folder):
-    """The server that most tests use."""
-    return serve_local(voices=str(library_folder), voice_aliases={"nova": "ann"})
+def server(start_server, library_folder):
+    """A server with a voice library, shared by most tests."""
+    return start_server(voices=str(library_folder), voice_aliases={"nova": "ann"})
 
 
 def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
+    """Return the first true result of `condition`; raise TimeoutError if there is none within the time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
         time.sleep(0.01)
     raise TimeoutError

@@ -5,7 +5,7 @@ import pytest
 from higgs_model.errors import BadConfig
 from serve.deployments.config import EndpointConfig
 
-# Ray Serve's own deprecation warnings, on its first import.
+# Ray Serve emits deprecation warnings when it is first imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -13,11 +13,11 @@ def test_arguments_configure_the_application(monkeypatch):
     from serve.app import app
 
     monkeypatch.setenv("HIGGS_API_KEYS", "secret")
-    built = app({"model": "there", "max_batch": "8", "max_replicas": "3"})
-    config, digests, _ = built._bound_deployment.init_args
+    application = app({"model": "there", "max_batch": "8", "max_replicas": "3"})
+    config, digests, _ = application._bound_deployment.init_args
     assert (config.model, config.max_batch) == ("there", 8)
     assert len(digests) == 1
-    assert "secret" not in repr(built._bound_deployment.init_args)
+    assert "secret" not in repr(application._bound_deployment.init_args)
     with pytest.raises(BadConfig, match="did you mean 'model'"):
         app({"modle": "x"})
 
@@ -28,7 +28,7 @@ def test_shutdown_timeout_exceeds_the_request_timeout():
     config = EndpointConfig(request_timeout_s=100)
     for options in (replica.deployment_options(config, 0.0), ingress.deployment_options(config)):
         assert options["graceful_shutdown_timeout_s"] > 100
-    # A worker goes on until the last replica has answered it.
+    # HTTP workers must outlive the replicas from which they still receive responses.
     assert (
         ingress.deployment_options(config)["graceful_shutdown_timeout_s"]
         > replica.deployment_options(config, 0)["graceful_shutdown_timeout_s"]

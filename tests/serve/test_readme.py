@@ -1,4 +1,4 @@
-"""Runs the examples of serve/README.md and validates the Serve config file."""
+"""The examples of serve/README.md are run, and the Serve config file is validated."""
 
 import json
 import re
@@ -18,16 +18,16 @@ README = (ROOT / "serve" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def place(serve_local, tmp_path_factory):
-    """A server with the voice of the README, and a folder with its recording."""
-    folder, voices = tmp_path_factory.mktemp("readme"), tmp_path_factory.mktemp("belindas")
+def server_and_folder(start_server, tmp_path_factory):
+    """A server with the README's voice, and a working directory with the README's recording."""
+    folder, voices = tmp_path_factory.mktemp("readme"), tmp_path_factory.mktemp("voices")
     (folder / "carl.wav").write_bytes(recording())
     (voices / "belinda.wav").write_bytes(recording())
-    return serve_local(voices=str(voices), default_voice="belinda"), folder
+    return start_server(voices=str(voices), default_voice="belinda"), folder
 
 
-def test_curl_commands_work(place):
-    server, folder = place
+def test_curl_commands_work(server_and_folder):
+    server, folder = server_and_folder
     commands = [line for line in README.splitlines() if line.startswith("curl ")]
     assert len(commands) == 5
     for command in commands:
@@ -38,24 +38,24 @@ def test_curl_commands_work(place):
     assert soundfile.info(folder / "like-carl.mp3").format == "MP3"
 
 
-def test_python_example_works(place):
-    server, _ = place
-    heard = {}
+def test_python_example_works(server_and_folder):
+    server, _ = server_and_folder
+    namespace = {}
     (code,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
-    exec(compile(code.replace("http://127.0.0.1:8000", server.url), "README", "exec"), heard)
+    exec(compile(code.replace("http://127.0.0.1:8000", server.url), "README", "exec"), namespace)
     assert server.backend.requests[-1].row["text"] == "It arrives while it is generated."
-    assert any(heard["part"])
+    assert any(namespace["part"])
 
 
 def test_documented_settings_exist():
     (command,) = re.findall(r"^serve run serve\.app:app (.*)$", README, re.MULTILINE)
     resolve_config(dict(word.split("=", 1) for word in command.split()))
     table = README[README.index("| setting | |") :]
-    named = {
+    documented = {
         name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`([a-z_]+)`", row)
     }
-    assert named
-    assert named <= set(EndpointConfig.model_fields)
+    assert documented
+    assert documented <= set(EndpointConfig.model_fields)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -1,4 +1,4 @@
-"""A voice library of short tones, a codec that needs no weights, and the tokenizer of the golden cases."""
+"""Fixtures: a voice library of short tones, a codec without weights, and the tokenizer of the golden cases."""
 
 import io
 import json
@@ -17,7 +17,7 @@ SAMPLE_RATE = 24_000
 
 
 class TinyCodec:
-    """Codes that follow from the samples; counts how often it is asked."""
+    """A codec whose codes are computed from the samples without weights; it counts its calls."""
 
     sample_rate = SAMPLE_RATE
 

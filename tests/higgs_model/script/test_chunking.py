@@ -1,4 +1,4 @@
-"""Chunks: nothing lost, nothing doubled, nothing blank, within the budget, in linear time."""
+"""Chunking: no text is lost or duplicated, no chunk is blank or over budget, and the time is linear."""
 
 import itertools
 import re
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from higgs_model.script import chunking, languages, sentences
 from higgs_model.script.chunking import SPEAKER_TAG, chunk_text
 from higgs_model.script.languages import count_words
-from higgs_model.script.normalize import finish, normalize, paragraphs
+from higgs_model.script.normalize import add_final_punctuation, normalize, split_paragraphs
 
 METHODS = ("auto", "sentence", "word", "speaker", "none")
 PIECES = st.sampled_from(
@@ -44,7 +44,7 @@ TEXTS = st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=30).map("".jo
 )
 
 
-def _bare(text):
+def _remove_whitespace(text):
     return "".join(text.split())
 
 
@@ -56,38 +56,38 @@ def test_chunks_concatenate_to_the_normalized_text(text, method, max_words, max_
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
     plain = chunking.remove_pauses(text)
     if chunks:
-        assert _bare("".join(chunk.text for chunk in chunks)) == _bare(normalize(plain))
+        assert _remove_whitespace("".join(chunk.text for chunk in chunks)) == _remove_whitespace(normalize(plain))
     else:
-        assert not paragraphs(plain)
+        assert not split_paragraphs(plain)
     if method in ("auto", "sentence"):
-        assert all(count_words(chunk.text) <= max(max_words, 1) for chunk in chunks if _splittable(chunk.text))
+        assert all(count_words(chunk.text) <= max(max_words, 1) for chunk in chunks if _has_no_tag(chunk.text))
 
 
-def _splittable(text):
-    """A tag is never parted from the first word after it, nor tags from each other."""
+def _has_no_tag(text):
+    """Tags may exceed a budget, because they are never separated from each other or from the next word."""
     return not SPEAKER_TAG.search(text)
 
 
 @example(text="[SPEAKER0] Hello there. yes, I do; " + "word " * 24)
 @given(text=st.lists(PIECES, min_size=1, max_size=30).map("".join))
 @settings(max_examples=150, deadline=None)
-def test_no_chunk_is_too_short_next_to_one_of_its_speaker(text):
-    # A tag that says nothing is not a turn.
+def test_no_short_chunk_is_next_to_one_of_the_same_speaker(text):
+    # Every tag needs text, because a tag without any is not a turn.
     text = SPEAKER_TAG.sub(r"\g<0> Well,", text)
     chunks = chunk_text(text, "sentence", 30)
     for first, second in zip(chunks, chunks[1:], strict=False):
-        apart = first.boundary == "pause" or first.speakers != second.speakers or len(first.speakers) > 1
-        said = [count_words(SPEAKER_TAG.sub(" ", chunk.text)) for chunk in (first, second)]
-        assert apart or min(said) >= chunking.MIN_WORDS
+        separate = first.boundary == "pause" or first.speakers != second.speakers or len(first.speakers) > 1
+        spoken_words = [count_words(SPEAKER_TAG.sub(" ", chunk.text)) for chunk in (first, second)]
+        assert separate or min(spoken_words) >= chunking.MIN_WORDS
 
 
-def test_normalize_joins_its_paragraphs():
+def test_normalize_joins_paragraphs():
     text = "One line\n here.\n\n\n(Second)  paragraph\n \nThird"
-    assert paragraphs(text) == ["One line\nhere.", "Second paragraph", "Third"]
-    assert normalize(text) == finish("\n".join(paragraphs(text)))
+    assert split_paragraphs(text) == ["One line\nhere.", "Second paragraph", "Third"]
+    assert normalize(text) == add_final_punctuation("\n".join(split_paragraphs(text)))
 
 
-def test_auto_selects_by_turns_and_length():
+def test_auto_selects_method_by_turns_and_length():
     assert [chunk.text for chunk in chunk_text("Short.\n\nText")] == ["Short.\nText."]
     assert len(chunk_text("A sentence of six words here. " * 40)) == 3
     turns = chunk_text("[SPEAKER0] Hello there, my friend.\n[SPEAKER1] Hi, how are you?")
@@ -107,7 +107,7 @@ def test_tag_inside_a_line_starts_a_turn():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_pauses_become_silence_and_never_text(method):
+def test_pauses_become_silence_instead_of_text(method):
     chunks = chunk_text(
         "[pause:1s]One two three four. [pause: 250ms][pause:1.5s] Five six seven eight [PAUSE:2 s]", method
     )
@@ -139,7 +139,9 @@ def test_tag_before_a_pause_belongs_to_the_following_text():
 def test_no_chunk_consists_of_tags_only(text, method, max_words):
     chunks = chunk_text(text, method, max_words)
     assert all(_has_words(chunk.text) for chunk in chunks)
-    assert _bare("".join(chunk.text for chunk in chunks)) == _bare(normalize(chunking.remove_pauses(text)))
+    assert _remove_whitespace("".join(chunk.text for chunk in chunks)) == _remove_whitespace(
+        normalize(chunking.remove_pauses(text))
+    )
 
 
 @given(text=st.lists(PIECES, min_size=1, max_size=30).map("".join), max_words=st.integers(1, 30))
@@ -156,13 +158,13 @@ def _has_words(text):
     return re.search(r"\w", SPEAKER_TAG.sub("", text)) is not None
 
 
-def test_long_sentences_are_split_at_clauses_and_never_in_tags():
+def test_long_sentences_are_split_at_clauses_but_not_in_tags():
     text = "one two three four five six, seven eight nine ten eleven <SE>[Laughter]</SE> twelve thirteen"
     assert chunk_text(text, "sentence", 8)[0].text == "one two three four five six,"
     assert all(chunk.text.count("<SE>") == chunk.text.count("</SE>") for chunk in chunk_text(text, "sentence", 5))
 
 
-def test_chinese_is_counted_by_characters():
+def test_chinese_budget_counts_characters():
     chunks = chunk_text("我们今天去公园玩。" * 20, "sentence", 20)
     assert all(count_words(chunk.text) <= 20 for chunk in chunks)
     assert all(chunk.text.endswith(".") for chunk in chunks)
@@ -183,26 +185,26 @@ def test_chinese_is_counted_by_characters():
     ],
 )
 @pytest.mark.parametrize("method", ["auto", "sentence"])
-def test_chunking_is_linear(unit, method, monkeypatch):
-    """However many pieces are merged, the words of a text are counted, and its sentences sought, in linear time."""
+def test_chunking_takes_linear_time(unit, method, monkeypatch):
+    """Counting words and segmenting sentences stays linear, however many pieces are merged."""
     import sentencex
 
-    read = 0
+    chars_read = 0
 
-    class Counting:
+    class CountingPattern:
         def __init__(self, pattern):
             self.finditer = lambda text: tally(text) or pattern.finditer(text)
 
     def tally(text):
-        nonlocal read
-        read += len(text)
+        nonlocal chars_read
+        chars_read += len(text)
 
     segment = sentencex.segment
-    monkeypatch.setattr(languages, "_WORD", Counting(languages._WORD))
+    monkeypatch.setattr(languages, "_WORD", CountingPattern(languages._WORD))
     monkeypatch.setattr(sentencex, "segment", lambda code, text: tally(text) or segment(code, text))
     text = (unit * 20_000)[:20_000] + "end"
     assert chunk_text(text, method, 30, language="en")
-    assert read < 15 * len(text)
+    assert chars_read < 15 * len(text)
 
 
 @given(
@@ -210,20 +212,20 @@ def test_chunking_is_linear(unit, method, monkeypatch):
     window=st.integers(8, 60),
 )
 @settings(max_examples=100, deadline=None)
-def test_windows_split_no_sentence(texts, window):
-    """A text that is looked at through a small window has no ends but those that it has as a whole."""
+def test_windows_do_not_split_sentences(texts, window):
+    """Sentence ends found in small windows are also sentence ends of the full text."""
     text = "".join(texts)
     with pytest.MonkeyPatch.context() as patch:
-        whole = sentences.split(text, "en")
+        sentences_of_text = sentences.split_sentences(text, "en")
         patch.setattr(sentences, "_WINDOW_CHARS", window)
-        parted = sentences.split(text, "en")
-    assert "".join(parted) == text
-    ends = set(itertools.accumulate(map(len, whole)))
-    assert ends >= set(itertools.accumulate(map(len, parted)))
+        sentences_of_windows = sentences.split_sentences(text, "en")
+    assert "".join(sentences_of_windows) == text
+    ends = set(itertools.accumulate(map(len, sentences_of_text)))
+    assert ends >= set(itertools.accumulate(map(len, sentences_of_windows)))
 
 
 @pytest.mark.parametrize(
-    ("pause", "wanted_ms"),
+    ("pause", "expected_ms"),
     [
         ("[pause:0s]", 0),
         ("[Pause : 0.25 S]", 250),
@@ -242,13 +244,13 @@ def test_windows_split_no_sentence(texts, window):
         ("[ pause:1s", None),
     ],
 )
-def test_every_pause_is_silence_or_an_error(pause, wanted_ms):
+def test_pause_becomes_silence_or_an_error(pause, expected_ms):
     text = f"One two three four {pause} five six seven eight"
-    found = list(chunking.find_pause_errors(text))
-    if wanted_ms is None:
-        assert len(found) == 1
+    errors = list(chunking.find_pause_errors(text))
+    if expected_ms is None:
+        assert len(errors) == 1
     else:
-        assert not found
+        assert not errors
         chunks = chunk_text(text)
-        assert [chunk.silence_after_ms for chunk in chunks] == [wanted_ms, 0]
+        assert [chunk.silence_after_ms for chunk in chunks] == [expected_ms, 0]
         assert "ause" not in "".join(chunk.prompt_text for chunk in chunks)

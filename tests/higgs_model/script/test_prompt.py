@@ -1,4 +1,4 @@
-"""Special tokens come from us alone; context is trimmed oldest first and references stay."""
+"""Prompts: user text adds no special tokens; the oldest chunks are dropped first, and references remain."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from higgs_model import Script
 from higgs_model.errors import BadInput
-from higgs_model.script.budget import frame_budget
-from higgs_model.script.plan import Plan, Prompter
+from higgs_model.script.budget import estimate_frames
+from higgs_model.script.plan import Plan, PromptBuilder
 from higgs_model.script.voices import ReferenceCodes, Voices
 from tests.higgs_model.script.conftest import TinyCodec
 
@@ -47,10 +47,10 @@ def test_user_text_never_becomes_a_special_token(tokenizer, text, method):
         "chunk_method": method,
         "chunk_max_words": 3,
     }
-    plan = Plan.of(Script.model_validate(row), Voices())
+    plan = Plan.from_script(Script.model_validate(row), Voices())
     special = set(tokenizer.get_added_vocab().values())
-    prompt = Prompter(plan, tokenizer, None, force_audio=False).prompt(0, [])
-    # begin; header and end of the system and the user message; two marks of the scene; header of the answer.
+    prompt = PromptBuilder(plan, tokenizer, None, force_audio=False).build(0, [])
+    # Begin of text; header and end of the system and user messages; start and end of the scene; answer header.
     assert sum(token_id in special for token_id in prompt.token_ids) == 1 + 3 + 3 + 2 + 2
     assert (
         tokenizer.encode(prompt.text, add_special_tokens=False).count(tokenizer.convert_tokens_to_ids("<|eot_id|>"))
@@ -73,35 +73,35 @@ def test_context_fits_and_references_remain(tokenizer, library, lengths, context
         "voice": "ada",
         "context_chunks": context,
     }
-    plan = Plan.of(Script.model_validate(row), Voices.from_folder(library))
-    prompter = Prompter(plan, tokenizer, ReferenceCodes(TinyCodec()), max_length=max_length)
+    plan = Plan.from_script(Script.model_validate(row), Voices.from_folder(library))
+    prompt_builder = PromptBuilder(plan, tokenizer, ReferenceCodes(TinyCodec()), max_length=max_length)
     takes = [None if length == 0 else np.zeros((8, length), dtype=np.int64) for length in lengths]
     for chunk in plan.chunks:
-        prompt = prompter.prompt(chunk.index, takes[: chunk.index])
+        prompt = prompt_builder.build(chunk.index, takes[: chunk.index])
         assert prompt.audio[0] == "ada"
-        kept = [int(name.removeprefix("chunk")) for name in prompt.audio[1:]]
-        wanted = [i for i in range(prompt.first_context_chunk, chunk.index) if takes[i] is not None]
-        assert kept == wanted
+        included = [int(name.removeprefix("chunk")) for name in prompt.audio[1:]]
+        expected = [i for i in range(prompt.first_context_chunk, chunk.index) if takes[i] is not None]
+        assert included == expected
         assert context is None or chunk.index - prompt.first_context_chunk <= context
-        answer = prompt.max_frames + 9 + 2
+        answer_length = prompt.max_frames + 9 + 2
         assert prompt.num_positions == len(prompt.token_ids) + sum(codes.shape[1] + 8 for codes in prompt.codes)
-        assert prompt.num_positions + answer <= max_length
+        assert prompt.num_positions + answer_length <= max_length
 
 
-def test_chunk_that_does_not_fit_raises_with_advice(tokenizer):
-    plan = Plan.of(Script(id="a", text="word " * 3000, chunk_method="none"), Voices())
+def test_chunk_that_does_not_fit_raises_an_error_with_advice(tokenizer):
+    plan = Plan.from_script(Script(id="a", text="word " * 3000, chunk_method="none"), Voices())
     with pytest.raises(BadInput, match="chunk_method 'sentence'"):
-        Prompter(plan, tokenizer, None).prompt(0, [])
+        PromptBuilder(plan, tokenizer, None).build(0, [])
 
 
-def test_other_tokenizers_are_refused(tokenizer):
-    class Foreign:
+def test_tokenizer_without_audio_tokens_is_refused(tokenizer):
+    class OtherTokenizer:
         def get_added_vocab(self):
             return {"<s>": 1}
 
-    plan = Plan.of(Script(id="a", text="Hello."), Voices())
+    plan = Plan.from_script(Script(id="a", text="Hello."), Voices())
     with pytest.raises(BadInput, match="no special token"):
-        Prompter(plan, Foreign(), None)
+        PromptBuilder(plan, OtherTokenizer(), None)
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,13 @@ def test_other_tokenizers_are_refused(tokenizer):
         ("我来到北京清华大学,今天天气很好.", 3.5),
     ],
 )
-def test_budget_brackets_real_reading_times(text, seconds):
-    budget = frame_budget(text)
-    assert budget.least < 0.7 * seconds * 25 < budget.expected < 1.6 * seconds * 25 < budget.most
+def test_frame_budget_contains_real_reading_times(text, seconds):
+    budget = estimate_frames(text)
+    assert budget.min_frames < 0.7 * seconds * 25
+    assert 0.7 * seconds * 25 < budget.expected_frames < 1.6 * seconds * 25 < budget.max_frames
 
 
-def test_max_frames_of_the_row_takes_precedence():
-    assert Plan.of(Script(id="a", text="Hello there.", max_frames=77), Voices()).max_frames == (77,)
-    free = Plan.of(Script(id="a", text="Hello there."), Voices())
-    assert free.max_frames == (frame_budget("Hello there.").most,)
+def test_max_frames_of_a_row_overrides_the_estimate():
+    assert Plan.from_script(Script(id="a", text="Hello there.", max_frames=77), Voices()).max_frames == (77,)
+    without_limit = Plan.from_script(Script(id="a", text="Hello there."), Voices())
+    assert without_limit.max_frames == (estimate_frames("Hello there.").max_frames,)

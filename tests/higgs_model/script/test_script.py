@@ -1,4 +1,4 @@
-"""The schema: every fault at once, no other exception ever, and a hash that is the audio's."""
+"""The schema reports all errors at once as a ValidationError, and the hash identifies the audio."""
 
 import datetime
 import decimal
@@ -48,7 +48,7 @@ VALUES = st.recursive(
 COLUMNS = st.sampled_from([*Script.model_fields, "extra"])
 
 
-def _checked(row):
+def _validate(row):
     try:
         return Script.model_validate(row), None
     except ValidationError as error:
@@ -64,7 +64,7 @@ def _checked(row):
 )
 @settings(max_examples=250, deadline=None)
 def test_any_row_is_a_script_or_a_validation_error(row):
-    script, error = _checked(row)
+    script, error = _validate(row)
     if error is not None:
         assert error_messages(error)
         assert str(error)
@@ -74,41 +74,41 @@ def test_any_row_is_a_script_or_a_validation_error(row):
         script.warnings()
 
 
-def test_number_too_long_to_print_is_an_error():
+def test_integer_too_long_to_print_is_an_error():
     with pytest.raises(ValidationError):
         Script.model_validate({"id": "a", "text": "Hello.", "seed": 10**5000})
 
 
 @pytest.mark.parametrize("unit", ["[", "[pause:", "{", "\u202e", "[SPEAKER0] ", "x ", "\n", "<|", "。", "a"])
-def test_huge_text_is_a_script_or_an_error(unit):
-    script, error = _checked({"id": "a", "text": unit * 300_000})
+def test_huge_text_is_a_script_or_a_validation_error(unit):
+    script, error = _validate({"id": "a", "text": unit * 300_000})
     assert script is not None or error_messages(error)
 
 
 @pytest.mark.parametrize("column", ["turns", "voices", "text", "scene", "seed", "id"])
-def test_values_of_any_type_and_depth_are_errors(column):
+def test_values_of_any_type_and_depth_raise_only_validation_errors(column):
     deep = "x"
     for _ in range(5000):
         deep = {"speaker": "a", "text": "b", "x": [deep]}
-    oddities = [deep, [deep], decimal.Decimal("1.5"), datetime.date(2024, 3, 5), object(), np.datetime64("2024-03-05")]
-    oddities += [np.array([[1, 2]]), {1, 2}, range(3), b"a", 10**5000, {None: None}, lambda: None, pa.scalar("a")]
-    for value in oddities:
-        script, error = _checked({"id": "a", "turns": [{"speaker": "a", "text": "b"}], column: value})
+    values = [deep, [deep], decimal.Decimal("1.5"), datetime.date(2024, 3, 5), object(), np.datetime64("2024-03-05")]
+    values += [np.array([[1, 2]]), {1, 2}, range(3), b"a", 10**5000, {None: None}, lambda: None, pa.scalar("a")]
+    for value in values:
+        script, error = _validate({"id": "a", "turns": [{"speaker": "a", "text": "b"}], column: value})
         assert script is not None or error_messages(error)
 
 
-def test_any_null_is_a_missing_value():
+def test_null_of_any_type_is_a_missing_value():
     row = {"id": "a", "text": "Hello.", "scene": pd.NA, "voice": pd.NaT, "seed": np.nan, "turns": None, "voices": {}}
     assert Script.model_validate(row) == Script(id="a", text="Hello.")
 
 
-def test_many_speakers():
+def test_thousands_of_speakers_are_accepted_until_they_exceed_the_context():
     turns = [{"speaker": f"Speaker {number}", "text": "Hello there, my friends."} for number in range(3_000)]
     script = Script.model_validate({"id": "a", "turns": turns, "voices": {"Speaker 0": "a low voice"}})
     assert len(script.warnings()) == 2_999
     assert script.speaker_name("SPEAKER2999") == "Speaker 2999"
     with pytest.raises(BadInput, match="of the model's 8192 positions"):
-        Plan.of(Script.model_validate({"id": "a", "turns": turns}), Voices()).dry_run()
+        Plan.from_script(Script.model_validate({"id": "a", "turns": turns}), Voices()).dry_run()
 
 
 def test_control_characters_are_removed_before_checks():
@@ -135,10 +135,10 @@ def test_all_errors_are_reported_at_once():
 
 
 @pytest.mark.parametrize(
-    ("row", "word"),
+    ("row", "message"),
     [
         ({}, "set text or turns"),
-        ({"text": "..."}, "contains nothing to say"),
+        ({"text": "..."}, "contains nothing to speak"),
         ({"text": "a", "voice": "x", "ref_audio": "y"}, "set only one of"),
         ({"text": "a", "voices": {"Bob": "x"}}, "SPEAKER0"),
         (
@@ -151,25 +151,25 @@ def test_all_errors_are_reported_at_once():
         ({"text": "a", "voices": [("SPEAKER0", "x"), ("SPEAKER0", "y")]}, "appears twice"),
     ],
 )
-def test_error_messages(row, word):
-    with pytest.raises(ValidationError, match=word):
+def test_invalid_row_is_explained(row, message):
+    with pytest.raises(ValidationError, match=message):
         Script.model_validate({"id": "a", **row})
 
 
 @pytest.mark.parametrize("name", ["", ".", "a/b", "a..b", "a\n", "é", "x" * 201, " a", "C:\\x"])
-def test_invalid_ids(name):
+def test_invalid_id_is_refused(name):
     with pytest.raises(ValidationError):
         Script(id=name, text="Hello.")
 
 
-def test_values_of_tables_are_normalized():
+def test_table_values_are_normalized():
     plain = Script(
         id="a",
         turns=[{"speaker": "Al", "text": "Hi."}, {"speaker": "Bo", "text": "Oh."}],
         voices={"Al": "x"},
         seed=3,
     )
-    shapes = [
+    variants = [
         {
             "voices": [("Al", "x"), ("Bo", None)],
             "seed": 3.0,
@@ -185,18 +185,18 @@ def test_values_of_tables_are_normalized():
         },
     ]
     turns = np.array([{"speaker": "Al", "text": "Hi."}, {"speaker": "Bo", "text": "Oh."}])
-    for shape in shapes:
-        assert Script.model_validate({"id": "a", "turns": turns, **shape}) == plain
+    for variant in variants:
+        assert Script.model_validate({"id": "a", "turns": turns, **variant}) == plain
     assert Script.model_validate_json(json.dumps({"id": "a", **plain.model_dump(exclude_none=True)})) == plain
 
 
-def _either(**columns):
+def _none_or_one_of(**columns):
     return {name: st.one_of(st.none(), st.sampled_from(values)) for name, values in columns.items()}
 
 
 TURNS = [{"speaker": "SPEAKER0", "text": "Hello there."}, {"speaker": "SPEAKER1", "text": "And hello to you."}]
-SPOKEN = {
-    "said": st.sampled_from(
+CONTENT = {
+    "text": st.sampled_from(
         [
             {"text": "[SPEAKER0] Hello there.\n[SPEAKER1] And hello to you."},
             {"text": "[SPEAKER0] Hello  there。\n\n [SPEAKER1] And\x00 hello to you"},
@@ -208,7 +208,7 @@ SPOKEN = {
             {"text": "Hello there, two friends."},
         ]
     ),
-    "by": st.sampled_from(
+    "voice": st.sampled_from(
         [
             {},
             {"voice": "ada"},
@@ -224,11 +224,11 @@ SPOKEN = {
             {"ref_audio": "ada.wav"},
             {"ref_audio": "ada.wav", "ref_text": "One two."},
             {"ref_audio": "copy.wav", "ref_text": " One two.\n"},
-            {"voice": "untold"},
+            {"voice": "untranscribed"},
         ]
     ),
 }
-AROUND = _either(
+OPTIONS = _none_or_one_of(
     id=["a", "b"],
     anything=["else"],
     chunk_method=["auto", "speaker", "none", "sentence"],
@@ -247,14 +247,14 @@ AROUND = _either(
 )
 
 
-class Store:
-    """A library in which two names, and a one-off recording, are the same to the ear."""
+class HashVoiceStore:
+    """A library in which two names and a row's own recording have the same audio and transcript."""
 
     files = {"ada.wav": b"A", "ada.txt": b"One two.", "copy.wav": b"A", "copy.txt": b" One two.\n"}
     files |= {
         "other.wav": b"B",
         "other.txt": b"Three.",
-        "untold.wav": b"A",
+        "untranscribed.wav": b"A",
         "profile.yaml": b"profiles: {calm: A calm voice.}",
     }
 
@@ -265,36 +265,38 @@ class Store:
         return self.files[name]
 
 
-HASH_VOICES = Voices(Store(), Store().read)
+HASH_VOICES = Voices(HashVoiceStore(), HashVoiceStore().read)
 
 
-def _heard(script):
-    """All that reaches the model and the ear: an oracle that the hash knows nothing of."""
+def _list_audio_inputs(script):
+    """Return everything that affects the audio: an oracle that is independent of the hash."""
     references = script.references(HASH_VOICES)
-    sounds = {name: voice.audio for name, voice in references.recordings.items()}
+    audio = {name: voice.audio for name, voice in references.recordings.items()}
     chunks = script.chunks()
-    shown = [render([message]) + str([sounds[name] for name in message.clips]) for message in references.messages]
-    said = [(chunk.prompt_text, chunk.boundary, chunk.silence_before_ms, chunk.silence_after_ms) for chunk in chunks]
+    prompts = [render([message]) + str([audio[name] for name in message.clips]) for message in references.messages]
+    chunk_inputs = [
+        (chunk.prompt_text, chunk.boundary, chunk.silence_before_ms, chunk.silence_after_ms) for chunk in chunks
+    ]
     limit = len(chunks) if script.context_chunks is None else script.context_chunks
-    context = [list(range(max(0, at - limit), at)) for at in range(len(chunks))]
-    return shown, said, context, script.seed, script.max_frames, script.sampling()
+    context = [list(range(max(0, index - limit), index)) for index in range(len(chunks))]
+    return prompts, chunk_inputs, context, script.seed, script.max_frames, script.sampling()
 
 
-ROWS = st.fixed_dictionaries({"id": st.just("a"), **SPOKEN, **AROUND})
+ROWS = st.fixed_dictionaries({"id": st.just("a"), **CONTENT, **OPTIONS})
 
 
-@given(first=ROWS, second=ROWS, keep=st.sets(st.sampled_from([*SPOKEN, *AROUND])))
+@given(first=ROWS, second=ROWS, keep=st.sets(st.sampled_from([*CONTENT, *OPTIONS])))
 @settings(max_examples=200, deadline=None)
-def test_the_hash_changes_exactly_when_the_audio_could(first, second, keep):
+def test_hash_changes_exactly_when_the_audio_could(first, second, keep):
     second |= {name: first[name] for name in keep}
     scripts = []
     for row in (first, second):
-        columns = {name: value for name, value in row.items() if name not in SPOKEN}
+        columns = {name: value for name, value in row.items() if name not in CONTENT}
         scripts.append(
-            Script.model_validate({**columns, "id": row["id"] or "c", "language": "en", **row["said"], **row["by"]})
+            Script.model_validate({**columns, "id": row["id"] or "c", "language": "en", **row["text"], **row["voice"]})
         )
-    one, two = scripts
-    assert (one.content_hash(HASH_VOICES) == two.content_hash(HASH_VOICES)) == (_heard(one) == _heard(two))
+    same_hash = scripts[0].content_hash(HASH_VOICES) == scripts[1].content_hash(HASH_VOICES)
+    assert same_hash == (_list_audio_inputs(scripts[0]) == _list_audio_inputs(scripts[1]))
 
 
 def test_hash_depends_on_the_content_of_voices(tmp_path):
@@ -313,21 +315,21 @@ def test_hash_depends_on_the_lexicon_only_if_it_applies():
     assert script.content_hash(lexicon=Lexicon({"Niamh": "Neev"})) == script.content_hash()
 
 
-def test_defaults_fill_gaps_only():
+def test_defaults_apply_only_to_missing_values():
     script = Script(id="a", text="Hello.", seed=5).with_defaults({"seed": 1, "temperature": 0.5})
     assert (script.seed, script.temperature) == (5, 0.5)
 
 
-def test_warnings():
+def test_likely_mistakes_have_warnings():
     script = Script(id="a", text="[SPEAKER0] Hi [whisper].\n[SPEAKER1] Oh.", voices={"SPEAKER0": "x", "SPEAKER7": "y"})
-    found = " ".join(script.warnings())
-    assert "[whisper]" in found
-    assert "SPEAKER1 has no voice" in found
-    assert "SPEAKER7 has a voice but never speaks" in found
+    warnings = " ".join(script.warnings())
+    assert "[whisper]" in warnings
+    assert "SPEAKER1 has no voice" in warnings
+    assert "SPEAKER7 has a voice but never speaks" in warnings
 
 
 @pytest.mark.parametrize(
-    ("row", "wanted"),
+    ("row", "expected"),
     [
         ({}, SamplingParams(do_sample=True, top_p=0.95, ras_win_len=7)),
         ({"temperature": 0}, SamplingParams(do_sample=False, ras_win_len=7)),
@@ -338,12 +340,12 @@ def test_warnings():
         ),
     ],
 )
-def test_sampling_parameters(row, wanted):
-    assert SamplingParams(**Script(id="a", text="Hello.", **row).sampling()) == wanted
+def test_sampling_parameters_have_the_reference_defaults(row, expected):
+    assert SamplingParams(**Script(id="a", text="Hello.", **row).sampling()) == expected
 
 
 @pytest.mark.parametrize("temperature", [-1, float("inf"), "warm", 11])
-def test_invalid_temperatures_are_errors(temperature):
+def test_invalid_temperature_is_refused(temperature):
     with pytest.raises(ValidationError) as error:
         Script(id="a", text="Hello.", temperature=temperature)
-    assert [fault.split(":")[0] for fault in error_messages(error.value)] == ["temperature"]
+    assert [message.split(":")[0] for message in error_messages(error.value)] == ["temperature"]

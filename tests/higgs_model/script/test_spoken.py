@@ -1,4 +1,4 @@
-"""Spoken forms on request, and a lexicon from a file; tags are never touched."""
+"""Spoken forms are opt-in, a lexicon is read from a file, and neither changes tags."""
 
 import pytest
 from hypothesis import given, settings
@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 
 from higgs_model import Script
 from higgs_model.errors import BadInput
-from higgs_model.script.spoken import Lexicon, spoken_forms
+from higgs_model.script.spoken import Lexicon, to_spoken_form
 
 GERMAN = "fünf Euro fünfzig für eintausendzweihundertvierunddreißig, das heißt zwölf Komma fünf Prozent"
 TAGGED = "[SPEAKER0] {} [pause:1.5s] <SE_s>[Music]</SE_s> x2y v1.2.3"
 
 
 @pytest.mark.parametrize(
-    ("language", "text", "wanted"),
+    ("language", "text", "expected"),
     [
         (
             "en",
@@ -47,8 +47,8 @@ TAGGED = "[SPEAKER0] {} [pause:1.5s] <SE_s>[Music]</SE_s> x2y v1.2.3"
         ("qq", "5 apples", "5 apples"),
     ],
 )
-def test_expansions(language, text, wanted):
-    assert spoken_forms(text, language) == wanted
+def test_spoken_form_of_each_language(language, text, expected):
+    assert to_spoken_form(text, language) == expected
 
 
 @given(
@@ -56,16 +56,16 @@ def test_expansions(language, text, wanted):
     language=st.sampled_from(["en", "de", "fr", "zh", "ru", "ar", "hi"]),
 )
 @settings(max_examples=200, deadline=None)
-def test_any_text_can_be_expanded(text, language):
-    assert isinstance(spoken_forms(text, language), str)
+def test_any_text_has_a_spoken_form(text, language):
+    assert isinstance(to_spoken_form(text, language), str)
 
 
-def test_expansion_is_opt_in():
+def test_spoken_form_is_opt_in():
     assert Script(id="a", text="I have 2.", language="en").chunks()[0].text == "I have 2."
     assert Script(id="a", text="I have 2.", language="en", spoken_forms=True).chunks()[0].text == "I have two."
 
 
-def test_lexicon(tmp_path):
+def test_lexicon_respells_whole_words_outside_tags(tmp_path):
     path = tmp_path / "lexicon.tsv"
     path.write_text("# names\nSiobhan\tShivawn\ncafé\tcaff-ay\n\nlaugh\tlarf\n", encoding="utf-8")
     lexicon = Lexicon.load(path)

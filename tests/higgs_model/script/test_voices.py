@@ -1,4 +1,4 @@
-"""Voices: what is checked, what is cached, and what is said when something is missing."""
+"""Voices: checks of recordings, cached codes, and errors for missing voices."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from higgs_model import Script
 from higgs_model.errors import BadInput
-from higgs_model.script.plan import Plan, Prompter
+from higgs_model.script.plan import Plan, PromptBuilder
 from higgs_model.script.voices import ReferenceCodes, Voice, Voices
 from tests.higgs_model.script.conftest import TinyCodec, tone, wav
 
 
 @pytest.mark.parametrize(
-    ("samples", "sample_rate", "transcript", "word"),
+    ("samples", "sample_rate", "transcript", "message"),
     [
         (tone(1), 24_000, "one", "1.0 s long"),
         (tone(40), 24_000, "one two three four " * 20, "40.0 s long"),
@@ -33,10 +33,10 @@ from tests.higgs_model.script.conftest import TinyCodec, tone, wav
         (np.stack([tone(5)] * 2, axis=1), 24_000, "one two three four five six", "2 channels"),
     ],
 )
-def test_each_flaw_has_a_warning(samples, sample_rate, transcript, word):
+def test_each_problem_has_a_warning(samples, sample_rate, transcript, message):
     warnings = Voice(wav(samples, sample_rate), transcript).warnings()
     assert len(warnings) == 1
-    assert word in warnings[0]
+    assert message in warnings[0]
 
 
 def test_good_recording_has_no_warnings():
@@ -55,24 +55,24 @@ def test_codes_are_computed_once_per_content(tmp_path):
     codes = first.get(Voice(wav(tone(4)), "one"))
     assert np.array_equal(first.get(Voice(wav(tone(4)), "another transcript")), codes)
     assert codec.calls == 1
-    again = ReferenceCodes(codec, "tiny", tmp_path / "codes").get(Voice(wav(tone(4))))
-    assert np.array_equal(again, codes)
-    assert again.dtype == np.int64
+    from_disk = ReferenceCodes(codec, "tiny", tmp_path / "codes").get(Voice(wav(tone(4))))
+    assert np.array_equal(from_disk, codes)
+    assert from_disk.dtype == np.int64
     assert codec.calls == 1
     ReferenceCodes(codec, "other weights", tmp_path / "codes").get(Voice(wav(tone(4))))
     assert codec.calls == 2
 
 
-@given(at=st.integers(0, 2000), junk=st.binary(min_size=1, max_size=40), cut=st.booleans())
+@given(offset=st.integers(0, 2000), junk=st.binary(min_size=1, max_size=40), truncate=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_damaged_cache_entries_are_recomputed(tmp_path_factory, at, junk, cut):
+def test_corrupt_cache_entries_are_recomputed(tmp_path_factory, offset, junk, truncate):
     folder = tmp_path_factory.mktemp("codes")
     voice = Voice(wav(tone(0.5)))
     codes = ReferenceCodes(TinyCodec(), "tiny", folder).get(voice)
     (file,) = folder.iterdir()
-    whole = file.read_bytes()
-    at %= len(whole)
-    file.write_bytes(whole[:at] + junk + (b"" if cut else whole[at + len(junk) :]))
+    content = file.read_bytes()
+    offset %= len(content)
+    file.write_bytes(content[:offset] + junk + (b"" if truncate else content[offset + len(junk) :]))
     assert np.array_equal(ReferenceCodes(TinyCodec(), "tiny", folder).get(voice), codes)
 
 
@@ -82,21 +82,21 @@ def test_unwritable_cache_is_not_an_error(tmp_path, caplog):
     assert "cannot be cached" in caplog.text
 
 
-def test_workers_share_a_cache_folder(tmp_path):
+def test_concurrent_workers_share_a_cache_folder(tmp_path):
     voices = [Voice(wav(tone(1, hz=200 + number))) for number in range(8)]
-    wanted = [ReferenceCodes(TinyCodec(), "tiny").get(voice) for voice in voices]
+    expected = [ReferenceCodes(TinyCodec(), "tiny").get(voice) for voice in voices]
 
-    def work(_):
-        mine = ReferenceCodes(TinyCodec(), "tiny", tmp_path)
-        return all(np.array_equal(mine.get(voice), codes) for voice, codes in zip(voices, wanted, strict=True))
+    def load_all(_):
+        cache = ReferenceCodes(TinyCodec(), "tiny", tmp_path)
+        return all(np.array_equal(cache.get(voice), codes) for voice, codes in zip(voices, expected, strict=True))
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(work, range(16)))
+        assert all(pool.map(load_all, range(16)))
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npz"] * 8
 
 
-def test_custom_voice_store(tokenizer, codes):
-    class Remote:
+def test_custom_voice_store_provides_recordings(tokenizer, codes):
+    class RemoteStore:
         files = {"zoe.flac": wav(tone(4)), "zoe.txt": b"\xef\xbb\xbfOne two three four five."}
 
         def names(self):
@@ -105,41 +105,43 @@ def test_custom_voice_store(tokenizer, codes):
         def read(self, name):
             return self.files[name]
 
-    voices = Voices(Remote())
+    voices = Voices(RemoteStore())
     assert voices.names() == ["zoe"]
-    plan = Plan.of(Script(id="a", text="Hello there.", voice="zoe"), voices)
-    prompt = Prompter(plan, tokenizer, codes).prompt(0, [])
+    plan = Plan.from_script(Script(id="a", text="Hello there.", voice="zoe"), voices)
+    prompt = PromptBuilder(plan, tokenizer, codes).build(0, [])
     assert "\n\nOne two three four five.<|eot_id|>" in prompt.text
     assert prompt.codes[0].shape == (8, 100)
 
 
 def test_unknown_voice_suggests_the_nearest(voices):
     with pytest.raises(BadInput, match="did you mean ada"):
-        Plan.of(Script(id="a", text="Hello.", voice="adda"), voices)
+        Plan.from_script(Script(id="a", text="Hello.", voice="adda"), voices)
     with pytest.raises(BadInput, match="no profile 'loud'"):
-        Plan.of(Script(id="a", text="Hello.", voice="profile:loud"), voices)
+        Plan.from_script(Script(id="a", text="Hello.", voice="profile:loud"), voices)
 
 
-def test_paths_are_not_voices(voices):
+def test_paths_are_not_voice_names(voices):
     with pytest.raises(BadInput, match="no voice"):
-        Plan.of(Script(id="a", text="Hello.", voice="../../etc/passwd"), voices)
+        Plan.from_script(Script(id="a", text="Hello.", voice="../../etc/passwd"), voices)
 
 
-def test_one_off_recordings(tmp_path, tokenizer, codes):
+def test_row_recording_without_transcript_goes_into_the_system_message(tmp_path, tokenizer, codes):
     path = tmp_path / "me.wav"
     path.write_bytes(wav(tone(4)))
-    spoken = Plan.of(Script(id="a", text="Hello.", ref_audio=str(path), ref_text="One two three four."), Voices())
-    assert [message.role for message in spoken.references] == ["user", "assistant"]
-    assert Prompter(spoken, tokenizer, codes).prompt(0, []).audio == ("ref_audio",)
-    silent = Plan.of(Script(id="a", text="Hello.", ref_audio=str(path)), Voices())
-    assert [message.role for message in silent.references] == ["system"]
-    assert "no transcript" in silent.warnings[0]
+    with_transcript = Plan.from_script(
+        Script(id="a", text="Hello.", ref_audio=str(path), ref_text="One two three four."), Voices()
+    )
+    assert [message.role for message in with_transcript.references] == ["user", "assistant"]
+    assert PromptBuilder(with_transcript, tokenizer, codes).build(0, []).audio == ("ref_audio",)
+    without_transcript = Plan.from_script(Script(id="a", text="Hello.", ref_audio=str(path)), Voices())
+    assert [message.role for message in without_transcript.references] == ["system"]
+    assert "no transcript" in without_transcript.warnings[0]
     with pytest.raises(BadInput, match="cannot be read"):
-        Plan.of(Script(id="a", text="Hello.", ref_audio=str(tmp_path / "nobody.wav")), Voices())
+        Plan.from_script(Script(id="a", text="Hello.", ref_audio=str(tmp_path / "nobody.wav")), Voices())
 
 
 def test_unsupported_language_has_a_warning():
     russian = Script(id="a", text="Это довольно длинное предложение на русском языке.")
-    assert "'ru'" in Plan.of(russian, Voices()).warnings[0]
+    assert "'ru'" in Plan.from_script(russian, Voices()).warnings[0]
     english = Script(id="a", text="This is quite a long sentence in the English language.")
-    assert Plan.of(english, Voices()).warnings == ()
+    assert Plan.from_script(english, Voices()).warnings == ()

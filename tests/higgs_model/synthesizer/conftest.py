@@ -1,4 +1,4 @@
-"""The demo model, loaded once per test process."""
+"""Fixtures: the demo model, loaded once per test process, and a voice library in memory."""
 
 import io
 
@@ -11,7 +11,7 @@ from higgs_model.script.voices import Voices
 from higgs_model.synthesizer import Synthesizer
 
 
-class Library:
+class MemoryVoiceStore:
     """A voice store with two recordings and a profile."""
 
     def __init__(self):
@@ -32,12 +32,12 @@ class Library:
 
 @pytest.fixture(scope="session")
 def voices():
-    return Voices(Library())
+    return Voices(MemoryVoiceStore())
 
 
 @pytest.fixture(scope="session")
 def demo(voices):
-    """One engine for many tests, because results do not depend on concurrent scripts."""
-    made = Synthesizer.from_pretrained("demo", voices=voices, engine=EngineSettings(max_slots=8), device="cpu")
-    yield made
-    made.close()
+    """Share one engine between tests, because results do not depend on concurrent scripts."""
+    synthesizer = Synthesizer.from_pretrained("demo", voices=voices, engine=EngineSettings(max_slots=8), device="cpu")
+    yield synthesizer
+    synthesizer.close()

@@ -36,7 +36,7 @@ def script(row, **changes):
 
 
 def with_settings(demo, **changes):
-    """Return a synthesizer with the same engine and codec and other settings."""
+    """Return a synthesizer with changed settings and the same engine and codec."""
     return Synthesizer(
         demo.engine,
         demo.worker,
@@ -47,8 +47,8 @@ def with_settings(demo, **changes):
     )
 
 
-async def collect(synthesizer, one, **options):
-    plan = await asyncio.to_thread(synthesizer.plan, one)
+async def collect(synthesizer, script, **options):
+    plan = await asyncio.to_thread(synthesizer.plan, script)
     pieces = [piece async for piece in synthesizer.stream(plan, **options)]
     samples = np.concatenate([piece.samples_N for piece in pieces])
     return samples, [piece.chunk for piece in pieces if piece.chunk is not None]
@@ -78,26 +78,26 @@ def test_chunks_have_silence_between_them(demo):
 def test_audio_does_not_depend_on_concurrent_scripts(demo):
     alone = demo.synthesize(script(DIALOGUE)).waveform
 
-    async def together():
+    async def synthesize_concurrently():
         others = [collect(demo, script(STORY, seed=n)) for n in range(5)]
-        found = await asyncio.gather(collect(demo, script(DIALOGUE)), *others, collect(demo, script(DIALOGUE)))
-        return found[0][0], found[-1][0], [samples for samples, _ in found[1:-1]]
+        results = await asyncio.gather(collect(demo, script(DIALOGUE)), *others, collect(demo, script(DIALOGUE)))
+        return results[0][0], results[-1][0], [samples for samples, _ in results[1:-1]]
 
-    first, second, others = asyncio.run(together())
+    first, second, others = asyncio.run(synthesize_concurrently())
     np.testing.assert_array_equal(first, alone)
     np.testing.assert_array_equal(second, alone)
     assert len({samples.tobytes() for samples in others}) == len(others)
 
 
 def test_live_audio_is_bit_identical_to_the_first_take(demo):
-    once = with_settings(demo, attempts=1)
-    whole, _ = asyncio.run(collect(once, script(DIALOGUE)))
-    live, _ = asyncio.run(collect(once, script(DIALOGUE), live=True))
-    np.testing.assert_array_equal(live, whole)
+    single_attempt = with_settings(demo, attempts=1)
+    expected, _ = asyncio.run(collect(single_attempt, script(DIALOGUE)))
+    live, _ = asyncio.run(collect(single_attempt, script(DIALOGUE), live=True))
+    np.testing.assert_array_equal(live, expected)
 
 
 def test_live_samples_are_yielded_before_the_chunk_ends(demo):
-    async def first():
+    async def get_first_piece():
         plan = demo.plan(script(DIALOGUE, max_frames=200))
         async with contextlib.aclosing(demo.stream(plan, live=True)) as pieces:
             async for piece in pieces:
@@ -105,7 +105,7 @@ def test_live_samples_are_yielded_before_the_chunk_ends(demo):
                     return piece
         return None
 
-    assert asyncio.run(first()).chunk is None
+    assert asyncio.run(get_first_piece()).chunk is None
     # Closing the iterator frees the slot.
     asyncio.run(collect(demo, script(STORY, max_frames=5)))
     assert demo.engine.engine.snapshot()["running"] == 0
@@ -113,33 +113,33 @@ def test_live_samples_are_yielded_before_the_chunk_ends(demo):
 
 def test_faulty_takes_are_retried_and_all_attempts_recorded(demo):
     speech = demo.synthesize(script(STORY, max_frames=30))
-    made = [chunk.take for chunk in speech.chunks]
-    assert any(len(take.attempts) > 1 for take in made)
-    for take in made:
+    takes = [chunk.take for chunk in speech.chunks]
+    assert any(len(take.attempts) > 1 for take in takes)
+    for take in takes:
         seeds = [attempt.seed for attempt in take.attempts]
         assert len(set(seeds)) == len(seeds) <= 3
         assert take.codes_KT.shape == (8, take.attempt.frames)
-        assert take.good or len(take.attempts) == 3
-        if take.good:
-            assert take.kept == len(take.attempts) - 1
+        assert take.passed_checks or len(take.attempts) == 3
+        if take.passed_checks:
+            assert take.attempt_index == len(take.attempts) - 1
 
 
-def test_transcript_check_runs_on_takes_without_faults(demo):
-    heard = []
+def test_transcript_check_runs_only_on_takes_without_faults(demo):
+    checked = []
 
     def check(samples, rate, text, language):
-        heard.append((len(samples), rate, text, language))
-        return ["said something else"] if len(heard) == 1 else []
+        checked.append((len(samples), rate, text, language))
+        return ["said something else"] if len(checked) == 1 else []
 
     lenient = dataclasses.replace(demo.settings.limits, chars_per_s=(0.1, 10_000), max_inner_silence_s=100)
-    listening = with_settings(demo, check=check, limits=lenient, attempts=6)
-    one = Script.model_validate({"id": "x", "text": "Well, hello.", "language": "en", "seed": 3})
-    (chunk,) = listening.synthesize(one).chunks
-    assert heard[0][1:] == (24_000, "Well, hello.", "en")
-    listened = [attempt for attempt in chunk.take.attempts if attempt.notes or not attempt.faults]
-    assert listened[0].faults == ("text",)
-    assert listened[0].notes == ("said something else",)
-    assert chunk.take.good
+    synthesizer = with_settings(demo, check=check, limits=lenient, attempts=6)
+    greeting = Script.model_validate({"id": "x", "text": "Well, hello.", "language": "en", "seed": 3})
+    (chunk,) = synthesizer.synthesize(greeting).chunks
+    assert checked[0][1:] == (24_000, "Well, hello.", "en")
+    checked_attempts = [attempt for attempt in chunk.take.attempts if attempt.notes or not attempt.faults]
+    assert checked_attempts[0].faults == ("text",)
+    assert checked_attempts[0].notes == ("said something else",)
+    assert chunk.take.passed_checks
 
 
 class MemoryStore:
@@ -157,20 +157,20 @@ class MemoryStore:
 
 
 def test_segments_are_joined_in_order_and_stored(demo):
-    cut = with_settings(demo, segment_s=4.0)
-    plan = cut.plan(script(STORY))
-    ranges = cut.segments(plan)
+    synthesizer = with_settings(demo, segment_s=4.0)
+    plan = synthesizer.plan(script(STORY))
+    ranges = synthesizer.segments(plan)
     assert len(ranges) > 2
-    kept = MemoryStore()
-    samples, chunks = asyncio.run(collect(cut, script(STORY), kept=kept))
+    store = MemoryStore()
+    samples, chunks = asyncio.run(collect(synthesizer, script(STORY), segment_store=store))
     assert [chunk.index for chunk in chunks] == list(range(len(plan.chunks)))
-    assert sorted(kept.segments, key=lambda segment: segment.start) == ranges
-    # A run that finds some segments generates only the others, with the same samples.
-    del kept.segments[ranges[1]]
-    steps = demo.engine.engine.metrics.requests
-    again, _ = asyncio.run(collect(cut, script(STORY), kept=kept))
-    np.testing.assert_array_equal(again, samples)
-    assert 0 < demo.engine.engine.metrics.requests - steps <= 3 * len(ranges[1])
+    assert sorted(store.segments, key=lambda segment: segment.start) == ranges
+    # A later run generates only the missing segments, with the same samples.
+    del store.segments[ranges[1]]
+    num_requests = demo.engine.engine.metrics.requests
+    resumed, _ = asyncio.run(collect(synthesizer, script(STORY), segment_store=store))
+    np.testing.assert_array_equal(resumed, samples)
+    assert 0 < demo.engine.engine.metrics.requests - num_requests <= 3 * len(ranges[1])
 
 
 def test_invalid_script_raises_a_clear_error(demo):
@@ -181,14 +181,16 @@ def test_invalid_script_raises_a_clear_error(demo):
 
 
 def test_empty_take_is_flagged_and_has_no_duration(demo):
-    silent = with_settings(demo, silence=dataclasses.replace(demo.settings.silence, threshold_dbfs=0.0), attempts=2)
-    speech = silent.synthesize(script(DIALOGUE))
+    synthesizer = with_settings(
+        demo, silence=dataclasses.replace(demo.settings.silence, threshold_dbfs=0.0), attempts=2
+    )
+    speech = synthesizer.synthesize(script(DIALOGUE))
     assert {chunk.take.attempt.faults[-1] for chunk in speech.chunks} == {"no_audio"}
     assert all(chunk.start_sample == chunk.stop_sample for chunk in speech.chunks)
 
 
 @pytest.mark.parametrize(
-    ("chunk", "wanted"),
+    ("chunk", "expected_ms"),
     [
         (Chunk(0, "It ends.", boundary="sentence"), 200),
         (Chunk(0, "It ends.", boundary="paragraph"), 500),
@@ -199,15 +201,15 @@ def test_empty_take_is_flagged_and_has_no_duration(demo):
         (Chunk(0, "It ends.", boundary="end", silence_after_ms=250), 250),
     ],
 )
-def test_pause_depends_on_the_boundary(chunk, wanted):
-    assert pause_after_ms(chunk, Pauses()) == wanted
+def test_pause_depends_on_the_boundary(chunk, expected_ms):
+    assert pause_after_ms(chunk, Pauses()) == expected_ms
 
 
-def test_old_takes_are_dropped():
-    heard = [np.zeros((8, 100), np.int64) for _ in range(50)]
-    _drop_old_takes(heard, 1000)
-    kept = [index for index, take in enumerate(heard) if take is not None]
-    assert kept == list(range(39, 50))
+def test_takes_beyond_the_context_are_dropped():
+    history = [np.zeros((8, 100), np.int64) for _ in range(50)]
+    _drop_old_takes(history, 1000)
+    remaining = [index for index, take in enumerate(history) if take is not None]
+    assert remaining == list(range(39, 50))
 
 
 def test_invalid_settings_are_refused():

@@ -7,8 +7,8 @@ import pytest
 import soundfile
 
 from higgs_model.errors import BadInput
-from higgs_model.script.plan import Plan, Prompter
-from higgs_model.script.prompt import END_OF_PART
+from higgs_model.script.plan import Plan, PromptBuilder
+from higgs_model.script.prompt import END_OF_MESSAGE
 from higgs_model.script.script import Script
 from higgs_model.script.voices import ReferenceCodes, Voices
 from higgs_model.training.samples import SampleReader
@@ -62,7 +62,7 @@ ROWS = {
 def test_simple_row_starts_with_the_prompt_of_synthesis(row, voices):
     """They are equal up to `<|audio_out_bos|>`, which forces audio and is the first target."""
     script = Script.model_validate({"id": "x", "chunk_method": "none", **row})
-    prompt = Prompter(Plan.of(script, voices), TOKENIZER, ReferenceCodes(FixedCodec())).prompt(0, [])
+    prompt = PromptBuilder(Plan.from_script(script, voices), TOKENIZER, ReferenceCodes(FixedCodec())).build(0, [])
     sample = SampleReader(TOKENIZER, voices).read({"id": "x", "audio": "own.wav", **row}, 0)
     ids = [*sample.prefix.ids.tolist(), *sample.turn.ids.tolist()]
     loss_mask = [*sample.prefix.loss_mask.tolist(), *sample.turn.loss_mask.tolist()]
@@ -78,9 +78,9 @@ def test_reference_equals_the_prompt_of_voice_cloning(voices):
     reader = SampleReader(TOKENIZER, voices)
     sample = reader.read({"audio": "a.wav", "text": "What Ada says.", "speaker": "ada"}, 0)
     row = {"id": "x", "text": "Something else", "voice": "ada", "chunk_method": "none"}
-    prompt = Prompter(Plan.of(Script.model_validate(row), voices), TOKENIZER, ReferenceCodes(FixedCodec())).prompt(
-        0, []
-    )
+    prompt = PromptBuilder(
+        Plan.from_script(Script.model_validate(row), voices), TOKENIZER, ReferenceCodes(FixedCodec())
+    ).build(0, [])
     turn = reader.read({"audio": "b.wav", "text": "Something else", "speaker": "ada"}, 1).turn
     assert [*sample.reference.ids, *turn.ids][: len(prompt.token_ids)] == prompt.token_ids
     assert not sample.reference.loss_mask.any()
@@ -173,8 +173,8 @@ def test_consecutive_answers_require_an_end_of_message_token():
 
         @staticmethod
         def get_added_vocab():
-            return {token: number for token, number in TOKENIZER.get_added_vocab().items() if token != END_OF_PART}
+            return {token: number for token, number in TOKENIZER.get_added_vocab().items() if token != END_OF_MESSAGE}
 
     with pytest.raises(BadInput, match=r"are both the assistant's, but the tokenizer has no <\|eom_id\|>"):
         SampleReader(Plain()).read(row, 0)
-    assert TOKENIZER.convert_tokens_to_ids(END_OF_PART) in SampleReader(TOKENIZER).read(row, 0).prefix.ids
+    assert TOKENIZER.convert_tokens_to_ids(END_OF_MESSAGE) in SampleReader(TOKENIZER).read(row, 0).prefix.ids

@@ -42,8 +42,8 @@ def prompt(row):
     encoder = Encoder(TOKENIZER)
     ids = []
     for number, message in enumerate([*reference_messages(None, [], []), chunk_message(row["text"])]):
-        ids += encoder.message(message, first=number == 0)
-    return torch.tensor([[*ids, *encoder.header(), encoder.audio_out_bos_id]])
+        ids += encoder.encode_message(message, first=number == 0)
+    return torch.tensor([[*ids, *encoder.encode_header(), encoder.audio_out_bos_id]])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

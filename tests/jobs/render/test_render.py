@@ -1,4 +1,4 @@
-"""Rendering from stored codes: the job's own bytes, and any other format."""
+"""Rendering from stored codes reproduces the job's files, and writes other formats."""
 
 import contextlib
 import json
@@ -25,8 +25,8 @@ from jobs.runtime.ray_cluster import THREADS_PER_CPU_WORKER
 from jobs.storage.backends import open_storage
 from jobs.storage.code_archive import unpack_recording
 from jobs.storage.result_table import read_results
-from tests.jobs.finished import finished_job
-from tests.jobs.running import run
+from tests.jobs.finished_jobs import finished_job
+from tests.jobs.job_runner import run_job
 
 ROWS = [
     {"id": "story", "text": "The mill\n\n[pause:0.3s] There was a mill. It was old.\n\nNobody was in. [pause:0.7s]",
@@ -37,9 +37,9 @@ ROWS = [
 SCHEMA = (("text", pa.string()), ("turns", pa.string()))
 CODEBOOK_SIZE = 256
 OPTIONS = {"attempts": 2, "keep_codes": True}
-MADE = {
-    "as it was": {},
-    "other rate": {"sample_rate": 44_100},
+FORMATS = {
+    "default": {},
+    "other sample rate": {"sample_rate": 44_100},
     "flac": {"format": "flac"},
     "mp3": {"format": "mp3"},
     "opus": {"format": "opus", "sample_rate": 48_000},
@@ -48,7 +48,7 @@ MADE = {
 
 
 class RandomCodes:
-    """A stand-in engine: codes depend on the seed alone and are streamed like those of the real one."""
+    """A fake engine: its codes depend only on the seed, and are streamed like those of the real engine."""
 
     async def generate(self, request):
         random = np.random.default_rng(request.seed)
@@ -64,19 +64,19 @@ def synthesizer():
     """The real synthesizer with the demo's codec, loaded as in a job."""
     parts = load_model("demo", None, torch.device("cpu"))
     settings = SynthesisSettings(attempts=2)
-    made = Synthesizer(RandomCodes(), CodecWorker(parts.codec), parts.tokenizer, references=None, settings=settings)
-    yield made
-    made.close()
+    loaded = Synthesizer(RandomCodes(), CodecWorker(parts.codec), parts.tokenizer, references=None, settings=settings)
+    yield loaded
+    loaded.close()
 
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
-    """Jobs that wrote the same manifest in every format."""
+    """Jobs with the same manifest in every format: their output folders and results."""
     folder = tmp_path_factory.mktemp("jobs")
     with synthesizer() as demo:
         return {
             name: (folder / name, finished_job(folder / name, ROWS, demo, SCHEMA, **OPTIONS, **settings))
-            for name, settings in MADE.items()
+            for name, settings in FORMATS.items()
         }
 
 
@@ -85,83 +85,83 @@ def renderer_for(source, output, **settings):
 
 
 @pytest.fixture
-def rendered(tmp_path):
-    """Render all rows of a job's folder in this process."""
-    opened = []
+def render_job(tmp_path):
+    """Return a function that renders all rows of a job in this process."""
+    renderers = []
 
-    def rows_of(source, **settings):
-        opened.append(renderer_for(source, tmp_path / "again", **settings))
-        return {row["id"]: opened[-1].render(row) for row in read_results(open_storage(str(source))).to_pylist()}
+    def render_rows(source, **settings):
+        renderers.append(renderer_for(source, tmp_path / "rendered", **settings))
+        return {row["id"]: renderers[-1].render(row) for row in read_results(open_storage(str(source))).to_pylist()}
 
-    yield rows_of
-    for one in opened:
-        one.close()
+    yield render_rows
+    for renderer in renderers:
+        renderer.close()
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_rendered_files_equal_those_of_a_job(jobs, rendered, name):
+@pytest.mark.parametrize("name", FORMATS)
+def test_rendered_files_equal_those_of_a_job(jobs, render_job, name):
     """Byte for byte, whatever format and sample rate the job wrote."""
-    _, wanted = jobs[name]
-    for source in {"other rate", name}:
-        found = rendered(jobs[source][0], **MADE[name])
-        for row in wanted.values():
-            again = found[row["id"]]
-            assert again["error"] is None
-            assert Path(again["audio_path"]).read_bytes() == Path(row["audio_path"]).read_bytes(), (source, row["id"])
+    _, expected = jobs[name]
+    for source in {"other sample rate", name}:
+        results = render_job(jobs[source][0], **FORMATS[name])
+        for row in expected.values():
+            result = results[row["id"]]
+            assert result["error"] is None
+            assert Path(result["audio_path"]).read_bytes() == Path(row["audio_path"]).read_bytes(), (source, row["id"])
             for column in ("audio_sha256", "duration_s", "sample_rate", "status", "chunks", "seed"):
-                assert again[column] == row[column], column
+                assert result[column] == row[column], column
 
 
 def test_pauses_are_preserved(jobs):
-    folder, rows = jobs["as it was"]
+    folder, rows = jobs["default"]
     samples, rate = soundfile.read(rows["early"]["audio_path"])
     assert rows["early"]["chunks"][0]["start_s"] == 0.25
     assert np.abs(samples[: rate // 4]).max() < 0.002
-    kept = unpack_recording((folder / "codes").rglob("story.npz").__next__().read_bytes())
-    assert recording_length(kept, rows["story"]["duration_s"]) == kept.sample_ranges[-1][1] + 0.7 * rate
+    archived = unpack_recording((folder / "codes").rglob("story.npz").__next__().read_bytes())
+    assert recording_length(archived, rows["story"]["duration_s"]) == archived.sample_ranges[-1][1] + 0.7 * rate
 
 
-def test_loudness_reaches_the_target(jobs, rendered):
-    row = rendered(jobs["flac"][0], loudness_lufs=-30.0)["talk"]
+def test_loudness_reaches_the_target(jobs, render_job):
+    row = render_job(jobs["flac"][0], loudness_lufs=-30.0)["talk"]
     assert integrated_loudness_lufs(*soundfile.read(row["audio_path"], dtype="float32")) == pytest.approx(-30, abs=0.1)
 
 
-def exchange(path):
+def replace_with_other_codes(path):
     path.write_bytes(next(path.parents[1].rglob("early.npz")).read_bytes())
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "message"),
     [
         (lambda path: path.unlink(), "does not exist; run the job with --keep-codes"),
-        (lambda path: path.write_bytes(b"no codes"), "holds no readable codes"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "holds no readable codes"),
-        (exchange, "holds other chunks than the result"),
+        (lambda path: path.write_bytes(b"no codes"), "contains no readable codes"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "contains no readable codes"),
+        (replace_with_other_codes, "has other chunks than the result"),
     ],
 )
-def test_row_without_codes_fails_and_leaves_no_file(tmp_path, jobs, rendered, damage, words):
+def test_row_without_codes_fails_and_leaves_no_file(tmp_path, jobs, render_job, damage, message):
     shutil.copytree(jobs["opus"][0], tmp_path / "job")
     damage(next((tmp_path / "job/codes").rglob("talk.npz")))
-    found = rendered(tmp_path / "job", format="flac")
-    assert (found["talk"]["status"], found["talk"]["error_type"]) == ("failed", "no_codes")
-    assert words in found["talk"]["error"]
-    assert "\n" not in found["talk"]["error"]
-    assert found["talk"]["audio_path"] is None
-    assert found["early"]["status"] in ("ok", "flagged")
-    files = sorted(path.name for path in (tmp_path / "again").rglob("*") if path.is_file())
+    results = render_job(tmp_path / "job", format="flac")
+    assert (results["talk"]["status"], results["talk"]["error_type"]) == ("failed", "no_codes")
+    assert message in results["talk"]["error"]
+    assert "\n" not in results["talk"]["error"]
+    assert results["talk"]["audio_path"] is None
+    assert results["early"]["status"] in ("ok", "flagged")
+    files = sorted(path.name for path in (tmp_path / "rendered").rglob("*") if path.is_file())
     assert files == ["early.flac", "story.flac"]
 
 
-def test_codes_of_another_codec_are_refused(jobs, rendered, monkeypatch):
+def test_codes_of_another_codec_are_refused(jobs, render_job, monkeypatch):
     monkeypatch.setattr(HiggsAudioCodec, "sample_rate", 16_000)
-    for row in rendered(jobs["flac"][0]).values():
+    for row in render_job(jobs["flac"][0]).values():
         assert row["error_type"] == "no_codes"
-        assert "pass the codec that made them with --codec" in row["error"]
+        assert "pass the codec of the job with --codec" in row["error"]
 
 
 def test_render_command_and_resume(tmp_path, capsys):
     """As users run it, on Ray; finished rows are not rendered again."""
-    # As many as a job's worker has, before its codec's thread begins: they are heard in the last bit.
+    # As many as in a job's worker, before its codec thread starts, because they affect the last bit of the audio.
     torch.set_num_threads(THREADS_PER_CPU_WORKER)
     try:
         rows = [*ROWS, {"id": "bad", "text": ""}]
@@ -171,10 +171,10 @@ def test_render_command_and_resume(tmp_path, capsys):
         torch.set_num_threads(1)
     assert before.pop("bad")["status"] == "failed"
     arguments = ["--results", f"{tmp_path}/out", "--format", "wav", "--output", f"{tmp_path}/b"]
-    status, out, said = run("jobs.render", *arguments)
-    assert (status, out) == (0, ""), said
-    assert "3 recordings, 0 already done" in said
-    assert "3 rendered, 0 failed" in said
+    status, stdout, stderr = run_job("jobs.render", *arguments)
+    assert (status, stdout) == (0, ""), stderr
+    assert "3 recordings, 0 already done" in stderr
+    assert "3 rendered, 0 failed" in stderr
     after = read_results(open_storage(f"{tmp_path}/b")).to_pylist()
     assert {row["id"]: row["audio_sha256"] for row in after} == {
         name: row["audio_sha256"] for name, row in before.items()
@@ -195,7 +195,7 @@ def test_output_rendered_with_other_settings_is_refused(tmp_path, jobs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("--results", "/nowhere", "--format", "mp3"), "no results under /nowhere"),
         (("--results", "JOB", "--format", "aiff"), "aiff"),
@@ -206,11 +206,11 @@ def test_output_rendered_with_other_settings_is_refused(tmp_path, jobs, capsys):
         (("--results", "BARE", "--format", "wav"), "no codes; run the job with --keep-codes"),
     ],
 )
-def test_invalid_arguments_are_reported_in_one_sentence(tmp_path, jobs, capsys, arguments, words):
+def test_invalid_arguments_are_reported_in_one_sentence(tmp_path, jobs, capsys, arguments, message):
     finished_job(tmp_path / "bare", [{"id": "a", "text": "Words.", "language": "en"}])
     names = {"JOB": str(jobs["flac"][0]), "BARE": str(tmp_path / "bare")}
-    chosen = [names.get(one, one) for one in arguments]
-    assert run_command(render, [*chosen, "--output", str(tmp_path / "r")]) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert len(said.splitlines()) == 1
+    arguments = [names.get(argument, argument) for argument in arguments]
+    assert run_command(render, [*arguments, "--output", str(tmp_path / "r")]) == 2
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert len(stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Voices from a folder, and from a real S3 server over HTTP."""
+"""Voices in a folder, and on a real S3 server over HTTP."""
 
 import io
 
@@ -10,15 +10,15 @@ from higgs_model.errors import BadInput
 from jobs.storage.uris import open_voices, read_bytes
 
 
-def recording(seconds=4.0, seed=0):
+def encode_noise(duration_s=4.0, seed=0):
     file = io.BytesIO()
-    samples = 0.1 * np.random.default_rng(seed).standard_normal(int(24000 * seconds))
+    samples = 0.1 * np.random.default_rng(seed).standard_normal(int(24000 * duration_s))
     soundfile.write(file, samples, 24000, format="WAV", subtype="PCM_16")
     return file.getvalue()
 
 
 FILES = {
-    "ada.wav": recording(seed=1),
+    "ada.wav": encode_noise(seed=1),
     "ada.txt": b"Eight words that somebody says in four seconds.",
     "bob.flac": b"not audio at all",
     "profile.yaml": b"profiles: {calm: a calm old man}",
@@ -53,7 +53,7 @@ def test_library_is_the_same_in_a_folder_and_on_s3(library):
 
 def test_reference_recordings_are_read_from_any_uri(library):
     voices = open_voices(None)
-    assert voices.one_off(f"{library}/ada.wav", "What it says.").duration_s == 4.0
+    assert voices.one_off(f"{library}/ada.wav", "Its transcript.").duration_s == 4.0
     assert read_bytes(f"{library}/ada.txt") == FILES["ada.txt"]
     with pytest.raises(BadInput, match="ref_audio .* cannot be read"):
         voices.one_off(f"{library}/none.wav", None)

@@ -1,4 +1,4 @@
-"""Errors of a job that cannot start: one line, before anything is started."""
+"""Errors of jobs that cannot start are reported in one line, before anything starts."""
 
 import pytest
 
@@ -8,7 +8,7 @@ ROW = b'{"id": "x", "text": "Hello."}\n'
 
 
 @pytest.mark.parametrize(
-    ("content", "arguments", "words"),
+    ("content", "arguments", "message"),
     [
         (None, (), "does not exist"),
         (b"", (), "no rows"),
@@ -27,15 +27,15 @@ ROW = b'{"id": "x", "text": "Hello."}\n'
         (ROW, ("--config", "/nowhere.yaml"), "/nowhere.yaml"),
     ],
 )
-def test_invalid_job_is_reported_in_one_line(tmp_path, monkeypatch, capsys, content, arguments, words):
-    # Of a cluster's machines nobody here knows what lies on them.
+def test_invalid_job_is_reported_in_one_line(tmp_path, monkeypatch, capsys, content, arguments, message):
+    # With a cluster, paths are not checked here, because they need to exist only on its machines.
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if content is not None:
         (tmp_path / "m.jsonl").write_bytes(content)
     status = main(["--manifest", str(tmp_path / "m.jsonl"), "--output", str(tmp_path / "out"), *arguments])
-    out, said = capsys.readouterr()
+    stdout, stderr = capsys.readouterr()
     assert status == 2
-    assert out == ""
-    assert words in said
-    assert len(said.strip().splitlines()) == 1
+    assert stdout == ""
+    assert message in stderr
+    assert len(stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()

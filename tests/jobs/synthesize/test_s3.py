@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from tests.jobs.running import FAKE, results, run
+from tests.jobs.job_runner import FAKE_JOB, checked_results, run_job
 from tests.s3 import UnreliableProxy
 
 pytestmark = pytest.mark.xdist_group("ray")
 
+COLUMNS = ("id", "text", "voice", "ref_audio", "ref_text")
 LONG = "A long row is uploaded in several parts. " * 80
 
 
@@ -29,11 +30,11 @@ def test_job_succeeds_with_an_unreliable_s3_server(bucket, monkeypatch):
     for part in range(2):
         file = io.BytesIO()
         pq.write_table(
-            pa.Table.from_pylist([*rows[part::2]], schema=pa.schema(dict.fromkeys(FIELDS, pa.string()))), file
+            pa.Table.from_pylist([*rows[part::2]], schema=pa.schema(dict.fromkeys(COLUMNS, pa.string()))), file
         )
         bucket.put(f"scripts/part-{part}.parquet", file.getvalue())
     proxy = UnreliableProxy(bucket.address, share=0.05, slow_s=0.05)
-    where = bucket.environment(proxy.endpoint) | {"RAY_ADDRESS": ""}
+    environment = bucket.environment(proxy.endpoint) | {"RAY_ADDRESS": ""}
     arguments = (
         "--manifest",
         f"{bucket.uri}/scripts",
@@ -42,22 +43,19 @@ def test_job_succeeds_with_an_unreliable_s3_server(bucket, monkeypatch):
         "--output",
         f"{bucket.uri}/out",
     )
-    status, _, said = run(FAKE, *arguments, "--keep-codes", **where)
-    assert status == 0, said
+    status, _, stderr = run_job(FAKE_JOB, *arguments, "--keep-codes", **environment)
+    assert status == 0, stderr
     assert proxy.failures
-    status, _, said = run(FAKE, *arguments, **where)
+    status, _, stderr = run_job(FAKE_JOB, *arguments, **environment)
     proxy.stop()
-    assert status == 0, said
-    assert "20 already done" in said
+    assert status == 0, stderr
+    assert "20 already done" in stderr
 
     bucket.open_to(monkeypatch)
-    found = results(f"{bucket.uri}/out")
-    assert {row["id"]: row["status"] for row in found.values()} == {row["id"]: "ok" for row in rows}
-    for row in found.values():
+    results = checked_results(f"{bucket.uri}/out")
+    assert {row["id"]: row["status"] for row in results.values()} == {row["id"]: "ok" for row in rows}
+    for row in results.values():
         content = bucket.get(row["audio_path"].removeprefix(f"{bucket.uri}/"))
         assert hashlib.sha256(content).hexdigest() == row["audio_sha256"]
-    kinds = {key.split("/")[1] for key in bucket.names() if key.startswith("out/")}
-    assert kinds == {"audio", "codes", "results", "job.json"}
-
-
-FIELDS = ("id", "text", "voice", "ref_audio", "ref_text")
+    subfolders = {key.split("/")[1] for key in bucket.names() if key.startswith("out/")}
+    assert subfolders == {"audio", "codes", "results", "job.json"}

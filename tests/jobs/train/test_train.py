@@ -22,7 +22,7 @@ from jobs.benchmark.random_model import build
 from jobs.runtime.cli import run_command
 from jobs.train import train
 from tests.higgs_model.training import helpers
-from tests.jobs.running import ROOT, start
+from tests.jobs.job_runner import ROOT, start_job
 
 
 def write(folder, network=None, **others):
@@ -154,7 +154,7 @@ def test_killed_while_it_trains_and_started_again_it_ends_the_same(tmp_path):
     whole = change(write(tmp_path / "whole", optimizer=many), data={"manifest": str(tmp_path / "train.jsonl")})
     assert run_command(train, ["--config", str(whole)]) == 0
     # Sums are rounded as threads share them, and this process has one.
-    process = start("jobs.train", "--config", path, OMP_NUM_THREADS="1")
+    process = start_job("jobs.train", "--config", path, OMP_NUM_THREADS="1")
     checkpoints = tmp_path / "out" / "checkpoints"
     while not list(checkpoints.glob("step-*")):
         assert process.poll() is None, process.communicate()
@@ -210,7 +210,7 @@ def test_a_cluster_trains_as_one_process_does(tmp_path):
     alone = write(tmp_path / "alone", batch=batch | {"accumulate": 2})
     change(alone, data={"manifest": str(tmp_path / "train.jsonl")})
     assert run_command(train, ["--config", str(alone)]) == 0
-    process = start("jobs.train", "--config", write(tmp_path, batch=batch), "--workers", 2)
+    process = start_job("jobs.train", "--config", write(tmp_path, batch=batch), "--workers", 2)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert "done; the model is in" in said

@@ -1,4 +1,4 @@
-"""Precedence and validation of the endpoint's settings, and its API keys."""
+"""Settings of the endpoint: precedence, validation, and API keys."""
 
 import hashlib
 import logging
@@ -20,11 +20,11 @@ def test_arguments_override_the_environment(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("value", ["alloy=ann,echo=bob", {"alloy": "ann", "echo": "bob"}])
-def test_aliases_are_a_mapping_or_text(value):
+def test_aliases_may_be_a_mapping_or_text(value):
     assert resolve_config({"voice_aliases": value}).voice_aliases == {"alloy": "ann", "echo": "bob"}
 
 
-def test_reference_urls_are_a_list_or_text(monkeypatch):
+def test_reference_urls_may_be_a_list_or_text(monkeypatch):
     urls = ("https://a.example/x/", "https://b.example/y/")
     assert resolve_config({"reference_urls": list(urls)}).reference_urls == urls
     monkeypatch.setenv("HIGGS_REFERENCE_URLS", ", ".join(urls))
@@ -50,7 +50,7 @@ def test_invalid_settings_are_refused_in_one_sentence(arguments, message):
 
 def test_api_keys_come_from_the_environment_and_from_a_file(tmp_path, monkeypatch):
     file = tmp_path / "keys"
-    file.write_text("# ours\none\n\n two \n")
+    file.write_text("# comment\none\n\n two \n")
     config = resolve_config({"api_keys_file": str(file)})
     monkeypatch.setenv("HIGGS_API_KEYS", "three, four,")
     assert key_digests(config) == {hashlib.sha256(key).digest() for key in (b"one", b"two", b"three", b"four")}

@@ -10,7 +10,7 @@ import pytest
 
 from higgs_model.synthesizer.fake import FakeSynthesizer
 from tests.serve.conftest import wait_for
-from tests.serve.speech.test_speech import ask
+from tests.serve.speech.test_speech import send_request
 
 LONG = {"input": "This is a sentence of some length. " * 20, "response_format": "pcm"}
 
@@ -21,61 +21,63 @@ def open_stream(url, body, path="/v1/audio/speech"):
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
     with contextlib.closing(connection):
         connection.request("POST", path, json.dumps(body))
-        with connection.getresponse() as answer:
-            assert answer.status == 200
-            assert answer.read(1000)
-            yield answer
+        with connection.getresponse() as response:
+            assert response.status == 200
+            assert response.read(1000)
+            yield response
 
 
-class BrokenOff(Exception):
-    """The response ended prematurely."""
+class PrematureEnd(Exception):
+    """The response ended before it was complete."""
 
 
-def read_all(answer):
-    """Read a response to its end."""
+def read_all(response):
+    """Return the rest of a response; raise PrematureEnd if it is aborted."""
     try:
-        return answer.read()
+        return response.read()
     except (http.client.HTTPException, ConnectionError) as error:
-        raise BrokenOff from error
+        raise PrematureEnd from error
 
 
-def test_full_queue_returns_retry_after(serve_local):
-    server = serve_local(FakeSynthesizer(pace=0.5), slots=1, max_queued=1)
-    waiting = threading.Thread(target=ask, args=(server.url, "/v1/audio/speech", {"input": "Hello."}))
+def test_full_queue_returns_retry_after(start_server):
+    server = start_server(FakeSynthesizer(pace=0.5), slots=1, max_queued=1)
+    queued_client = threading.Thread(target=send_request, args=(server.url, "/v1/audio/speech", {"input": "Hello."}))
     with open_stream(server.url, LONG):
-        waiting.start()
+        queued_client.start()
         wait_for(lambda: server.backend.waiting == 1)
         for stream_format in ("audio", "sse"):
-            status, headers, answer = ask(server.url, "/v1/audio/speech", LONG | {"stream_format": stream_format})
+            status, headers, response = send_request(
+                server.url, "/v1/audio/speech", LONG | {"stream_format": stream_format}
+            )
             assert status == 429
-            assert json.loads(answer)["error"]["code"] == "queue_full"
+            assert json.loads(response)["error"]["code"] == "queue_full"
             assert 1 <= int(headers["retry-after"]) <= 60
-        # What costs nothing is answered all the same.
-        assert ask(server.url, "/healthz")[0] == 200
-    waiting.join(20)
-    assert not waiting.is_alive()
+        # Requests that need no slot still succeed.
+        assert send_request(server.url, "/healthz")[0] == 200
+    queued_client.join(20)
+    assert not queued_client.is_alive()
 
 
 @pytest.mark.parametrize("stream_format", ["audio", "sse"])
 @pytest.mark.parametrize("response_format", ["pcm", "mp3"])
-def test_disconnecting_frees_a_slot_within_a_second(serve_local, stream_format, response_format):
-    server = serve_local(FakeSynthesizer(pace=0.3))
+def test_disconnecting_frees_the_slot_within_two_seconds(start_server, stream_format, response_format):
+    server = start_server(FakeSynthesizer(pace=0.3))
     with open_stream(server.url, LONG | {"stream_format": stream_format, "response_format": response_format}):
         assert server.backend.running == 1
     wait_for(lambda: server.backend.running == 0, 1.0 if response_format == "pcm" else 2.0)
 
 
-def test_request_times_out(serve_local):
-    server = serve_local(FakeSynthesizer(pace=0.3), request_timeout_s=0.8)
-    with open_stream(server.url, LONG) as answer, pytest.raises(BrokenOff):
-        read_all(answer)
-    status, _, body = ask(server.url, "/v1/audio/scripts", {"text": LONG["input"]})
+def test_request_times_out(start_server):
+    server = start_server(FakeSynthesizer(pace=0.3), request_timeout_s=0.8)
+    with open_stream(server.url, LONG) as response, pytest.raises(PrematureEnd):
+        read_all(response)
+    status, _, body = send_request(server.url, "/v1/audio/scripts", {"text": LONG["input"]})
     assert status == 504
     assert json.loads(body)["error"]["code"] == "timeout"
 
 
-class Breaking(FakeSynthesizer):
-    """Fails after some audio."""
+class FailingSynthesizer(FakeSynthesizer):
+    """Fails after its second piece of audio, or after the first one for texts that contain "at once"."""
 
     async def stream(self, plan, **options):
         count = 0
@@ -86,11 +88,11 @@ class Breaking(FakeSynthesizer):
                 raise RuntimeError("/secret/path/of/the/server")
 
 
-def test_failure_after_the_start_aborts_the_stream(serve_local):
-    server = serve_local(Breaking())
-    with open_stream(server.url, LONG) as answer, pytest.raises(BrokenOff):
-        read_all(answer)
-    _, _, body = ask(server.url, "/v1/audio/speech", LONG | {"stream_format": "sse"})
+def test_failure_after_the_start_aborts_the_stream(start_server):
+    server = start_server(FailingSynthesizer())
+    with open_stream(server.url, LONG) as response, pytest.raises(PrematureEnd):
+        read_all(response)
+    _, _, body = send_request(server.url, "/v1/audio/speech", LONG | {"stream_format": "sse"})
     last = json.loads(body.decode().strip().splitlines()[-1][6:])
     assert last["type"] == "error"
     assert last["error"]["code"] == "internal_error"
@@ -98,18 +100,18 @@ def test_failure_after_the_start_aborts_the_stream(serve_local):
     wait_for(lambda: server.backend.running == 0)
 
 
-def test_failure_before_the_start_is_an_error_response(serve_local):
-    class Broken(FakeSynthesizer):
+def test_failure_before_the_start_is_an_error_response(start_server):
+    class Failing(FakeSynthesizer):
         async def stream(self, plan, **options):
             raise RuntimeError("/secret/path")
             yield
 
-    status, _, body = ask(serve_local(Broken()).url, "/v1/audio/speech", {"input": "Hello."})
+    status, _, body = send_request(start_server(Failing()).url, "/v1/audio/speech", {"input": "Hello."})
     assert status == 500
     assert "secret" not in body.decode()
 
 
-def test_failed_engine_is_reported_to_serve_and_the_client(serve_local):
+def test_failed_engine_is_reported_to_serve_and_the_client(start_server):
     from higgs_model.engine.loop import EngineStopped
 
     class Stopped(FakeSynthesizer):
@@ -117,49 +119,49 @@ def test_failed_engine_is_reported_to_serve_and_the_client(serve_local):
             raise EngineStopped("out of memory")
             yield
 
-    server = serve_local(Stopped())
-    status, headers, _ = ask(server.url, "/v1/audio/speech", {"input": "Hello."})
+    server = start_server(Stopped())
+    status, headers, _ = send_request(server.url, "/v1/audio/speech", {"input": "Hello."})
     assert status == 503
     assert int(headers["retry-after"]) > 0
     assert isinstance(server.backend.synthesizer.engine_error, EngineStopped)
 
 
-@pytest.mark.parametrize(("state", "status"), [("ready", 200), ("loading", 503), ("broken", 503)])
-def test_health_status_codes(serve_local, state, status):
-    server = serve_local()
-    server.backend.state = state
-    answered, _, body = ask(server.url, "/healthz")
-    assert (answered, json.loads(body)) == (status, {"status": state})
+@pytest.mark.parametrize(("health", "status"), [("ready", 200), ("loading", 503), ("broken", 503)])
+def test_health_maps_to_status_codes(start_server, health, status):
+    server = start_server()
+    server.backend.status = health
+    actual_status, _, body = send_request(server.url, "/healthz")
+    assert (actual_status, json.loads(body)) == (status, {"status": health})
 
 
-def test_many_clients_half_of_which_disconnect(serve_local):
+def test_many_clients_half_of_which_disconnect(start_server):
     """Every client gets audio or a 429, and no resource is leaked."""
-    server = serve_local(FakeSynthesizer(pace=0.02), slots=8, max_queued=8)
+    server = start_server(FakeSynthesizer(pace=0.02), slots=8, max_queued=8)
     host, port = server.url.removeprefix("http://").split(":")
     outcomes = []
 
     async def client(number):
-        for turn in range(4):
+        for attempt in range(4):
             body = json.dumps({"input": "A sentence to be said. " * 6, "response_format": "pcm"}).encode()
             reader, writer = await asyncio.open_connection(host, int(port))
-            head = (
+            headers = (
                 f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             )
-            writer.write(head.encode() + body)
+            writer.write(headers.encode() + body)
             try:
-                if (number + turn) % 2:
+                if (number + attempt) % 2:
                     await asyncio.sleep((number % 10) / 30)
-                    outcomes.append("left")
+                    outcomes.append("disconnected")
                     continue
                 outcomes.append(int((await reader.read()).split()[1]))
             finally:
                 writer.close()
 
-    async def all_of_them():
+    async def run_clients():
         await asyncio.gather(*(client(number) for number in range(40)))
 
-    asyncio.run(all_of_them())
-    assert set(outcomes) <= {200, 429, "left"}
+    asyncio.run(run_clients())
+    assert set(outcomes) <= {200, 429, "disconnected"}
     assert outcomes.count(200) > 0
     wait_for(lambda: server.backend.running == server.backend.waiting == 0, 5)
     assert server.backend.synthesizer.synthesizer.metrics()["audio_s"] > 0

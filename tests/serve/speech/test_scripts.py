@@ -1,4 +1,4 @@
-"""Scripts over HTTP: manifest rows, chunk times, and events."""
+"""Script requests over HTTP: manifest rows, chunk times, and events."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from tests.serve.conftest import recording
-from tests.serve.speech.test_speech import ask, fake_pcm, multipart
+from tests.serve.speech.test_speech import fake_pcm, multipart, send_request
 
 ROW = {
     "id": "dialogue",
@@ -25,59 +25,61 @@ ROW = {
 
 
 def test_row_has_the_samples_of_a_batch_job(server):
-    status, headers, spoken = ask(server.url, "/v1/audio/scripts", ROW)
+    status, headers, audio = send_request(server.url, "/v1/audio/scripts", ROW)
     assert status == 200
     assert headers["x-audio-chunks"] == "3"
-    job = server.backend.requests[-1]
-    assert job.live is False
-    assert job.row["id"] == "dialogue"
-    assert spoken == fake_pcm({"id": "x", "seed": 5, "turns": ROW["turns"]} | {"voices": {"Ann": "a b", "Bob": "c d"}})
+    request = server.backend.requests[-1]
+    assert request.live is False
+    assert request.row["id"] == "dialogue"
+    assert audio == fake_pcm({"id": "x", "seed": 5, "turns": ROW["turns"]} | {"voices": {"Ann": "a b", "Bob": "c d"}})
 
 
-def test_json_contains_audio_and_chunk_times(server):
-    status, _, answer = ask(
+def test_json_response_contains_audio_and_chunk_times(server):
+    status, _, response = send_request(
         server.url, "/v1/audio/scripts", ROW | {"response_format": "wav"}, {"accept": "application/json"}
     )
     assert status == 200
-    told = json.loads(answer)
-    assert [chunk["speakers"] for chunk in told["chunks"]] == [["Ann"], ["Bob"], ["Ann"]]
-    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(told["audio"])))
-    assert rate == told["sample_rate"]
-    assert len(samples) / rate == pytest.approx(told["duration_s"])
-    assert told["chunks"][0]["start_s"] == 0
-    assert told["chunks"][-1]["end_s"] == pytest.approx(told["duration_s"])
-    assert [(chunk["frames"], chunk["attempts"]) for chunk in told["chunks"]] == [(73, 1), (75, 1), (48, 1)]
-    assert told["status"] == "ok"
-    assert told["usage"]["output_tokens"] == 196
+    result = json.loads(response)
+    assert [chunk["speakers"] for chunk in result["chunks"]] == [["Ann"], ["Bob"], ["Ann"]]
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(result["audio"])))
+    assert rate == result["sample_rate"]
+    assert len(samples) / rate == pytest.approx(result["duration_s"])
+    assert result["chunks"][0]["start_s"] == 0
+    assert result["chunks"][-1]["end_s"] == pytest.approx(result["duration_s"])
+    assert [(chunk["frames"], chunk["attempts"]) for chunk in result["chunks"]] == [(73, 1), (75, 1), (48, 1)]
+    assert result["status"] == "ok"
+    assert result["usage"]["output_tokens"] == 196
 
 
 def test_events_report_finished_chunks(server):
-    _, headers, answer = ask(server.url, "/v1/audio/scripts", ROW | {"stream_format": "sse", "live": True, "speed": 2})
+    _, headers, response = send_request(
+        server.url, "/v1/audio/scripts", ROW | {"stream_format": "sse", "live": True, "speed": 2}
+    )
     assert headers["content-type"].startswith("text/event-stream")
-    events = [json.loads(line[6:]) for line in answer.decode().splitlines() if line.startswith("data: ")]
-    kinds = [event["type"] for event in events]
-    assert kinds[0] == "speech.started"
-    assert kinds[-1] == "speech.audio.done"
-    assert kinds.count("speech.chunk.done") == 3
+    events = [json.loads(line[6:]) for line in response.decode().splitlines() if line.startswith("data: ")]
+    event_types = [event["type"] for event in events]
+    assert event_types[0] == "speech.started"
+    assert event_types[-1] == "speech.audio.done"
+    assert event_types.count("speech.chunk.done") == 3
     samples = sum(
         len(base64.b64decode(event["audio"])) // 2 for event in events if event["type"] == "speech.audio.delta"
     )
-    last = [event["chunk"] for event in events if event["type"] == "speech.chunk.done"][-1]
-    assert last["end_s"] == pytest.approx(samples / 24_000, abs=0.001)
+    last_chunk = [event["chunk"] for event in events if event["type"] == "speech.chunk.done"][-1]
+    assert last_chunk["end_s"] == pytest.approx(samples / 24_000, abs=0.001)
 
 
-def test_row_may_be_a_form_with_its_reference(server):
+def test_row_and_reference_may_be_sent_as_a_form(server):
     row = {"text": "Hello there.", "ref_text": "What it says."}
-    body, kind = multipart({"script": json.dumps(row)}, {"ref_audio": recording(3.0)})
-    status, headers, _ = ask(server.url, "/v1/audio/scripts", body, {"content-type": kind})
+    body, content_type = multipart({"script": json.dumps(row)}, {"ref_audio": recording(3.0)})
+    status, headers, _ = send_request(server.url, "/v1/audio/scripts", body, {"content-type": content_type})
     assert status == 200
-    job = server.backend.requests[-1]
-    assert job.row["id"].startswith("req_")
-    assert job.row["ref_text"] == "What it says."
+    request = server.backend.requests[-1]
+    assert request.row["id"].startswith("req_")
+    assert request.row["ref_text"] == "What it says."
 
 
 @pytest.mark.parametrize(
-    ("row", "param", "words"),
+    ("row", "param", "message"),
     [
         ({}, "text", "set text or turns"),
         ({"text": "x", "id": "../x"}, "id", "it becomes a file name"),
@@ -90,22 +92,22 @@ def test_row_may_be_a_form_with_its_reference(server):
         ({"text": "x" * 200_001}, "text", "200000"),
     ],
 )
-def test_invalid_row_lists_its_errors(server, row, param, words):
-    status, _, answer = ask(server.url, "/v1/audio/scripts", row)
-    error = json.loads(answer)["error"]
+def test_invalid_row_is_refused_with_its_field(server, row, param, message):
+    status, _, response = send_request(server.url, "/v1/audio/scripts", row)
+    error = json.loads(response)["error"]
     assert (status, error["param"]) == (400, param), error
-    assert words in error["message"]
+    assert message in error["message"]
 
 
-def test_text_without_audio_is_an_error(serve_local):
+def test_text_without_audio_is_an_error(start_server):
     from higgs_model.synthesizer.fake import FakeSynthesizer
 
     class Silent(FakeSynthesizer):
         async def stream(self, plan, **options):
             async for piece in super().stream(plan, **options):
-                yield piece.__class__(np.empty(0, np.float32), piece.chunk)
+                yield type(piece)(np.empty(0, np.float32), piece.chunk)
 
-    silent = serve_local(Silent())
-    status, _, answer = ask(silent.url, "/v1/audio/speech", {"input": "Hello."})
+    server = start_server(Silent())
+    status, _, response = send_request(server.url, "/v1/audio/speech", {"input": "Hello."})
     assert status == 400
-    assert "no audio was generated for this text" in json.loads(answer)["error"]["message"]
+    assert "no audio was generated for this text" in json.loads(response)["error"]["message"]

@@ -1,4 +1,4 @@
-"""Speech over HTTP, with OpenAI's client and others."""
+"""Speech requests over HTTP, with OpenAI's client and without."""
 
 import base64
 import io
@@ -24,91 +24,91 @@ def client(server):
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
-def ask(url, path, body=None, headers=(), method=None):
+def send_request(url, path, body=None, headers=(), method=None):
     """Send a request; return status, headers and body."""
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     request = urllib.request.Request(
         url + path, data, {"content-type": "application/json"} | dict(headers), method=method
     )
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, answer.headers, answer.read()
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, response.headers, response.read()
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.headers, error.read()
 
 
 def fake_pcm(row):
-    """Return the synthesizer's samples for a row, without the endpoint."""
+    """Return the 16-bit samples that the fake synthesizer generates for a row, without the endpoint."""
     import asyncio
 
     from higgs_model.script.plan import Plan
     from higgs_model.script.voices import Voices
 
     async def collect():
-        plan = Plan.of(Script.model_validate({"seed": 0} | row), Voices())
+        plan = Plan.from_script(Script.model_validate({"seed": 0} | row), Voices())
         return [piece.samples_N async for piece in FakeSynthesizer().stream(plan)]
 
     return b"".join(to_pcm16(samples).tobytes() for samples in asyncio.run(collect()))
 
 
 def test_openai_client_receives_the_exact_samples(client):
-    spoken = client.audio.speech.create(model="tts-1", voice="alloy", input=TEXT, response_format="pcm")
-    assert spoken.read() == fake_pcm({"id": "x", "text": TEXT})
-    assert spoken.response.headers["x-sample-rate"] == "24000"
-    assert "alloy" in spoken.response.headers["x-warnings"]
+    content = client.audio.speech.create(model="tts-1", voice="alloy", input=TEXT, response_format="pcm")
+    assert content.read() == fake_pcm({"id": "x", "text": TEXT})
+    assert content.response.headers["x-sample-rate"] == "24000"
+    assert "alloy" in content.response.headers["x-warnings"]
 
 
 @pytest.mark.parametrize("response_format", ["wav", "mp3", "opus", "flac", "pcm"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_openai_client_in_every_format(client, tmp_path, response_format, streaming):
+def test_openai_client_receives_every_format(client, tmp_path, response_format, streaming):
     arguments = {"model": "tts-1", "voice": "nova", "input": TEXT, "response_format": response_format}
     path = tmp_path / f"x.{response_format}"
     if streaming:
-        with client.audio.speech.with_streaming_response.create(**arguments) as answer:
-            answer.stream_to_file(path)
+        with client.audio.speech.with_streaming_response.create(**arguments) as response:
+            response.stream_to_file(path)
     else:
         client.audio.speech.create(**arguments).write_to_file(path)
-    wanted = np.frombuffer(fake_pcm({"id": "x", "text": TEXT}), np.int16)
-    samples = decoded(path.read_bytes(), response_format, len(wanted))
+    expected = np.frombuffer(fake_pcm({"id": "x", "text": TEXT}), np.int16)
+    samples = decode_audio(path.read_bytes(), response_format, len(expected))
     if response_format in ("wav", "flac", "pcm"):
-        assert len(samples) == len(wanted)
-    assert abs(len(samples) - len(wanted)) < 0.1 * 24_000
-    assert 0.9 < np.std(samples) / np.std(wanted) < 1.1
+        assert len(samples) == len(expected)
+    assert abs(len(samples) - len(expected)) < 0.1 * 24_000
+    assert 0.9 < np.std(samples) / np.std(expected) < 1.1
 
 
-def decoded(content, response_format, wanted):
-    """Return the 16-bit samples of a stream."""
+def decode_audio(content, response_format, num_samples):
+    """Return the 16-bit samples of a stream whose length is known to be `num_samples`."""
     if response_format == "pcm":
         return np.frombuffer(content, np.int16)
     if response_format == "flac":
-        # A FLAC stream does not say how long it is: other decoders do not mind, libsndfile has to be told.
+        # A FLAC stream declares no length. Other decoders accept that; libsndfile needs the length in the header.
         assert content[21] & 0x0F == 0
         assert content[22:26] == bytes(4)
-        content = content[:22] + wanted.to_bytes(4, "big") + content[26:]
+        content = content[:22] + num_samples.to_bytes(4, "big") + content[26:]
     return soundfile.read(io.BytesIO(content), dtype="int16")[0]
 
 
-def test_default_is_mp3_that_can_be_concatenated(client):
-    spoken = client.audio.speech.create(model="tts-1", voice="nova", input=TEXT).read()
-    assert spoken[0] == 0xFF
-    assert spoken[1] & 0xE0 == 0xE0
-    assert not any(mark in spoken[:2000] for mark in (b"ID3", b"Xing", b"Info"))
-    once, twice = (len(soundfile.read(io.BytesIO(content))[0]) for content in (spoken, spoken + spoken))
-    assert twice == 2 * once
+def test_default_format_is_mp3_that_can_be_concatenated(client):
+    audio = client.audio.speech.create(model="tts-1", voice="nova", input=TEXT).read()
+    assert audio[0] == 0xFF
+    assert audio[1] & 0xE0 == 0xE0
+    assert not any(tag in audio[:2000] for tag in (b"ID3", b"Xing", b"Info"))
+    single, double = (len(soundfile.read(io.BytesIO(content))[0]) for content in (audio, audio + audio))
+    assert double == 2 * single
 
 
 def test_wav_stream_declares_an_unknown_length(client):
-    spoken = client.audio.speech.create(model="m", voice="nova", input=TEXT, response_format="wav").read()
-    assert spoken[4:8] == spoken[40:44] == b"\xff\xff\xff\xff"
+    audio = client.audio.speech.create(model="m", voice="nova", input=TEXT, response_format="wav").read()
+    assert audio[4:8] == audio[40:44] == b"\xff\xff\xff\xff"
 
 
-def test_events_have_openais_form(client):
+def test_events_have_openais_format(client):
     with client.audio.speech.with_streaming_response.create(
         model="tts", voice="nova", input=TEXT, response_format="pcm", stream_format="sse"
-    ) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        events = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+    ) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
     *deltas, done = events
     assert {event["type"] for event in deltas} == {"speech.audio.delta"}
     assert b"".join(base64.b64decode(event["audio"]) for event in deltas) == fake_pcm({"id": "x", "text": TEXT})
@@ -118,28 +118,28 @@ def test_events_have_openais_form(client):
 
 @pytest.mark.parametrize("speed", [0.5, 1.25, 4.0])
 def test_speed_changes_duration_but_not_pitch(client, speed):
-    def spectrum_peak(pcm):
+    def spectral_peak_hz(pcm):
         samples = np.frombuffer(pcm, np.int16)[4800:-4800].astype(float)
         return np.abs(np.fft.rfft(samples * np.hanning(len(samples)))).argmax() * 24_000 / len(samples)
 
-    normal, changed = (
-        client.audio.speech.create(model="m", voice="nova", input=TEXT * 3, response_format="pcm", speed=chosen).read()
-        for chosen in (1.0, speed)
+    normal, stretched = (
+        client.audio.speech.create(model="m", voice="nova", input=TEXT * 3, response_format="pcm", speed=value).read()
+        for value in (1.0, speed)
     )
-    assert len(changed) == pytest.approx(len(normal) / speed, rel=1e-3)
-    assert spectrum_peak(changed) == pytest.approx(spectrum_peak(normal), rel=0.02)
+    assert len(stretched) == pytest.approx(len(normal) / speed, rel=1e-3)
+    assert spectral_peak_hz(stretched) == pytest.approx(spectral_peak_hz(normal), rel=0.02)
 
 
 def test_unknown_fields_are_ignored(server):
     body = {"input": "Hello.", "model": None, "voice": {"id": "ann"}, "user": "x", "stream": True, "speed": None}
-    assert ask(server.url, "/v1/audio/speech", body)[0] == 200
-    # curl -d without a content type.
-    form = {"content-type": "application/x-www-form-urlencoded"}
-    assert ask(server.url, "/v1/audio/speech", {"input": "Hello."}, form)[0] == 200
+    assert send_request(server.url, "/v1/audio/speech", body)[0] == 200
+    # The content type that `curl -d` sends by default.
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert send_request(server.url, "/v1/audio/speech", {"input": "Hello."}, headers)[0] == 200
 
 
 @pytest.mark.parametrize(
-    ("body", "param", "words"),
+    ("body", "param", "message"),
     [
         ({"voice": "ann"}, "input", "required"),
         ({"input": ""}, "input", "at least 1"),
@@ -168,11 +168,11 @@ def test_unknown_fields_are_ignored(server):
         (b"\xff\xfe", None, "not JSON"),
     ],
 )
-def test_invalid_request_names_the_field(server, body, param, words):
-    status, headers, answer = ask(server.url, "/v1/audio/speech", body)
-    error = json.loads(answer)["error"]
+def test_invalid_request_is_refused_with_its_field(server, body, param, message):
+    status, headers, response = send_request(server.url, "/v1/audio/speech", body)
+    error = json.loads(response)["error"]
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param), error
-    assert words in error["message"]
+    assert message in error["message"]
     assert set(error) == {"message", "type", "param", "code"}
     assert "Traceback" not in error["message"]
     assert headers["content-type"] == "application/json"
@@ -188,9 +188,9 @@ def test_invalid_request_names_the_field(server, body, param, words):
         ("DELETE", "/v1/audio/voices/..%2f..%2fann", 404, "not_found"),
     ],
 )
-def test_errors_have_openais_form(server, method, path, status, code):
-    answered, _, answer = ask(server.url, path, method=method)
-    assert (answered, json.loads(answer)["error"]["code"]) == (status, code)
+def test_errors_have_openais_format(server, method, path, status, code):
+    actual_status, _, response = send_request(server.url, path, method=method)
+    assert (actual_status, json.loads(response)["error"]["code"]) == (status, code)
 
 
 def test_openai_client_raises_its_own_errors(client):
@@ -201,34 +201,33 @@ def test_openai_client_raises_its_own_errors(client):
 
 def test_special_tokens_in_text_are_literal(server):
     text = "<|audio_out_bos|> <|end_of_text|> Hello."
-    status, _, _ = ask(server.url, "/v1/audio/speech", {"input": text, "response_format": "pcm"})
+    status, _, _ = send_request(server.url, "/v1/audio/speech", {"input": text, "response_format": "pcm"})
     assert status == 200
-    prompt = server.backend.requests[-1].row["text"]
-    assert prompt == text
+    assert server.backend.requests[-1].row["text"] == text
 
 
-def test_reference_is_base64_a_data_uri_or_a_file(server):
+def test_reference_may_be_base64_a_data_uri_or_a_file(server):
     content = recording(3.0, file_format="FLAC")
-    plain = base64.b64encode(content).decode()
-    for value in (plain, f"data:audio/flac;base64,{plain}"):
+    encoded = base64.b64encode(content).decode()
+    for value in (encoded, f"data:audio/flac;base64,{encoded}"):
         body = {"input": "Hello.", "ref_audio": value, "ref_text": "What it says, word by word, and more."}
-        status, _, _ = ask(server.url, "/v1/audio/speech", body)
+        status, _, _ = send_request(server.url, "/v1/audio/speech", body)
         assert status == 200
         assert server.backend.requests[-1].reference == content
-    body, kind = multipart({"input": "Hello.", "seed": "7", "speed": "1.5"}, {"ref_audio": content})
-    status, _, _ = ask(server.url, "/v1/audio/speech", body, {"content-type": kind})
+    body, content_type = multipart({"input": "Hello.", "seed": "7", "speed": "1.5"}, {"ref_audio": content})
+    status, _, _ = send_request(server.url, "/v1/audio/speech", body, {"content-type": content_type})
     assert status == 200
-    job = server.backend.requests[-1]
-    assert (job.reference, job.row["seed"], job.row["ref_audio"]) == (content, 7, "ref_audio")
+    request = server.backend.requests[-1]
+    assert (request.reference, request.row["seed"], request.row["ref_audio"]) == (content, 7, "ref_audio")
 
 
 def multipart(fields, files):
     """Return the body and content type of a multipart form."""
-    edge = "edge-of-a-part"
+    boundary = "boundary-of-parts"
     parts = []
     for name, value in fields.items():
-        parts.append(f'--{edge}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode())
+        parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode())
     for name, content in files.items():
-        head = f'--{edge}\r\nContent-Disposition: form-data; name="{name}"; filename="../../x.wav"\r\n\r\n'
-        parts.append(head.encode() + content + b"\r\n")
-    return b"".join(parts) + f"--{edge}--\r\n".encode(), f"multipart/form-data; boundary={edge}"
+        part_headers = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="../../x.wav"\r\n\r\n'
+        parts.append(part_headers.encode() + content + b"\r\n")
+    return b"".join(parts) + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"

@@ -1,4 +1,4 @@
-"""Runs the batch job as users do: a process, a manifest, an output folder."""
+"""Runs the batch job as users do: as a process, with a manifest and an output folder."""
 
 import contextlib
 import io
@@ -19,12 +19,12 @@ from jobs.storage.result_table import read_results
 from tests.jobs import fake_job
 
 ROOT = Path(__file__).parents[2]
-FAKE, REAL = "tests.jobs.fake_job", "jobs.synthesize"
+FAKE_JOB = "tests.jobs.fake_job"
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "2"}
 
 
 def start_ray(*options, **output):
-    """Run `ray start --block` in a process group of its own."""
+    """Run `ray start --block` in its own process group."""
     return subprocess.Popen(
         [str(Path(sys.executable).with_name("ray")), "start", "--block", *map(str, options)],
         cwd=ROOT,
@@ -35,7 +35,7 @@ def start_ray(*options, **output):
 
 
 class Cluster:
-    """A Ray head node in a process group of its own."""
+    """A Ray head node in its own process group."""
 
     def __init__(self, num_cpus, *options):
         self.process = start_ray(
@@ -47,13 +47,13 @@ class Cluster:
         )
 
     def __enter__(self):
-        said = []
+        lines = []
         for line in self.process.stdout:
-            said.append(line)
-            if found := re.search(r"--address='([^']+)'", line):
-                self.address = found[1]
+            lines.append(line)
+            if match := re.search(r"--address='([^']+)'", line):
+                self.address = match[1]
                 return self
-        raise RuntimeError("".join(said))
+        raise RuntimeError("".join(lines))
 
     def __exit__(self, *_):
         kill_group(self.process)
@@ -61,9 +61,9 @@ class Cluster:
 
 
 def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def write_manifest(path, rows):
@@ -72,8 +72,8 @@ def write_manifest(path, rows):
     return str(path)
 
 
-def start(module, *arguments, **environment):
-    """Start a job in a process group of its own, so that all of it can be killed."""
+def start_job(module, *arguments, **environment):
+    """Start a job in its own process group, so that all its processes can be killed."""
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)],
         cwd=ROOT,
@@ -85,32 +85,32 @@ def start(module, *arguments, **environment):
     )
 
 
-def run(module, *arguments, **environment):
-    process = start(module, *arguments, **environment)
+def run_job(module, *arguments, **environment):
+    process = start_job(module, *arguments, **environment)
     try:
-        out, err = process.communicate(timeout=180)
+        stdout, stderr = process.communicate(timeout=180)
     finally:
         kill_group(process)
-    return process.returncode, out, err
+    return process.returncode, stdout, stderr
 
 
-def run_here(arguments, **options):
-    """Run a job with the fake synthesizer in this process, on the running cluster."""
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+def run_in_process(arguments, **options):
+    """Run a job with the fake synthesizer in this process, on the running cluster; return its status and stderr."""
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
         status = fake_job.run(list(map(str, arguments)), **options)
-    return status, said.getvalue()
+    return status, stderr.getvalue()
 
 
 def kill_group(process):
-    """Kill everything that a job has started, like a power failure."""
-    for pid in [process.pid, *children(process.pid)]:
+    """Kill all processes that a job has started, like a power failure."""
+    for pid in [process.pid, *descendants(process.pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def children(pid):
-    """Return all descendants of a process, deepest first."""
-    found = []
+def descendants(pid):
+    """Return the ids of all descendants of a process, deepest first."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
@@ -118,34 +118,35 @@ def children(pid):
             continue
         if int(fields[1]) == pid:
             child = int(path.parent.name)
-            found += [*children(child), child]
-    return found
+            pids += [*descendants(child), child]
+    return pids
 
 
-def workers(cluster):
-    """Return the processes of worker actors on a cluster, by their titles."""
-    found = []
-    for pid in children(cluster.process.pid):
+def worker_pids(cluster):
+    """Return the process ids of the worker actors on a cluster."""
+    pids = []
+    for pid in descendants(cluster.process.pid):
         try:
             title = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
         if b"MapWorker" in title:
-            found.append(pid)
-    return found
+            pids.append(pid)
+    return pids
 
 
-def wait_for(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
+def wait_for(condition, timeout_s=90):
+    """Poll a condition until it is true; return its value."""
+    end_s = time.monotonic() + timeout_s
+    while time.monotonic() < end_s:
+        if value := condition():
+            return value
         time.sleep(0.05)
     raise TimeoutError
 
 
-def results(folder):
-    """Return result rows by manifest row, after checking that each is there once and its file is complete."""
+def checked_results(folder):
+    """Return the result rows by manifest row; check that each occurs once and its audio file is complete."""
     rows = read_results(open_storage(str(folder))).to_pylist()
     by_number = {row["manifest_row"]: row for row in rows}
     assert len(by_number) == len(rows)
