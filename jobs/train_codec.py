@@ -1,11 +1,11 @@
-"""A codec from recordings: from nothing, or going on from a checkpoint.
+"""Trains a codec on recordings, from scratch or from a checkpoint.
 
     python -m jobs.train_codec --config codec.yaml
 
-The file names `manifest` (JSON lines with `audio`, a path each), `output`, and either `codec`, the network's
-configuration, or `checkpoint`; `training` as in `higgs_model.training.codec`. In the output: `log.jsonl`, a line every
-`log_every` steps; `state.pt`, from which the same command goes on after a stop; at the end the checkpoint. Exit status:
-0 it is there · 2 bad settings or recordings.
+The file sets `manifest` (JSON lines with the path of a recording in `audio`), `output`, either `codec` (the network's
+configuration) or `checkpoint`, and `training` (see `higgs_model.training.codec`). The output folder gets `log.jsonl`
+(a line every `log_every` steps), `state.pt` (from which the same command resumes) and, at the end, the checkpoint.
+Exit status: 0 finished · 2 invalid settings or recordings.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _STATE, _CONFIG = "state.pt", "config.json"
 
 
 class CodecJob(BaseModel):
-    """One training.
+    """Settings of a codec training.
 
     Attributes:
         codec: fields of `HiggsAudioCodecConfig`; `semantic` is the semantic model's configuration.
-        max_hours: of recordings, drawn by the seed; they are held in memory.
-        threads: of the processor; None: all.
+        max_hours: hours of recordings to train on, drawn with the seed; they are kept in memory.
+        threads: CPU threads; None uses all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,7 +64,7 @@ class CodecJob(BaseModel):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the training that the command line names; gives the exit status."""
+    """Run the training that a command line describes and return the exit status."""
     return run_command(_main, arguments)
 
 
@@ -81,22 +81,22 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def train(job: CodecJob) -> HiggsAudioCodec:
-    """Train, or go on; what is finished is loaded."""
+    """Start or resume a training and return its codec; a finished training is only loaded."""
     if (job.output / _CONFIG).exists():
         return HiggsAudioCodec.from_pretrained(job.output)
     job.output.mkdir(parents=True, exist_ok=True)
     trainer, state = load_trainer(job), job.output / _STATE
     if trainer.step:
-        print_status(f"going on from step {trainer.step}")
+        print_status(f"resuming from step {trainer.step}")
     started = time.perf_counter()
     with (job.output / "log.jsonl").open("a", encoding="utf-8") as log:
         while trainer.step < job.training.steps:
             losses, distance = trainer.run_step()
             if trainer.step % job.log_every == 0:
-                told = {name: round(float(loss.detach()), 4) for name, loss in vars(losses).items()}
-                told["taught"] = round(float(distance), 4)
+                metrics = {name: round(float(loss.detach()), 4) for name, loss in vars(losses).items()}
+                metrics["taught"] = round(float(distance), 4)
                 seconds = round(time.perf_counter() - started, 1)
-                log.write(json.dumps({"step": trainer.step, **told, "seconds": seconds}) + "\n")
+                log.write(json.dumps({"step": trainer.step, **metrics, "seconds": seconds}) + "\n")
                 log.flush()
             if trainer.step % job.save_every == 0:
                 trainer.save(state)
@@ -106,7 +106,7 @@ def train(job: CodecJob) -> HiggsAudioCodec:
 
 
 def _publish(codec: HiggsAudioCodec, job: CodecJob) -> None:
-    """Write the checkpoint; its configuration, by which it is known to be finished, comes last."""
+    """Write the checkpoint, its configuration last: that file marks the training as finished."""
     draft = job.output / ".checkpoint.part"
     shutil.rmtree(draft, ignore_errors=True)
     codec.save_pretrained(draft, job.layout)
@@ -116,40 +116,40 @@ def _publish(codec: HiggsAudioCodec, job: CodecJob) -> None:
 
 
 def load_trainer(job: CodecJob) -> CodecTrainer:
-    """The training as it stands: at its beginning, or where it was left."""
+    """Load the trainer, resumed from its last saved state if there is one."""
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     torch.manual_seed(job.training.seed)
-    codec = _codec(job).to(job.device)
-    return CodecTrainer(codec, job.training, _recordings(job, codec.sample_rate), job.output / _STATE)
+    codec = _build_codec(job).to(job.device)
+    return CodecTrainer(codec, job.training, _read_recordings(job, codec.sample_rate), job.output / _STATE)
 
 
-def _codec(job: CodecJob) -> HiggsAudioCodec:
+def _build_codec(job: CodecJob) -> HiggsAudioCodec:
     if (job.codec is None) == (job.checkpoint is None):
-        raise BadConfig("a codec's training needs `codec`, to begin from nothing, or `checkpoint`, to go on from one")
+        raise BadConfig("set either `codec`, to train from scratch, or `checkpoint`, to start from a checkpoint")
     if job.checkpoint is not None:
         if job.training.teach_semantic:
             raise BadConfig(
-                "training.teach_semantic is for a codec from nothing; a checkpoint's semantic model has learnt"
+                "training.teach_semantic applies to training from scratch; a checkpoint has a trained semantic model"
             )
         return HiggsAudioCodec.from_pretrained(job.checkpoint)
     known = {field.name for field in dataclasses.fields(HiggsAudioCodecConfig)}
     values = dict(job.codec or {})
     if unknown := sorted(values.keys() - known):
-        raise BadConfig(f"codec: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        raise BadConfig(f"codec: unknown fields {', '.join(unknown)}; valid fields: {', '.join(sorted(known))}")
     tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     semantic = {"semantic": semantic_config(values["semantic"])} if "semantic" in values else {}
     return HiggsAudioCodec(HiggsAudioCodecConfig(**values | tuples | semantic))
 
 
-def _recordings(job: CodecJob, sample_rate_hz: int) -> Recordings:
+def _read_recordings(job: CodecJob, sample_rate_hz: int) -> Recordings:
     try:
         with job.manifest.open(encoding="utf-8") as lines:
             paths = [json.loads(line)["audio"] for line in lines]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{job.manifest}: wanted a JSON object with `audio` a line ({error})") from error
+        raise BadInput(f"{job.manifest}: each line must be a JSON object with `audio` ({error})") from error
     random.Random(job.training.seed).shuffle(paths)
-    left, recordings = job.max_hours * 3600 * sample_rate_hz, []
+    remaining, recordings = job.max_hours * 3600 * sample_rate_hz, []
     for path in paths:
         try:
             samples, rate_hz = soundfile.read(path, dtype="int16", always_2d=True)
@@ -160,8 +160,8 @@ def _recordings(job: CodecJob, sample_rate_hz: int) -> Recordings:
             recordings.append(resample(mono, rate_hz, sample_rate_hz))
         else:
             recordings.append(samples[:, 0])
-        left -= len(recordings[-1])
-        if left <= 0:
+        remaining -= len(recordings[-1])
+        if remaining <= 0:
             break
     return Recordings(recordings)
 

@@ -1,3 +1,3 @@
-"""Fine-tuning and training from nothing: `command` prepares with `prepare`, and trains here or on a cluster."""
+"""Fine-tuning and training from scratch; `cli` prepares the data with `prepare`, then trains in-process or on Ray."""
 
 from jobs.train.cli import train as train

@@ -1,4 +1,4 @@
-"""See `command`."""
+"""Entry point of `python -m jobs.train`; see `cli`."""
 
 from __future__ import annotations
 

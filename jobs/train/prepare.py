@@ -1,9 +1,9 @@
-"""The samples of a training's manifest, prepared once: recordings to codes, rows to tokens.
+"""Prepares the samples of a training manifest once: recordings become codes, rows become tokens.
 
-    manifest ─▶ stretches of rows ─▶ Ray Data, codecs side by side, or here ─▶ OUT/prepared/…/rows-*.safetensors
+    manifest ─▶ row ranges ─▶ Ray Data with several codecs, or this process ─▶ OUT/prepared/…/rows-*.safetensors
 
-A shard that is there is not made again, so that this too can be killed and gone on with. What was prepared is used as
-long as manifest, codec, tokenizer and what the network takes are the same; of recordings only the path is looked at.
+Existing shards are reused, so preparation can be interrupted and resumed. Prepared data is reused as long as the
+manifest, codec, tokenizer and the model's audio inputs are unchanged; recordings are compared by path, not by content.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,102 +36,108 @@ from jobs.storage.uris import open_voices, parent_folder, read_bytes, resolve_re
 if TYPE_CHECKING:
     from higgs_model.codec.codec import HiggsAudioCodec
 
-_VERSION = 1
-"""Of what shards hold."""
+_SHARD_FORMAT_VERSION = 1
 _COLUMNS = (("text", "turns", "messages"),)
-_SHOWN_FAULTS = 5
-_TELL_EVERY_S = 15.0
+_MAX_SHOWN_ERRORS = 5
+_STATUS_INTERVAL_S = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """One manifest of a training."""
+class ManifestSource:
+    """One training or validation manifest."""
 
     uri: str
     settings: TrainingSettings
 
-    def preparer(self, model_source: ModelSource) -> Preparer:
-        """Makes its shards."""
-        place = parent_folder(self.uri)
-        reader = SampleReader(model_source.tokenizer, open_voices(self.settings.data.voices, place))
-        codec = functools.cache(self._codec)
+    def build_preparer(self, model_source: ModelSource) -> Preparer:
+        """Build the `Preparer` that writes its shards; the codec is loaded on first use."""
+        base = parent_folder(self.uri)
+        reader = SampleReader(model_source.tokenizer, open_voices(self.settings.data.voices, base))
+        codec = functools.cache(self._load_codec)
         return Preparer(
             reader,
             AudioRequirements.from_config(model_source.config),
             codec,
-            lambda name: read_bytes(resolve_relative(place, name)),
+            lambda name: read_bytes(resolve_relative(base, name)),
         )
 
-    def _codec(self) -> HiggsAudioCodec:
+    def _load_codec(self) -> HiggsAudioCodec:
         settings = self.settings
         if settings.codec is None and settings.init.checkpoint is None:
-            raise BadInput("codec is not given, so that recordings cannot be encoded; or give codes as .npy files")
+            raise BadInput("recordings cannot be encoded without a codec; set `codec`, or give codes as .npy files")
         device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return load_codec(settings.init.checkpoint or "", settings.codec, device)
 
     def rows(self) -> Iterator[Row | str]:
-        """All rows; what is no row is its own fault."""
+        """Yield the manifest's rows; a row that cannot be parsed is yielded as its error message."""
         for row in open_manifest(self.uri, _COLUMNS).rows():
             yield str(row[PARSE_ERROR]) if PARSE_ERROR in row else row
 
     def folder(self, model_source: ModelSource) -> Path:
-        """Where its shards are, named by all that they follow from."""
+        """Return the folder of its shards, named by a hash of everything that they depend on."""
         manifest = open_manifest(self.uri, _COLUMNS)
         digest = hashlib.sha256()
         for path in manifest.paths:
             with manifest.filesystem.open_input_stream(path) as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-        named = (self.settings.init.checkpoint, self.settings.codec)
-        codec = resolve_codec(named[0] or "", named[1]) if any(named) else ""
+        checkpoint, codec_name = self.settings.init.checkpoint, self.settings.codec
+        codec = resolve_codec(checkpoint or "", codec_name) if checkpoint or codec_name else ""
         vocabulary: Any = model_source.tokenizer
-        told = {
-            "version": _VERSION,
+        dependencies = {
+            "version": _SHARD_FORMAT_VERSION,
             "manifest": [self.uri, digest.hexdigest()],
             "voices": self.settings.data.voices,
             "codec": hash_weights(Path(codec)) if Path(codec).is_dir() else codec,
             "tokens": hashlib.sha256(json.dumps(vocabulary.get_vocab(), sort_keys=True).encode()).hexdigest(),
             "needs": dataclasses.asdict(AudioRequirements.from_config(model_source.config)),
         }
-        name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        name = hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:16]
         return Path(self.settings.output) / "prepared" / name
 
 
 def prepare(settings: TrainingSettings, uri: str, model_source: ModelSource, workers: int | None) -> Path:
-    """Prepare a manifest, and see that its faulty rows are not too many; gives the folder of its shards.
+    """Prepare the samples of a manifest.
 
     Args:
-        workers: processes of Ray Data; None: this one alone.
+        workers: Ray Data workers; None prepares in this process.
+
+    Returns:
+        The folder of the shards.
 
     Raises:
-        BadInput: it is no manifest, or has more faulty rows than the settings allow; the first are told.
+        BadInput: the manifest cannot be read, or has more invalid rows than `data.bad_rows` allows; the message lists
+            the first ones.
     """
-    source = Source(uri, settings)
+    source = ManifestSource(uri, settings)
     folder = source.folder(model_source)
-    todo = [
+    missing = [
         (first, rows)
         for first, rows in split_into_shards(source.rows())
         if needs_preparation(shard_path(folder, first))
     ]
-    if todo:
-        print_status(f"preparing {sum(len(rows) for _, rows in todo)} rows of {uri}")
-        (_with_ray if workers else _here)(source, model_source, folder, todo, workers or 1)
+    if missing:
+        print_status(f"preparing {sum(len(rows) for _, rows in missing)} rows of {uri}")
+        if workers:
+            _prepare_with_ray(source, folder, missing, workers)
+        else:
+            _prepare_in_process(source, model_source, folder, missing)
     samples = open_samples(settings, folder, model_source)
     if len(samples.row_errors) > settings.data.bad_rows:
-        more = len(samples.row_errors) - _SHOWN_FAULTS
+        more = len(samples.row_errors) - _MAX_SHOWN_ERRORS
         raise BadInput(
-            f"the manifest {uri!r} has {len(samples.row_errors)} faulty rows, "
-            f"data.bad_rows is {settings.data.bad_rows}: "
-            + "; ".join(samples.row_errors[:_SHOWN_FAULTS])
+            f"the manifest {uri!r} has {len(samples.row_errors)} invalid rows, "
+            f"data.bad_rows allows {settings.data.bad_rows}: "
+            + "; ".join(samples.row_errors[:_MAX_SHOWN_ERRORS])
             + (f"; and {more} more" if more > 0 else "")
         )
-    for fault in samples.row_errors:
-        print_status(f"left out: {fault}")
+    for row_error in samples.row_errors:
+        print_status(f"skipped: {row_error}")
     return folder
 
 
 def open_samples(settings: TrainingSettings, folder: Path, model_source: ModelSource) -> PreparedDataset:
-    """What was prepared."""
+    """Open the prepared samples of a folder as a dataset."""
     return PreparedDataset(
         folder,
         AudioRequirements.from_config(model_source.config),
@@ -140,34 +146,34 @@ def open_samples(settings: TrainingSettings, folder: Path, model_source: ModelSo
     )
 
 
-def _here(
-    source: Source, model_source: ModelSource, folder: Path, todo: Sequence[tuple[int, list[Row | str]]], _: int
+def _prepare_in_process(
+    source: ManifestSource, model_source: ModelSource, folder: Path, shards: Sequence[tuple[int, list[Row | str]]]
 ) -> None:
-    preparer = source.preparer(model_source)
-    told_s = time.monotonic()
-    for number, (first, rows) in enumerate(todo):
+    preparer = source.build_preparer(model_source)
+    status_s = time.monotonic()
+    for number, (first, rows) in enumerate(shards):
         preparer.write(shard_path(folder, first), rows, first)
-        if time.monotonic() - told_s > _TELL_EVERY_S:
-            told_s = time.monotonic()
-            print_status(f"prepared {number + 1} of {len(todo)} shards")
+        if time.monotonic() - status_s > _STATUS_INTERVAL_S:
+            status_s = time.monotonic()
+            print_status(f"prepared {number + 1} of {len(shards)} shards")
 
 
 class _PrepareBatch:
-    """What Ray Data calls, in processes of its own."""
+    """Ray Data actor that writes shards."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ManifestSource) -> None:
         torch.set_num_threads(THREADS_PER_CPU_WORKER)
         self._model_source = ModelSource.from_settings(source.settings.init)
-        self._preparer = source.preparer(self._model_source)
+        self._preparer = source.build_preparer(self._model_source)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        for one in table.to_pylist():
-            self._preparer.write(Path(one["path"]), json.loads(one["rows"]), one["first"])
+        for shard in table.to_pylist():
+            self._preparer.write(Path(shard["path"]), json.loads(shard["rows"]), shard["first"])
         return table.select(["first"])
 
 
-def _with_ray(
-    source: Source, model_source: ModelSource, folder: Path, todo: Sequence[tuple[int, list[Row | str]]], workers: int
+def _prepare_with_ray(
+    source: ManifestSource, folder: Path, shards: Sequence[tuple[int, list[Row | str]]], workers: int
 ) -> None:
     import ray
 
@@ -175,24 +181,21 @@ def _with_ray(
         connect()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    units = [
-        {"first": first, "path": str(shard_path(folder, first)), "rows": json.dumps(rows, default=_plain)}
-        for first, rows in todo
+    # Values that JSON lacks, such as dates, are in columns that samples do not use.
+    items = [
+        {"first": first, "path": str(shard_path(folder, first)), "rows": json.dumps(rows, default=str)}
+        for first, rows in shards
     ]
     resources = ray.cluster_resources()
     gpu = min(resources.get("GPU", 0) / workers, 1)
-    done = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
+    written = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _PrepareBatch,
         fn_constructor_args=(source,),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=0 if resources.get("CPU", 1) <= workers else 1,
         num_gpus=gpu or None,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(units))),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
     )
-    for _ in done.iter_batches(batch_size=None, prefetch_batches=0):
+    for _ in written.iter_batches(batch_size=None, prefetch_batches=0):
         pass
-
-
-_plain: Callable[[Any], Any] = str
-"""What a table has that JSON lacks, such as a date, is no part of a sample."""

@@ -1,4 +1,4 @@
-"""One worker of a training, from settings and prepared samples; the same in a process of its own and on a cluster."""
+"""One training worker, from settings and prepared samples; the same code in a single process and on a cluster."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ from jobs.train.prepare import open_samples
 
 
 class WorkersFailed(Exception):
-    """A worker failed, more often than it is tried again."""
+    """Workers failed more often than the allowed number of restarts."""
 
 
-def train_here(
+def train_in_process(
     settings: TrainingSettings, folders: Sequence[Path], workers: WorkerGroup, report: MetricsCallback
 ) -> bool:
-    """The training loop in this process, as one of the workers; False if it was told to stop before its end.
+    """Run the training loop in this process, as one of the workers.
 
     Args:
-        folders: of prepared samples: those that are learnt and, if there are any, those that it is tried on.
+        folders: folders of prepared samples: the training set, optionally followed by the validation set.
+        report: called with the step and its metrics.
+
+    Returns:
+        Whether the training finished; False if it was asked to stop earlier.
     """
     model_source = ModelSource.from_settings(settings.init)
     corpus = Corpus(*(open_samples(settings, folder, model_source) for folder in folders))
-    preview = _previewer(settings, model_source) if workers.is_main_process else None
+    preview = _build_previewer(settings, model_source) if workers.is_main_process else None
     return Trainer(settings, model_source, corpus, workers, report=report, preview=preview).run()
 
 
-def _previewer(settings: TrainingSettings, model_source: ModelSource) -> Previewer | None:
+def _build_previewer(settings: TrainingSettings, model_source: ModelSource) -> Previewer | None:
     if settings.previews is None:
         return None
     codec = load_codec(settings.init.checkpoint or "", settings.codec, torch.device("cpu"))
@@ -44,7 +48,7 @@ def _previewer(settings: TrainingSettings, model_source: ModelSource) -> Preview
     return Previewer(settings.previews, model_source.tokenizer, codec, voices, Path(settings.output))
 
 
-def told_line(step: int, values: Mapping[str, MetricValue]) -> str:
-    """What is known after a step, for people."""
-    shown = {name: value for name, value in values.items() if isinstance(value, float | int)}
-    return f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+def format_metrics(step: int, values: Mapping[str, MetricValue]) -> str:
+    """Format the scalar metrics of a step as one line of text."""
+    scalars = {name: value for name, value in values.items() if isinstance(value, float | int)}
+    return f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scalars.items())

@@ -1,4 +1,4 @@
-"""The command: what it says of bad settings and data, that it can be killed, and that a cluster does the same."""
+"""The training command: errors in settings and data, resuming after a kill, and equal results on a cluster."""
 
 import json
 import re
@@ -25,8 +25,8 @@ from tests.higgs_model.training import helpers
 from tests.jobs.job_runner import ROOT, start_job
 
 
-def write(folder, network=None, **others):
-    """A settings file of a short training, as a user writes it."""
+def write_settings(folder, network=None, **others):
+    """Write a settings file for a short training, as a user would."""
     settings = helpers.build_settings(folder, network, **others)
     values = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     path = folder / "train.yaml"
@@ -34,7 +34,7 @@ def write(folder, network=None, **others):
     return path
 
 
-def change(path, **others):
+def update_settings(path, **others):
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | others))
     return path
 
@@ -57,23 +57,23 @@ BAD_SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(("sentence", "bad"), BAD_SETTINGS.items(), ids=BAD_SETTINGS)
-def test_bad_settings_are_told_in_a_sentence(tmp_path, capsys, sentence, bad):
-    path = change(write(tmp_path), **bad)
+@pytest.mark.parametrize(("message", "invalid"), BAD_SETTINGS.items(), ids=BAD_SETTINGS)
+def test_invalid_settings_print_one_line(tmp_path, capsys, message, invalid):
+    path = update_settings(write_settings(tmp_path), **invalid)
     assert run_command(train, ["--config", str(path)]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert len(said.strip().splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert len(stderr.strip().splitlines()) == 1
 
 
-def test_the_readmes_and_the_examples_settings_and_rows_are_right():
+def test_settings_and_rows_of_readme_and_example_are_valid():
     section = (ROOT / "jobs/README.md").read_text().split("## Train\n")[1].split("\n## ")[0]
     yaml_block, json_block = (re.search(rf"```{kind}\n(.*?)```", section, re.DOTALL)[1] for kind in ("yaml", "json"))
     settings = TrainingSettings.model_validate(yaml.safe_load(yaml_block))
     assert settings.freeze.llm
     lines = [line for line in yaml_block.splitlines() if not line.startswith("  checkpoint:")]
-    nothing = yaml.safe_load("\n".join(re.sub(r"^( *)# ", r"\1", line) for line in lines))
-    assert nothing["init"].keys() == {"config", "tokenizer"}
+    from_scratch = yaml.safe_load("\n".join(re.sub(r"^( *)# ", r"\1", line) for line in lines))
+    assert from_scratch["init"].keys() == {"config", "tokenizer"}
     assert load_settings(ROOT / "jobs" / "examples" / "train.yaml").previews is not None
     voices = Voices(read_bytes=lambda name: (ROOT / "jobs" / "examples" / "voices" / "ada.flac").read_bytes())
     example = (ROOT / "jobs" / "examples" / "train.jsonl").read_text()
@@ -83,21 +83,21 @@ def test_the_readmes_and_the_examples_settings_and_rows_are_right():
     assert [sample.reference is not None for sample in samples] == [True, False, False, True, True, True]
 
 
-def test_a_network_that_is_misspelt_is_refused(tmp_path, capsys):
-    path = write(tmp_path, {"audio_num_codebook": 3})
+def test_misspelled_config_key_is_rejected(tmp_path, capsys):
+    path = write_settings(tmp_path, {"audio_num_codebook": 3})
     assert run_command(train, ["--config", str(path)]) == 2
     assert "unknown key 'audio_num_codebook'; did you mean 'audio_num_codebooks'?" in capsys.readouterr().err
 
 
-def test_a_network_that_is_not_the_tokenizers_is_refused(tmp_path, capsys):
-    path = write(tmp_path, {"audio_out_token_idx": 7})
+def test_config_that_does_not_match_the_tokenizer_is_rejected(tmp_path, capsys):
+    path = write_settings(tmp_path, {"audio_out_token_idx": 7})
     helpers.write_rows(tmp_path)
     assert run_command(train, ["--config", str(path)]) == 2
     assert "audio_out_token_idx=7, but the tokenizer's <|AUDIO_OUT|> is 266" in capsys.readouterr().err
 
 
-def test_faulty_rows_are_told_or_left_out(tmp_path, capsys):
-    path = write(tmp_path)
+def test_invalid_rows_are_reported_or_skipped(tmp_path, capsys):
+    path = write_settings(tmp_path)
     rows = helpers.write_rows(tmp_path)
     np.save(tmp_path / "2.npy", np.full((helpers.K, 4), 99))
     lines = [json.dumps(row) for row in rows]
@@ -105,20 +105,20 @@ def test_faulty_rows_are_told_or_left_out(tmp_path, capsys):
     lines[4] = "{not JSON"
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     assert run_command(train, ["--config", str(path)]) == 2
-    said = capsys.readouterr().err
-    assert "has 3 faulty rows, data.bad_rows is 0: " in said
-    assert "row 1 (r1): 'gone.npy' cannot be read" in said
-    assert "2.npy' has codes from 99 to 99; wanted 0 to 11" in said
-    assert "row 4: the line is not JSON" in said
+    stderr = capsys.readouterr().err
+    assert "has 3 invalid rows, data.bad_rows allows 0: " in stderr
+    assert "row 1 (r1): 'gone.npy' cannot be read" in stderr
+    assert "2.npy' has codes from 99 to 99; wanted 0 to 11" in stderr
+    assert "row 4: the line is not JSON" in stderr
     data = yaml.safe_load(path.read_text())["data"]
-    assert run_command(train, ["--config", str(change(path, data=data | {"bad_rows": 3}))]) == 0
-    said = capsys.readouterr().err
-    assert said.count("left out: ") == 3
-    assert "done; the model is in" in said
+    assert run_command(train, ["--config", str(update_settings(path, data=data | {"bad_rows": 3}))]) == 0
+    stderr = capsys.readouterr().err
+    assert stderr.count("skipped: ") == 3
+    assert "done; the model is in" in stderr
 
 
-def test_a_recording_that_was_mended_is_prepared_again(tmp_path, capsys):
-    path = write(tmp_path)
+def test_repaired_recording_is_prepared_again(tmp_path, capsys):
+    path = write_settings(tmp_path)
     helpers.write_rows(tmp_path)
     good = (tmp_path / "2.npy").read_bytes()
     (tmp_path / "2.npy").write_bytes(b"nothing")
@@ -128,8 +128,8 @@ def test_a_recording_that_was_mended_is_prepared_again(tmp_path, capsys):
     assert run_command(train, ["--config", str(path)]) == 0
 
 
-def test_a_training_is_not_gone_on_with_on_other_rows(tmp_path, capsys):
-    path = write(tmp_path)
+def test_training_does_not_resume_on_different_data(tmp_path, capsys):
+    path = write_settings(tmp_path)
     helpers.write_rows(tmp_path)
     assert run_command(train, ["--config", str(path)]) == 0
     helpers.write_rows(tmp_path, count=4)
@@ -137,23 +137,25 @@ def test_a_training_is_not_gone_on_with_on_other_rows(tmp_path, capsys):
     assert "has a training run on different data: the manifest" in capsys.readouterr().err
 
 
-def test_validation_without_a_sample_is_told_before_training_begins(tmp_path, capsys):
-    path = write(tmp_path)
+def test_empty_validation_set_fails_before_training(tmp_path, capsys):
+    path = write_settings(tmp_path)
     helpers.write_rows(tmp_path)
     (tmp_path / "valid.jsonl").write_text('{"text": "a", "audio": "gone.npy"}\n')
     data = yaml.safe_load(path.read_text())["data"] | {"validation": str(tmp_path / "valid.jsonl"), "bad_rows": 1}
-    assert run_command(train, ["--config", str(change(path, data=data))]) == 2
+    assert run_command(train, ["--config", str(update_settings(path, data=data))]) == 2
     assert "valid.jsonl' has no usable validation sample" in capsys.readouterr().err
 
 
-def test_killed_while_it_trains_and_started_again_it_ends_the_same(tmp_path):
-    (tmp_path / "whole").mkdir()
+def test_training_resumed_after_a_kill_has_identical_losses(tmp_path):
+    (tmp_path / "uninterrupted").mkdir()
     many = {"steps": 120, "learning_rate": 1e-3}
-    path = write(tmp_path, optimizer=many, checkpoints={"every": 10})
+    path = write_settings(tmp_path, optimizer=many, checkpoints={"every": 10})
     helpers.write_rows(tmp_path, 12, speaker=lambda number: f"s{number % 2}")
-    whole = change(write(tmp_path / "whole", optimizer=many), data={"manifest": str(tmp_path / "train.jsonl")})
-    assert run_command(train, ["--config", str(whole)]) == 0
-    # Sums are rounded as threads share them, and this process has one.
+    uninterrupted = update_settings(
+        write_settings(tmp_path / "uninterrupted", optimizer=many), data={"manifest": str(tmp_path / "train.jsonl")}
+    )
+    assert run_command(train, ["--config", str(uninterrupted)]) == 0
+    # Rounding depends on the number of threads, which is one in this process.
     process = start_job("jobs.train", "--config", path, OMP_NUM_THREADS="1")
     checkpoints = tmp_path / "out" / "checkpoints"
     while not list(checkpoints.glob("step-*")):
@@ -161,16 +163,16 @@ def test_killed_while_it_trains_and_started_again_it_ends_the_same(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    begun = max(int(one.name.removeprefix("step-")) for one in checkpoints.glob("step-*"))
-    assert begun < 120
+    last_checkpoint = max(int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*"))
+    assert last_checkpoint < 120
     assert run_command(train, ["--config", str(path)]) == 0
     assert helpers.read_losses(helpers.build_settings(tmp_path)) == helpers.read_losses(
-        helpers.build_settings(tmp_path / "whole")
+        helpers.build_settings(tmp_path / "uninterrupted")
     )
 
 
-def test_recordings_are_encoded_and_previews_are_spoken(tmp_path):
-    """From WAV files with the demo's codec to codes, to a checkpoint, and out again as WAV."""
+def test_recordings_are_encoded_and_previews_are_synthesized(tmp_path):
+    """WAV files become codes, a checkpoint, and previews as WAV files."""
     _, codec, _ = build()
     codec.save_pretrained(tmp_path / "codec")
     generator = np.random.default_rng(0)
@@ -183,7 +185,7 @@ def test_recordings_are_encoded_and_previews_are_spoken(tmp_path):
     preview = {"id": "hello", "text": "Hello.", "ref_audio": str(tmp_path / "0.wav"), "ref_text": "Row 0."}
     network = {"audio_num_codebooks": 8, "audio_codebook_size": codec.codebook_size}
     given = {"codec": str(tmp_path / "codec"), "previews": {"every": 6, "rows": [preview], "max_frames": 20}}
-    path = write(tmp_path, network, **given)
+    path = write_settings(tmp_path, network, **given)
     assert run_command(train, ["--config", str(path)]) == 0
     settings = helpers.build_settings(tmp_path, network, **given)
     shard = next((tmp_path / "out" / "prepared").glob("*/*.safetensors"))
@@ -202,22 +204,22 @@ def test_recordings_are_encoded_and_previews_are_spoken(tmp_path):
 
 @pytest.mark.xdist_group("ray")
 @pytest.mark.usefixtures("cluster")
-def test_a_cluster_trains_as_one_process_does(tmp_path):
-    """Ray Data prepares the same samples; two workers of Ray Train take the same steps as one with twice the passes."""
+def test_cluster_training_matches_a_single_process(tmp_path):
+    """Ray Data prepares the same samples; two Ray Train workers match one process that accumulates two batches."""
     helpers.write_rows(tmp_path, 12)
     (tmp_path / "alone").mkdir()
     batch = {"positions": 160, "longest": 160}
-    alone = write(tmp_path / "alone", batch=batch | {"accumulate": 2})
-    change(alone, data={"manifest": str(tmp_path / "train.jsonl")})
+    alone = write_settings(tmp_path / "alone", batch=batch | {"accumulate": 2})
+    update_settings(alone, data={"manifest": str(tmp_path / "train.jsonl")})
     assert run_command(train, ["--config", str(alone)]) == 0
-    process = start_job("jobs.train", "--config", write(tmp_path, batch=batch), "--workers", 2)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert "done; the model is in" in said
-    assert "step 6: loss " in said
-    one, other = (helpers.read_losses(helpers.build_settings(folder)) for folder in (tmp_path / "alone", tmp_path))
-    assert one == pytest.approx(other, abs=1e-4)
-    shards = [sorted(Path(tmp_path, place, "prepared").glob("*/*")) for place in ("alone/out", "out")]
+    process = start_job("jobs.train", "--config", write_settings(tmp_path, batch=batch), "--workers", 2)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert "done; the model is in" in stderr
+    assert "step 6: loss " in stderr
+    losses = [helpers.read_losses(helpers.build_settings(folder)) for folder in (tmp_path / "alone", tmp_path)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    shards = [sorted(Path(tmp_path, output, "prepared").glob("*/*")) for output in ("alone/out", "out")]
     assert [path.name for path in shards[0]] == [path.name for path in shards[1]]
-    for one, other in zip(*shards, strict=True):
-        torch.testing.assert_close(load_file(one), load_file(other), atol=0, rtol=0)
+    for expected, found in zip(*shards, strict=True):
+        torch.testing.assert_close(load_file(found), load_file(expected), atol=0, rtol=0)
