@@ -1,6 +1,6 @@
-"""`python -m jobs.demo`: the demo's checkpoint from nothing; see `recipe`. Killed, the same command goes on.
+"""`python -m jobs.demo`: build the demo checkpoint from scratch; see `recipe`. The same command resumes after a stop.
 
-Exit status: 0 the checkpoint is in its place · 2 bad settings, or no synthesizers.
+Exit status: 0 the checkpoint is written · 2 invalid settings, or a synthesizer is not installed.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from higgs_model import demo
-from jobs.demo.recipe import RECIPE, Recipe, make
+from jobs.demo.recipe import RECIPE, Recipe, build_checkpoint
 from jobs.runtime.cli import ArgumentParser, run_command
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the stages that the command line describes; gives the exit status."""
-    parser = ArgumentParser(prog="python -m jobs.demo", description="Make the demo's checkpoint from nothing.")
-    parser.add_argument("--config", type=Path, default=RECIPE, help="the recipe")
-    parser.add_argument("--work", type=Path, default=Path("out/demo-voice"), help="folder for data and states")
-    parser.add_argument("--output", type=Path, default=demo.CHECKPOINT_DIR, help="where the checkpoint goes")
+    """Build the checkpoint that a command line describes and return the exit status."""
+    parser = ArgumentParser(prog="python -m jobs.demo", description="Build the demo checkpoint from scratch.")
+    parser.add_argument("--config", type=Path, default=RECIPE, help="YAML file of the recipe")
+    parser.add_argument("--work", type=Path, default=Path("out/demo-voice"), help="folder for data and training states")
+    parser.add_argument("--output", type=Path, default=demo.CHECKPOINT_DIR, help="folder for the checkpoint")
     flags = parser.parse_args(arguments)
-    make(Recipe.read(flags.config), flags.work, flags.output)
+    build_checkpoint(Recipe.read(flags.config), flags.work, flags.output)
     return 0
 
 

@@ -1,7 +1,8 @@
-"""Sentences of single speakers put together as what scripts are asked with: voices heard first, then turns.
+"""Combines single-speaker sentences into training conversations: reference recordings first, then turns.
 
-In: a training's simple rows, whose `audio` are codes or recordings. Out: ChatML rows of one voice, or of several that
-speak in turn, of which the turns are learnt. The same arguments make the same rows. Nothing is spoken here.
+In: simple training rows, whose `audio` is codes or a recording. Out: ChatML rows with one voice, or several voices that
+take turns, prompted as scripts are; the loss covers the turns. The same arguments produce the same rows. No audio is
+generated.
 """
 
 from __future__ import annotations
@@ -14,69 +15,80 @@ from typing import Any
 from higgs_model.errors import BadInput
 from higgs_model.script.prompt import Clip, Message, SpeakerVoice, chunk_message, reference_messages
 
-_SPEAKERS = (1, 1, 1, 2, 2, 3)
-"""How many there are, drawn from these."""
+_SPEAKER_COUNTS = (1, 1, 1, 2, 2, 3)
+"""The number of speakers is drawn from these."""
 _RECORDINGS = 5
-"""Of references and turns together."""
-_LONGEST_S = 3.0
-"""Of each; five of them with their texts stay below a thousand positions, which is what batches let in."""
-_REFERENCES = 60
-"""Of each voice and language, its first: each has to be encoded."""
+"""References and turns of a conversation together."""
+_MAX_RECORDING_S = 3.0
+"""Five of these with their texts stay below a thousand positions, the longest sequence in a batch."""
+_REFERENCE_CANDIDATES = 60
+"""Only the first recordings of each voice and language serve as references, since each one must be encoded."""
 
 Row = Mapping[str, Any]
 
 
-def conversations(rows: Iterable[Row], count: int, seed: int, heard: Callable[[Row], str]) -> Iterator[dict[str, Any]]:
-    """So many conversations, each in one language.
+def build_conversations(
+    rows: Iterable[Row], count: int, seed: int, reference_path: Callable[[Row], str]
+) -> Iterator[dict[str, Any]]:
+    """Yield `count` conversations, each in one language.
 
     Args:
-        heard: gives what stands in place of a row's `audio` where it is a reference.
+        rows: single-speaker rows to draw from.
+        count: number of conversations.
+        seed: seed of all draws.
+        reference_path: returns the `audio` to use for a row that serves as a reference.
 
     Raises:
-        BadInput: no language has enough voices that say enough.
+        BadInput: no language has enough voices with enough sentences.
     """
-    spoken: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    by_language: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["duration_s"] <= _LONGEST_S:
-            spoken[row["language"]][row["speaker"]].append(row)
-    able = {
-        language: {voice: said for voice, said in by_voice.items() if len(said) >= _RECORDINGS}
-        for language, by_voice in sorted(spoken.items())
+        if row["duration_s"] <= _MAX_RECORDING_S:
+            by_language[row["language"]][row["speaker"]].append(row)
+    eligible = {
+        language: {voice: voice_rows for voice, voice_rows in by_voice.items() if len(voice_rows) >= _RECORDINGS}
+        for language, by_voice in sorted(by_language.items())
     }
-    able = {language: by_voice for language, by_voice in able.items() if len(by_voice) >= max(_SPEAKERS)}
-    if count and not able:
+    eligible = {language: by_voice for language, by_voice in eligible.items() if len(by_voice) >= max(_SPEAKER_COUNTS)}
+    if count and not eligible:
         raise BadInput(
-            f"conversations need {max(_SPEAKERS)} voices with {_RECORDINGS} sentences of at most {_LONGEST_S:g} s each"
+            f"conversations need {max(_SPEAKER_COUNTS)} voices with {_RECORDINGS} sentences of at most "
+            f"{_MAX_RECORDING_S:g} s each"
         )
     draw = random.Random(seed)
-    shares = [sum(map(len, by_voice.values())) for by_voice in able.values()]
+    weights = [sum(map(len, by_voice.values())) for by_voice in eligible.values()]
     for number in range(count):
-        by_voice = able[draw.choices(list(able), shares)[0]]
-        voices = draw.sample(sorted(by_voice), draw.choice(_SPEAKERS))
-        yield {"id": f"conversation-{number:05d}", **_conversation([by_voice[voice] for voice in voices], draw, heard)}
+        by_voice = eligible[draw.choices(list(eligible), weights)[0]]
+        voices = draw.sample(sorted(by_voice), draw.choice(_SPEAKER_COUNTS))
+        conversation = _build_conversation([by_voice[voice] for voice in voices], draw, reference_path)
+        yield {"id": f"conversation-{number:05d}", **conversation}
 
 
-def _conversation(said: list[list[Row]], draw: random.Random, heard: Callable[[Row], str]) -> dict[str, Any]:
-    """One between voices, of each of which some sentences are given."""
-    shown = [draw.choice(rows[:_REFERENCES]) for rows in said]
-    used = {row["audio"] for row in shown}
-    voices = [SpeakerVoice(f"SPEAKER{at}", heard(row), transcript=row["text"]) for at, row in enumerate(shown)]
+def _build_conversation(
+    speaker_rows: list[list[Row]], draw: random.Random, reference_path: Callable[[Row], str]
+) -> dict[str, Any]:
+    """Build one conversation; `speaker_rows` has the rows of each speaker."""
+    references = [draw.choice(rows[:_REFERENCE_CANDIDATES]) for rows in speaker_rows]
+    used = {row["audio"] for row in references}
+    voices = [
+        SpeakerVoice(f"SPEAKER{index}", reference_path(row), transcript=row["text"])
+        for index, row in enumerate(references)
+    ]
     messages = reference_messages(None, voices, [voice.tag for voice in voices])
-    first, before = len(messages), -1
+    start_index, previous, is_monologue = len(messages), -1, len(speaker_rows) == 1
     while len(used) < _RECORDINGS:
-        speaker = draw.choice([at for at in range(len(said)) if at != before or len(said) == 1])
-        row = draw.choice(said[speaker])
+        speaker = draw.choice([index for index in range(len(speaker_rows)) if index != previous or is_monologue])
+        row = draw.choice(speaker_rows[speaker])
         if row["audio"] in used:
             continue
         used.add(row["audio"])
-        text = row["text"] if len(said) == 1 else f"[SPEAKER{speaker}] {row['text']}"
+        text = row["text"] if is_monologue else f"[SPEAKER{speaker}] {row['text']}"
         messages += [chunk_message(text), Message("assistant", (Clip(row["audio"]),))]
-        before = speaker
-    return {"messages": [_plain(message) for message in messages], "start_index": first}
+        previous = speaker
+    return {"messages": [_to_chatml(message) for message in messages], "start_index": start_index}
 
 
-def _plain(message: Message) -> dict[str, Any]:
-    """As a manifest holds it."""
+def _to_chatml(message: Message) -> dict[str, Any]:
     content = [
         {"type": "audio", "audio_url": part.name} if isinstance(part, Clip) else {"type": "text", "text": part}
         for part in message.content

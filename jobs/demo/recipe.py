@@ -1,10 +1,10 @@
-"""The demo's checkpoint, from nothing, in stages:
+"""Builds the demo checkpoint from scratch, in stages:
 
-    sentences, spoken ─▶ codec ─▶ codes ─▶ tokenizer ─▶ model ─▶ one folder that loads like any other checkpoint
+    dataset ─▶ codec ─▶ codes ─▶ tokenizer ─▶ model ─▶ one checkpoint folder
 
-Each stage leaves its result in the working folder, and is not done again when that is there; one that was killed goes
-on where it was. The folder is one recipe's. In: a `Recipe`. Knows the commands of the trainings, and how they are told;
-nothing of how they train.
+Each stage writes its result to the working folder and is skipped when the result exists; an interrupted stage resumes.
+A working folder belongs to one recipe. In: a `Recipe`. The trainings themselves are `jobs.train_codec` and
+`jobs.train`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from higgs_model.codec.checkpoint import write_checkpoint
 from higgs_model.codec.codec import HiggsAudioCodec
 from higgs_model.errors import BadConfig, BadInput
 from jobs import train_codec
-from jobs.demo import codes, data
+from jobs.demo import dataset, encode
 from jobs.demo.tokenizer import build_tokenizer
 from jobs.runtime.cli import print_status
 from jobs.storage.backends import open_storage
@@ -30,16 +30,16 @@ from jobs.train_codec import CodecJob
 
 RECIPE = Path(__file__).with_name("recipe.yaml")
 MAX_BYTES = 24_000_000
-"""Of what is embedded: it lies in the repository."""
+"""Largest size of the checkpoint, which is part of the repository."""
 
 
 class DataSettings(BaseModel):
-    """How many sentences.
+    """Size of the dataset.
 
     Attributes:
-        sentences: to train on, of each language.
-        held_out: of each language, in known voices, and as many in new ones.
-        conversations: put together of the sentences to train on.
+        sentences: training sentences per language.
+        held_out: held-out sentences per language in training voices, and as many in held-out voices.
+        conversations: conversations built from the training sentences.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +50,7 @@ class DataSettings(BaseModel):
 
 
 class TokenizerSettings(BaseModel):
-    """How text is cut: into bytes, and `merges` frequent pairs."""
+    """The tokenizer: bytes, and `merges` learned merges."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,7 +58,7 @@ class TokenizerSettings(BaseModel):
 
 
 class Recipe(BaseModel):
-    """All that decides the checkpoint; `codec` and `model` are the trainings' own settings, without paths."""
+    """Everything that determines the checkpoint; `codec` and `model` are the trainings' settings, without paths."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,10 +70,10 @@ class Recipe(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """From a YAML file.
+        """Read a recipe from a YAML file.
 
         Raises:
-            BadConfig: it is none, or something in it is unknown.
+            BadConfig: the file is not valid YAML, or has unknown or invalid fields.
         """
         try:
             return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -81,36 +81,41 @@ class Recipe(BaseModel):
             raise BadConfig(f"{path}: {error}") from error
 
 
-def make(recipe: Recipe, work: Path, output: Path) -> None:
-    """Go through the stages; `output` becomes the checkpoint's folder."""
+def build_checkpoint(recipe: Recipe, work: Path, output: Path) -> None:
+    """Run all stages in the folder `work`, then replace the folder `output` by the checkpoint.
+
+    Raises:
+        BadInput: `work` belongs to another recipe, or the model's training did not finish.
+        BadConfig: the checkpoint is larger than `MAX_BYTES`.
+    """
     work = work.absolute()
-    _claim(work, recipe)
-    print_status("1 of 6: sentences, spoken")
-    data.make(work / "data", recipe.data.sentences, recipe.data.held_out, recipe.seed)
-    print_status("2 of 6: the codec")
+    _check_work_folder(work, recipe)
+    print_status("1 of 6: synthesizing the dataset")
+    dataset.synthesize_dataset(work / "data", recipe.data.sentences, recipe.data.held_out, recipe.seed)
+    print_status("2 of 6: training the codec")
     train_codec.train(codec_job(recipe, work))
-    halve_codec(work / "codec", work / "checkpoint" / "codec")
-    print_status("3 of 6: its codes of all that was spoken")
-    _write_codes(recipe, work)
-    print_status("4 of 6: the tokenizer")
-    texts = (row["text"] for row in data.read_rows(work / "data" / "train.jsonl"))
+    save_half_precision_codec(work / "codec", work / "checkpoint" / "codec")
+    print_status("3 of 6: encoding the dataset")
+    _encode_dataset(recipe, work)
+    print_status("4 of 6: training the tokenizer")
+    texts = (row["text"] for row in dataset.read_rows(work / "data" / "train.jsonl"))
     build_tokenizer(texts, recipe.tokenizer.merges).save_pretrained(work / "tokenizer")
-    print_status("5 of 6: the model")
+    print_status("5 of 6: training the model")
     settings = work / "model.yaml"
     settings.write_text(yaml.safe_dump(model_settings(recipe, work)), encoding="utf-8")
     if train(["--config", str(settings)]) != 0:
-        raise BadInput("the model's training did not come to its end; the same command goes on with it")
-    print_status("6 of 6: one folder")
-    pack(work, output)
+        raise BadInput("the model's training did not finish; run the same command again to resume it")
+    print_status("6 of 6: assembling the checkpoint")
+    assemble_checkpoint(work, output)
 
 
 def codec_job(recipe: Recipe, work: Path) -> CodecJob:
-    """The codec's training."""
+    """Return the settings of the codec's training."""
     return CodecJob.model_validate(recipe.codec | {"output": work / "codec", "manifest": work / "data" / "train.jsonl"})
 
 
 def model_settings(recipe: Recipe, work: Path) -> dict[str, Any]:
-    """The model's training, as its command reads it."""
+    """Return the settings of the model's training, as `jobs.train` reads them."""
     manifests = {"manifest": str(work / "codes" / "train.jsonl"), "validation": str(work / "codes" / "text.jsonl")}
     return recipe.model | {
         "output": str(work / "model"),
@@ -120,48 +125,55 @@ def model_settings(recipe: Recipe, work: Path) -> dict[str, Any]:
     }
 
 
-def halve_codec(trained: Path, folder: Path) -> None:
-    """Write a codec again in half precision, which is how it is embedded."""
+def save_half_precision_codec(trained: Path, folder: Path) -> None:
+    """Save a copy of a trained codec in half precision."""
     codec = HiggsAudioCodec.from_pretrained(trained)
     state = codec.state_dict()
-    halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    write_checkpoint(folder, codec.config, halved, "transformers")
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    write_checkpoint(folder, codec.config, half, "transformers")
 
 
-def _write_codes(recipe: Recipe, work: Path) -> None:
-    if data.finished(work / "codes"):
+def _encode_dataset(recipe: Recipe, work: Path) -> None:
+    if dataset.is_complete(work / "codes"):
         return
-    # It is one recording at a time, wherever the codec was trained.
+    # Recordings are encoded one at a time, so a GPU would not help.
     trainer = train_codec.load_trainer(codec_job(recipe, work).model_copy(update={"device": "cpu"}))
     codec = HiggsAudioCodec.from_pretrained(work / "checkpoint" / "codec")
     count, seed = recipe.data.conversations, recipe.seed
-    codes.make(work / "data", work / "codes", trainer.target_codes, codec, count, seed)
+    encode.encode_dataset(work / "data", work / "codes", trainer.target_codes, codec, count, seed)
 
 
-def _claim(work: Path, recipe: Recipe) -> None:
-    """One folder belongs to one recipe; the model's settings are the training's own to compare."""
-    wanted = recipe.model_dump(mode="json", exclude={"model"})
-    folder = open_storage(str(work))
+def _check_work_folder(work: Path, recipe: Recipe) -> None:
+    """Raise `BadInput` if the folder belongs to another recipe; `jobs.train` compares the model's settings itself."""
+    expected = recipe.model_dump(mode="json", exclude={"model"})
+    storage = open_storage(str(work))
     try:
-        found = json.loads(folder.read("recipe.json"))
+        found = json.loads(storage.read("recipe.json"))
     except FileNotFoundError:
-        folder.write("recipe.json", json.dumps(wanted, indent=2).encode())
+        storage.write("recipe.json", json.dumps(expected, indent=2).encode())
         return
-    if differ := sorted(name for name in wanted if found.get(name) != wanted[name]):
-        raise BadInput(f"{work} was begun with another recipe ({', '.join(differ)}); give another --work, or remove it")
+    if different := sorted(name for name in expected if found.get(name) != expected[name]):
+        raise BadInput(
+            f"{work} was started with another recipe ({', '.join(different)} differs); choose another --work, "
+            "or delete it"
+        )
 
 
-def pack(work: Path, output: Path) -> None:
-    """Put model, tokenizer and codec where they are loaded from."""
+def assemble_checkpoint(work: Path, output: Path) -> None:
+    """Copy model, tokenizer and codec to one folder.
+
+    Raises:
+        BadConfig: they are larger than `MAX_BYTES`.
+    """
     folder = work / "checkpoint"
     shutil.copytree(work / "model" / "model", folder, dirs_exist_ok=True)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > MAX_BYTES:
-        raise BadConfig(f"{folder} has {size / 1e6:.1f} MB; what is embedded may have {MAX_BYTES / 1e6:.0f}")
+        raise BadConfig(f"{folder} has {size / 1e6:.1f} MB; the demo checkpoint may have {MAX_BYTES / 1e6:.0f} MB")
     if output.exists():
         shutil.rmtree(output)
     shutil.copytree(folder, output)
     for path in output.rglob("*.safetensors"):
-        # Else only their owner could read them, wherever they are installed.
+        # safetensors writes files that only their owner can read.
         path.chmod(0o644)
     print_status(f"{output}: {size / 1e6:.1f} MB")

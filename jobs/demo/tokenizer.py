@@ -1,7 +1,7 @@
-"""A tokenizer of bytes with the special tokens that Higgs Audio's prompts need, under their published names.
+"""A byte-level BPE tokenizer with the special tokens of Higgs Audio's prompts, under their published names.
 
-In: texts to learn merges from, or none. Out: a tokenizer that any text can be written with, whose ids begin with the
-256 bytes and end with the special tokens.
+In: texts to learn merges from, or none. Out: a tokenizer that can encode any text; its ids start with the 256 bytes and
+end with the special tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NUM_BYTES = 256
 
 
 def build_tokenizer(texts: Iterable[str] = (), merges: int = 0) -> PreTrainedTokenizerFast:
-    """Bytes, the `merges` pairs that are most frequent in the texts, and the special tokens."""
+    """Build a tokenizer of the bytes, the `merges` most frequent pairs of the texts, and the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if merges:
         tokenizer = Tokenizer(models.BPE())
@@ -44,7 +44,9 @@ def build_tokenizer(texts: Iterable[str] = (), merges: int = 0) -> PreTrainedTok
         trainer = trainers.BpeTrainer(vocab_size=NUM_BYTES + merges, initial_alphabet=alphabet, show_progress=False)
         tokenizer.train_from_iterator(texts, trainer)
     else:
-        tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+        tokenizer = Tokenizer(
+            models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[])
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
