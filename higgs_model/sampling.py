@@ -21,7 +21,7 @@ from torch import Tensor
 
 from higgs_model.errors import BadInput
 
-TEXT_LANE = 1 << 20
+TEXT_SUBSEQUENCE = 1 << 20
 """The lane of text tokens. Codebook k uses the lanes 2 k (first draw) and 2 k + 1 (second draw, after a repetition)."""
 
 

@@ -1,4 +1,4 @@
-"""The endpoint on Ray Serve: `serve run serve.app:app [NAME=VALUE ...]`; settings: `serve.deployments.config`."""
+"""The endpoint on Ray Serve: `serve run serve.app:app [NAME=VALUE ...]`; settings: `serve.deployments.settings`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve import Application
 
 from serve.deployments import ingress, replica
-from serve.deployments.config import EndpointConfig, key_digests, resolve_config
+from serve.deployments.settings import EndpointSettings, key_digests, resolve_config
 
 _CPU_THREADS = 2
 
@@ -24,7 +24,7 @@ def app(arguments: dict[str, Any]) -> Application:
     return build(resolve_config(arguments), replica.load_synthesizer)
 
 
-def build(config: EndpointConfig, factory: replica.SynthesizerFactory) -> Application:
+def build(config: EndpointSettings, factory: replica.SynthesizerFactory) -> Application:
     """Build the application with any synthesizer.
 
     Args:

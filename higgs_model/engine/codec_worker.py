@@ -1,6 +1,6 @@
 """Decodes frames to samples in a thread beside the engine, for many clips concurrently.
 
-    clip = worker.clip();  samples = await clip.push(frames);  …;  samples = await clip.finish()
+    clip = worker.open_clip();  samples = await clip.push(frames);  …;  samples = await clip.finish()
 
 Frames go in as the engine emits them; samples come out as soon as they are final. A clip's samples depend on its frames
 alone: they are decoded in portions whose boundaries depend only on the position in the clip, however the frames arrived
@@ -86,9 +86,9 @@ class CodecWorker:
         self._thread = threading.Thread(target=self._run, name="codec", daemon=True)
         self._thread.start()
 
-    def clip(self) -> DecodedClip:
+    def open_clip(self) -> ClipDecoder:
         """Return a new, empty clip."""
-        return DecodedClip(self, WindowedClip(self.codec) if self._batched else StreamingDecoder(self.codec))
+        return ClipDecoder(self, WindowedClip(self.codec) if self._batched else StreamingDecoder(self.codec))
 
     def close(self) -> None:
         """Stop after the current portion; pending callers get `WorkerStopped`."""
@@ -171,7 +171,7 @@ class CodecWorker:
             job.samples.set_exception(WorkerStopped("the codec worker is closed"))
 
 
-class DecodedClip:
+class ClipDecoder:
     """A clip that a worker decodes; created by `CodecWorker.clip`."""
 
     def __init__(self, worker: CodecWorker, decoder: Decoder) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from higgs_model.engine.attention_cpu import ContiguousAttention
 from higgs_model.engine.attention_paged import PagedAttention
 from higgs_model.engine.blocks import BlockPool, hash_blocks
+from higgs_model.engine.early_stopping import early_stop_reason
 from higgs_model.engine.graphs import Capture, CudaCapture
 from higgs_model.engine.metrics import EngineMetrics
 from higgs_model.engine.prefill_span import PrefillSpan
@@ -32,7 +33,6 @@ from higgs_model.engine.runner import Attention, DecodeResults, Runner
 from higgs_model.engine.scheduler import Scheduler, highest_slot
 from higgs_model.engine.sequence import Phase, Sequence
 from higgs_model.engine.settings import EngineSettings
-from higgs_model.engine.watch import early_stop_reason
 from higgs_model.engine.weights import check_supported
 from higgs_model.errors import BadInput
 from higgs_model.model.model import HiggsAudioModel
@@ -329,8 +329,8 @@ class Engine:
             self._finish(sequence, FinishReason.STOP)
         elif sequence.num_frames == sequence.frame_limit:
             self._finish(sequence, FinishReason.LENGTH)
-        elif sequence.num_frames % self.settings.watch.every == 0 and (
-            reason := early_stop_reason(self.settings.watch, sequence.frames_TK)
+        elif sequence.num_frames % self.settings.early_stopping.check_every == 0 and (
+            reason := early_stop_reason(self.settings.early_stopping, sequence.frames_TK)
         ):
             self._finish(sequence, reason)
         elif sequence.has_frames_to_stream:
@@ -338,7 +338,7 @@ class Engine:
 
     def _finish_stalled(self) -> None:
         """Free the slots of sequences that make no progress, whatever the cause."""
-        limit, now = self.settings.watch.stalled_steps, self._steps
+        limit, now = self.settings.early_stopping.stalled_steps, self._steps
         if now % limit:
             return
         for sequence in list(self.scheduler.running.values()):
@@ -346,7 +346,7 @@ class Engine:
                 self._finish(sequence, FinishReason.STALLED)
 
     def _emit(self, sequence: Sequence, reason: FinishReason | None) -> None:
-        frames = sequence.take_frames(self.config.audio_codebook_size)
+        frames = sequence.pop_new_frames(self.config.audio_codebook_size)
         if math.isnan(sequence.first_frame_s) and frames.shape[1]:
             sequence.first_frame_s = time.perf_counter() - sequence.added_s
             self.metrics.first_frame_s.append(sequence.first_frame_s)

@@ -29,7 +29,7 @@ from higgs_model.engine.slots import NO_FRAME, SlotState
 from higgs_model.engine.transfer import to_device
 from higgs_model.engine.weights import Layer, Linear, linear, prepare_layers
 from higgs_model.model.model import HiggsAudioModel
-from higgs_model.sampling import TEXT_LANE, FrameSampler, SamplingParams, SamplingPlan, sample_tokens, uniform
+from higgs_model.sampling import TEXT_SUBSEQUENCE, FrameSampler, SamplingParams, SamplingPlan, sample_tokens, uniform
 
 
 class Attention(Protocol):
@@ -192,7 +192,7 @@ class Runner:
                 logits[:, placeholder] = float("-inf")
         if not sampling.do_sample:
             return int(logits.argmax())
-        uniforms = uniform(*(torch.tensor([value], device=self.device) for value in (seed, step, TEXT_LANE)))
+        uniforms = uniform(*(torch.tensor([value], device=self.device) for value in (seed, step, TEXT_SUBSEQUENCE)))
         token = sample_tokens(
             logits, uniforms, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
         )

@@ -133,7 +133,7 @@ class Sequence:
         every = self.request.stream_every
         return every is not None and self._num_complete - self._num_emitted >= (every if self._num_emitted else 1)
 
-    def take_frames(self, codebook_size: int) -> Codes:
+    def pop_new_frames(self, codebook_size: int) -> Codes:
         """Return the complete frames (K, T) that were not returned before, without stream tokens."""
         complete = max(self._num_complete, self._num_emitted)
         codebooks = np.arange(self._delay + 1)[:, None]

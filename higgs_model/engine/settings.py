@@ -8,7 +8,7 @@ import os
 import torch
 
 from higgs_model.engine import fp8
-from higgs_model.engine.watch import WatchLimits
+from higgs_model.engine.early_stopping import EarlyStoppingLimits
 from higgs_model.errors import BadConfig
 from higgs_model.model.model import HiggsAudioModel
 
@@ -32,7 +32,7 @@ class EngineSettings:
         idle_prefill_positions: prefill budget while nothing decodes; 0: by device.
         max_ras_win_len: maximum window of repetition-aware sampling.
         look_ahead: decode steps that may be in flight before the host reads the oldest result; None: by device.
-        watch: when a clip is ended early.
+        early_stopping: when a clip is ended early.
         fp8_weights: multiply with fp8 weights during audio decoding. Requires fp8 units; codes then differ.
         fp8_cache: store the KV cache in fp8: twice the capacity, half the memory traffic. Requires fp8 units; codes
             differ.
@@ -49,7 +49,7 @@ class EngineSettings:
     idle_prefill_positions: int = 0
     max_ras_win_len: int = 32
     look_ahead: int | None = None
-    watch: WatchLimits = WatchLimits()
+    early_stopping: EarlyStoppingLimits = EarlyStoppingLimits()
     fp8_weights: bool = False
     fp8_cache: bool = False
     row_buckets: tuple[int, ...] = ()

@@ -25,7 +25,7 @@ from higgs_model.model.cache import KVCache
 from higgs_model.model.inputs import ModelInputs, check_inputs
 from higgs_model.model.options import check_generation_options, resolve_eos_ids, to_int_list
 from higgs_model.sampling import (
-    TEXT_LANE,
+    TEXT_SUBSEQUENCE,
     FrameSampler,
     SamplingParams,
     SamplingPlan,
@@ -334,7 +334,7 @@ class _Generation:
         if not self.sampling.do_sample:
             return logits.argmax(dim=-1).tolist()
         steps = torch.full_like(self.seeds, step)
-        uniforms = uniform(self.seeds, steps, torch.full_like(self.seeds, TEXT_LANE))
+        uniforms = uniform(self.seeds, steps, torch.full_like(self.seeds, TEXT_SUBSEQUENCE))
         return sample_tokens(
             logits,
             uniforms,

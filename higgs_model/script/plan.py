@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from higgs_model.errors import BadInput
-from higgs_model.script.budget import FRAMES_PER_S, estimate_frames
 from higgs_model.script.chunking import Chunk
+from higgs_model.script.duration import FRAMES_PER_S, estimate_frames
 from higgs_model.script.languages import unsupported_language_warning
 from higgs_model.script.prompt import (
     Encoder,
@@ -26,7 +26,7 @@ from higgs_model.script.prompt import (
     take_message,
 )
 from higgs_model.script.script import Script
-from higgs_model.script.spoken import Lexicon
+from higgs_model.script.spoken_forms import Lexicon
 from higgs_model.script.voices import ReferenceCodes, Voice, Voices
 
 if TYPE_CHECKING:

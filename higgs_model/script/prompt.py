@@ -61,7 +61,7 @@ class Tokenizer(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class AudioPlaceholder:
     """A placeholder for audio in a message: a voice's name, or `chunk0`, `chunk1`, …"""
 
     name: str
@@ -72,7 +72,7 @@ class Message:
     """A message of the conversation; each string in `content` is encoded separately."""
 
     role: Role
-    content: tuple[str | Clip, ...]
+    content: tuple[str | AudioPlaceholder, ...]
     end: str = END_OF_TURN
 
     def pieces(self) -> Iterator[str]:
@@ -90,7 +90,7 @@ class Message:
     @functools.cached_property
     def clips(self) -> tuple[str, ...]:
         """The names of its audio, in order."""
-        return tuple(part.name for part in self.content if isinstance(part, Clip))
+        return tuple(part.name for part in self.content if isinstance(part, AudioPlaceholder))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ def reference_messages(
     for voice in voices:
         transcript = escape_user_text(voice.transcript or "").strip()
         content = f"[{voice.tag}] {transcript}" if tagged else transcript
-        messages += [Message("user", (content,)), Message("assistant", (Clip(voice.name),))]
+        messages += [Message("user", (content,)), Message("assistant", (AudioPlaceholder(voice.name),))]
     return messages
 
 
@@ -180,7 +180,7 @@ def chunk_message(text: str) -> Message:
 
 def take_message(index: int) -> Message:
     """Return the assistant message with the take of a chunk."""
-    return Message("assistant", (Clip(f"chunk{index}"),))
+    return Message("assistant", (AudioPlaceholder(f"chunk{index}"),))
 
 
 def render(messages: Sequence[Message]) -> str:
@@ -216,12 +216,12 @@ def _build_system_without_voices(scene: str | None, speaker_tags: Sequence[str])
 
 def _build_system_with_voices(scene: str | None, voices: Sequence[SpeakerVoice]) -> Message:
     """Build the system message; the text up to each recording is one piece, as in the reference."""
-    content: list[str | Clip] = []
+    content: list[str | AudioPlaceholder] = []
     text = f"{INSTRUCTION}\n\n{SCENE_START}\n" + (f"{scene}\n\n" if scene else "")
     for index, voice in enumerate(voices):
         text += ("\n" if index else "") + f"{voice.tag}: "
         if voice.description is None:
-            content += [text, Clip(voice.name)]
+            content += [text, AudioPlaceholder(voice.name)]
             text = ""
         else:
             text += escape_user_text(voice.description)

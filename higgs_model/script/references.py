@@ -89,7 +89,7 @@ def _resolve(choice: VoiceChoice, voices: Voices | None, recordings: dict[str, V
         placeholder = choice.name if choice.ref_audio is None else choice.ref_text
         return SpeakerVoice(choice.tag, choice.ref_audio or name, transcript=placeholder)
     if choice.ref_audio is not None:
-        recordings[name] = voices.one_off(choice.ref_audio, choice.ref_text)
+        recordings[name] = voices.load_reference(choice.ref_audio, choice.ref_text)
     else:
         recordings[name] = voices.recording(name)
     return SpeakerVoice(choice.tag, name, transcript=recordings[name].transcript)

@@ -33,10 +33,10 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from higgs_model.script import chunking
 from higgs_model.script.chunking import SPEAKER_TAG, Chunk, ChunkMethod
 from higgs_model.script.normalize import SOUND_TAGS
-from higgs_model.script.prompt import Clip, escape_user_text
+from higgs_model.script.prompt import AudioPlaceholder, escape_user_text
 from higgs_model.script.references import REFERENCE_NAME, References, VoiceChoice
 from higgs_model.script.row import SPEAKER_TAG_NAME, find_row_errors, normalize_row
-from higgs_model.script.spoken import Lexicon, to_spoken_form
+from higgs_model.script.spoken_forms import Lexicon, to_spoken_form
 
 if TYPE_CHECKING:
     from higgs_model.script.voices import Voices
@@ -200,7 +200,7 @@ class Script(BaseModel):
         content = {
             "references": [
                 [
-                    [recording_hashes.get(part.name, part.name), 0] if isinstance(part, Clip) else part
+                    [recording_hashes.get(part.name, part.name), 0] if isinstance(part, AudioPlaceholder) else part
                     for part in message.content
                 ]
                 for message in references.messages

@@ -1,6 +1,6 @@
 """Voices: recordings with transcripts, and descriptions, from a library or a single row; their checks and codes.
 
-A library is a folder, or anything else that lists names and reads bytes (`VoiceStore`), with `NAME.wav|flac|mp3`, its
+A library is a folder, or anything else that lists names and reads bytes (`VoiceReader`), with `NAME.wav|flac|mp3`, its
 transcript `NAME.txt`, and `profile.yaml` (`profiles: {NAME: description}`). A recording is identified by its content:
 codes are computed once per content and codec.
 
@@ -58,7 +58,7 @@ class Codec(Protocol):
         """Encode samples (N,) to codes (K, T)."""
 
 
-class VoiceStore(Protocol):
+class VoiceReader(Protocol):
     """Storage of a voice library."""
 
     def names(self) -> Iterable[str]:
@@ -69,7 +69,7 @@ class VoiceStore(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalVoiceStore:
+class LocalVoiceReader:
     """A library in a local folder."""
 
     folder: Path
@@ -133,12 +133,12 @@ class Voices:
         read_bytes: reads a row's own reference recording by path or URI; may raise `BadInput` or `OSError`.
     """
 
-    def __init__(self, store: VoiceStore | None = None, read_bytes: Callable[[str], bytes] | None = None) -> None:
+    def __init__(self, store: VoiceReader | None = None, read_bytes: Callable[[str], bytes] | None = None) -> None:
         self._store = store
         self._read_bytes = read_bytes or _read_local
         # A cached voice is not read and checked again. The cache is bounded, because libraries can exceed memory.
         self._recording = functools.lru_cache(maxsize=_VOICES_IN_MEMORY)(self._load)
-        self._one_off = functools.lru_cache(maxsize=_VOICES_IN_MEMORY)(self._load_one_off)
+        self._cached_reference = functools.lru_cache(maxsize=_VOICES_IN_MEMORY)(self._decode_reference)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Voices:
@@ -150,7 +150,7 @@ class Voices:
         path = Path(folder)
         if not path.is_dir():
             raise BadInput(f"the voice library {str(folder)!r} is not a folder")
-        return cls(LocalVoiceStore(path))
+        return cls(LocalVoiceReader(path))
 
     def names(self) -> list[str]:
         """Return the names of all recordings."""
@@ -168,13 +168,13 @@ class Voices:
         """
         return self._recording(name)
 
-    def one_off(self, source: str, transcript: str | None) -> Voice:
+    def load_reference(self, source: str, transcript: str | None) -> Voice:
         """Return a row's own reference recording.
 
         Raises:
             BadInput: it cannot be read.
         """
-        return self._one_off(source, (transcript or "").strip() or None)
+        return self._cached_reference(source, (transcript or "").strip() or None)
 
     def profile(self, name: str) -> str:
         """Return the description of a profile.
@@ -197,7 +197,7 @@ class Voices:
         text = self._read_text(f"{name}.txt").strip() if f"{name}.txt" in self._all_files else ""
         return Voice(audio, text or None)
 
-    def _load_one_off(self, source: str, transcript: str | None) -> Voice:
+    def _decode_reference(self, source: str, transcript: str | None) -> Voice:
         try:
             return Voice(self._read_bytes(source), transcript)
         except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from higgs_model.script.plan import Plan
-from higgs_model.synthesizer.records import Attempt, Piece, SynthesizedChunk, Take
+from higgs_model.synthesizer.records import Piece, SynthesizedChunk, Take, TakeMetadata
 
 if TYPE_CHECKING:
     from higgs_model.synthesizer.synthesizer import SegmentStore
@@ -45,7 +45,7 @@ class FakeSynthesizer:
             frames = max(round(25 * len(chunk.text) / self._chars_per_s), 1)
             samples = frames * self.sample_rate // 25
             tone = 0.2 * np.sin(np.arange(samples) * (0.03 + digest[0] / 2000))
-            attempt = Attempt(int.from_bytes(digest[:7], "big"), frames, "stop")
+            attempt = TakeMetadata(int.from_bytes(digest[:7], "big"), frames, "stop")
             take = Take(chunk.index, np.full((_CODEBOOKS, frames), digest[1], np.int16), (attempt,), 0)
             speakers = tuple(plan.script.speaker_name(tag) for tag in chunk.speakers)
             synthesized = SynthesizedChunk(

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from higgs_model import demo
 from higgs_model.checkpoint import load_tokenizer, resolve_checkpoint
 from higgs_model.codec.codec import HiggsAudioCodec
+from higgs_model.engine.early_stopping import EarlyStoppingLimits
 from higgs_model.engine.settings import EngineSettings
-from higgs_model.engine.watch import WatchLimits
 from higgs_model.errors import BadCheckpoint
 from higgs_model.model.model import HiggsAudioModel
 from higgs_model.script.prompt import Tokenizer
@@ -49,12 +49,12 @@ class LoadedModel:
     def engine_settings(self, settings: EngineSettings | None) -> EngineSettings:
         """Return engine settings; unless given, the codes that detect silence are this codec's codes of silence."""
         settings = settings or EngineSettings()
-        if settings.watch.silent_codes:
+        if settings.early_stopping.silent_codes:
             return settings
         silence = torch.zeros(round(_SILENCE_S * self.codec.sample_rate))
         codes = frozenset(self.codec.encode(silence, self.codec.sample_rate)[0].tolist())
-        watch: WatchLimits = dataclasses.replace(settings.watch, silent_codes=codes)
-        return dataclasses.replace(settings, watch=watch)
+        early_stopping: EarlyStoppingLimits = dataclasses.replace(settings.early_stopping, silent_codes=codes)
+        return dataclasses.replace(settings, early_stopping=early_stopping)
 
 
 def load_model(

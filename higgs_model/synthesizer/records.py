@@ -13,13 +13,13 @@ Codes = NDArray[np.int16]
 
 
 @dataclasses.dataclass(frozen=True)
-class Attempt:
+class TakeMetadata:
     """Metadata of one take of a chunk, whether it was selected or not.
 
     Attributes:
         frames: number of frames.
         finish_reason: a value of `FinishReason`.
-        faults: names of its faults; see `higgs_model.audio.gate`.
+        faults: names of its faults; see `higgs_model.audio.take_checks`.
         notes: findings of the transcript check.
     """
 
@@ -43,11 +43,11 @@ class Take:
 
     index: int
     codes_KT: Codes
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[TakeMetadata, ...]
     attempt_index: int
 
     @property
-    def attempt(self) -> Attempt:
+    def attempt(self) -> TakeMetadata:
         """The metadata of this take."""
         return self.attempts[self.attempt_index]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from higgs_model.audio.edges import TrimSettings
-from higgs_model.audio.gate import TakeLimits, TranscriptCheck
+from higgs_model.audio.silence_trimming import TrimSettings
+from higgs_model.audio.take_checks import TakeLimits, TranscriptCheck
 from higgs_model.errors import BadConfig
 
 

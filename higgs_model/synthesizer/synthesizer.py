@@ -26,12 +26,12 @@ from higgs_model.engine.engine import Engine
 from higgs_model.engine.loop import EngineLoop
 from higgs_model.engine.settings import EngineSettings
 from higgs_model.sampling import SamplingParams
-from higgs_model.script.budget import FRAMES_PER_S, estimate_frames
 from higgs_model.script.chunking import Chunk
+from higgs_model.script.duration import FRAMES_PER_S, estimate_frames
 from higgs_model.script.plan import Plan, PromptBuilder
 from higgs_model.script.prompt import Tokenizer
 from higgs_model.script.script import Script
-from higgs_model.script.spoken import Lexicon
+from higgs_model.script.spoken_forms import Lexicon
 from higgs_model.script.voices import ReferenceCodes, Voices
 from higgs_model.synthesizer import segments
 from higgs_model.synthesizer.loading import load_model

@@ -19,14 +19,14 @@ from typing import Protocol
 
 import numpy as np
 
-from higgs_model.audio.edges import SilenceTrimmer
-from higgs_model.audio.gate import ExpectedTake, find_faults, measure_take, severity
+from higgs_model.audio.silence_trimming import SilenceTrimmer
+from higgs_model.audio.take_checks import ExpectedTake, find_faults, measure_take, severity
 from higgs_model.engine.codec_worker import CodecWorker
 from higgs_model.engine.request import FinishReason, Request, Update
 from higgs_model.sampling import SamplingParams
-from higgs_model.script.budget import FRAMES_PER_S, estimate_frames
+from higgs_model.script.duration import FRAMES_PER_S, estimate_frames
 from higgs_model.script.prompt import Prompt
-from higgs_model.synthesizer.records import Attempt, Samples, Take
+from higgs_model.synthesizer.records import Samples, Take, TakeMetadata
 from higgs_model.synthesizer.settings import SynthesisSettings
 
 _FRAMES_PER_UPDATE, _LIVE_FRAMES_PER_UPDATE = 25, 8
@@ -83,7 +83,7 @@ def estimate_take(text: str) -> ExpectedTake:
 
 async def decode_take(take: Take, worker: CodecWorker, settings: SynthesisSettings) -> Samples:
     """Decode and trim a take; needs no engine."""
-    clip, trimmer = worker.clip(), SilenceTrimmer(worker.codec.sample_rate, settings.silence)
+    clip, trimmer = worker.open_clip(), SilenceTrimmer(worker.codec.sample_rate, settings.silence)
     parts = [
         trimmer.push(await clip.push(take.codes_KT.astype(np.int64))),
         trimmer.push(await clip.finish()),
@@ -103,7 +103,7 @@ class TakeGenerator:
     async def generate_best(self, job: ChunkJob) -> tuple[Take, Samples]:
         """Return the best of up to `attempts` takes, and its samples; stop at the first one without faults."""
         best: tuple[int, Take, Samples] | None = None
-        attempts: list[Attempt] = []
+        attempts: list[TakeMetadata] = []
         for number in range(self._settings.attempts):
             parts: list[Samples] = []
             async for event in self._generate_take(job, number, _FRAMES_PER_UPDATE):
@@ -144,7 +144,7 @@ class TakeGenerator:
             priority=job.priority,
             stream_every=stream_every,
         )
-        clip, trimmer = self._worker.clip(), self._create_trimmer()
+        clip, trimmer = self._worker.open_clip(), self._create_trimmer()
         frames, parts, reason = [], [], FinishReason.INVALID
         async with contextlib.aclosing(self._engine.generate(request)) as updates:
             async for update in updates:
@@ -158,7 +158,7 @@ class TakeGenerator:
         # Takes stay in memory, so store them as int16 instead of int64.
         codes_KT = np.concatenate(frames, axis=1).astype(np.int16)
         faults = await asyncio.to_thread(self._find_faults, np.concatenate(parts), trimmer, reason, job.text)
-        attempt = Attempt(seed, codes_KT.shape[1], reason.value, tuple(dict.fromkeys(faults)))
+        attempt = TakeMetadata(seed, codes_KT.shape[1], reason.value, tuple(dict.fromkeys(faults)))
         yield Take(job.index, codes_KT, (attempt,), attempt_index=0)
 
     def _find_faults(self, samples_N: Samples, trimmer: SilenceTrimmer, reason: FinishReason, text: str) -> list[str]:

@@ -30,7 +30,7 @@ from higgs_model.script.prompt import (
     END_OF_MESSAGE,
     SCENE_END,
     SCENE_START,
-    Clip,
+    AudioPlaceholder,
     Encoder,
     Message,
     SpeakerVoice,
@@ -220,14 +220,14 @@ def _parse_message(path: str, raw: Any, sources: list[str]) -> Message:
         raise BadInput(f"{path}.recipient is {raw['recipient']!r}; messages to tools are not supported")
     content = raw.get("content")
     parts = content if isinstance(content, list | tuple | np.ndarray) else [content]
-    parsed: list[str | Clip] = []
+    parsed: list[str | AudioPlaceholder] = []
     for index, part in enumerate(parts):
         part_path = f"{path}.content" if parts is not content else f"{path}.content[{index}]"
         parsed.append(_parse_part(part_path, part, sources))
     return Message(role, tuple(part for part in parsed if part != ""))
 
 
-def _parse_part(path: str, part: Any, sources: list[str]) -> str | Clip:
+def _parse_part(path: str, part: Any, sources: list[str]) -> str | AudioPlaceholder:
     if isinstance(part, str):
         return _neutralize_text(part)
     kind = part.get("type") if isinstance(part, Mapping) else None
@@ -238,7 +238,7 @@ def _parse_part(path: str, part: Any, sources: list[str]) -> str | Clip:
     rejected = [*unknown, *unsupported]
     if kind == "audio" and not rejected and isinstance(part.get("audio_url"), str) and part["audio_url"]:
         sources.append(part["audio_url"])
-        return Clip(part["audio_url"])
+        return AudioPlaceholder(part["audio_url"])
     if kind == "text" and not unknown and isinstance(part.get("text"), str):
         return _neutralize_text(part["text"])
     if rejected:

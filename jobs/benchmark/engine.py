@@ -24,9 +24,9 @@ from higgs_model import HiggsAudioCodec, HiggsAudioConfig, HiggsAudioModel
 from higgs_model.delay import to_stream
 from higgs_model.engine import Engine, EngineSettings, FinishReason, Request
 from higgs_model.engine.codec_worker import CodecWorker
+from higgs_model.engine.early_stopping import EarlyStoppingLimits
 from higgs_model.engine.loop import EngineLoop
 from higgs_model.engine.metrics import FRAMES_PER_SECOND
-from higgs_model.engine.watch import WatchLimits
 from higgs_model.sampling import SamplingParams
 from jobs.benchmark import measure
 from jobs.benchmark.codec import SIZES as CODEC_SIZES
@@ -91,7 +91,7 @@ def _settings(arguments: argparse.Namespace, slots: int) -> EngineSettings:
         fp8_weights=arguments.fp8_weights,
         fp8_cache=arguments.fp8_cache,
         # A random network may well go round in circles, and is meant to go on.
-        watch=WatchLimits(loop_frames=None),
+        early_stopping=EarlyStoppingLimits(loop_frames=None),
     )
 
 
@@ -240,7 +240,7 @@ async def speak_all(engine: Engine, worker: CodecWorker, requests: Sequence[Requ
     loop = EngineLoop(engine)
 
     async def speak(request: Request) -> None:
-        clip = worker.clip()
+        clip = worker.open_clip()
         async for update in loop.generate(dataclasses.replace(request, stream_every=25)):
             await clip.push(update.frames)
         await clip.finish()

@@ -29,7 +29,7 @@ from jobs.benchmark import checkpoint
 from jobs.storage.manifest import open_manifest
 from jobs.synthesize.row_processing import RowProcessor, SynthesizerProtocol
 from jobs.synthesize.settings import JobSettings, parse_settings
-from jobs.synthesize.synthesizer_factory import Capacity, load_synthesizer
+from jobs.synthesize.synthesizer_factory import WorkerResources, load_synthesizer
 from jobs.synthesize.worker import ROWS_PER_SLOT
 
 _WORDS = "river boats morning harbour quiet houses carried nobody asked where small light would find water again"
@@ -107,7 +107,7 @@ def _flags(arguments: argparse.Namespace, manifest: Path, output: Path, workers:
 def alone(arguments: argparse.Namespace) -> dict[str, Any]:
     """All scripts at once, longest first, in this process."""
     settings = parse_settings(_flags(arguments, arguments.folder / "scripts.jsonl", arguments.folder / "none"))
-    synthesizer = load_synthesizer(settings, Capacity(arguments.slots, threads=2))
+    synthesizer = load_synthesizer(settings, WorkerResources(arguments.slots, threads=2))
     processor = RowProcessor(settings)
     plans = [processor.validate(row).plan for row in open_manifest(settings.manifest).rows()]
     plans.sort(key=lambda plan: -sum(len(chunk.text) for chunk in plan.chunks))
@@ -147,7 +147,7 @@ def _job(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------- rows that take no time
 
 
-def instant(settings: JobSettings, capacity: Capacity) -> SynthesizerProtocol:
+def instant(settings: JobSettings, capacity: WorkerResources) -> SynthesizerProtocol:
     """Synthesizes so fast that a row is a few samples long."""
     return FakeSynthesizer(chars_per_s=_FAST_CHARS_PER_S)
 

@@ -28,7 +28,7 @@ from higgs_model.synthesizer.records import Piece
 from jobs.benchmark.capacity import rows_per_s_through, rows_per_s_wanted
 from jobs.storage.manifest import open_manifest
 from jobs.synthesize.settings import JobSettings, parse_settings
-from jobs.synthesize.synthesizer_factory import Capacity
+from jobs.synthesize.synthesizer_factory import WorkerResources
 
 _CHARS_A_SECOND = 15.0
 _NO_FILES_TO_SPEAK_OF = 1e6
@@ -66,7 +66,7 @@ class FakeGpus(FakeSynthesizer):
         return {"occupancy": self._busy_s / elapsed_s / self._slots}
 
 
-def fake_gpus(settings: JobSettings, capacity: Capacity, *, slot_rate: float) -> FakeGpus:
+def fake_gpus(settings: JobSettings, capacity: WorkerResources, *, slot_rate: float) -> FakeGpus:
     """A worker's GPUs."""
     return FakeGpus(capacity.slots, slot_rate)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from higgs_model.errors import BadInput
-from higgs_model.script.prompt import Clip, Message, SpeakerVoice, chunk_message, reference_messages
+from higgs_model.script.prompt import AudioPlaceholder, Message, SpeakerVoice, chunk_message, reference_messages
 
 _SPEAKER_COUNTS = (1, 1, 1, 2, 2, 3)
 """The number of speakers is drawn from these."""
@@ -83,14 +83,16 @@ def _build_conversation(
             continue
         used.add(row["audio"])
         text = row["text"] if is_monologue else f"[SPEAKER{speaker}] {row['text']}"
-        messages += [chunk_message(text), Message("assistant", (Clip(row["audio"]),))]
+        messages += [chunk_message(text), Message("assistant", (AudioPlaceholder(row["audio"]),))]
         previous = speaker
     return {"messages": [_to_chatml(message) for message in messages], "start_index": start_index}
 
 
 def _to_chatml(message: Message) -> dict[str, Any]:
     content = [
-        {"type": "audio", "audio_url": part.name} if isinstance(part, Clip) else {"type": "text", "text": part}
+        {"type": "audio", "audio_url": part.name}
+        if isinstance(part, AudioPlaceholder)
+        else {"type": "text", "text": part}
         for part in message.content
     ]
     return {"role": message.role, "content": content}

@@ -28,7 +28,7 @@ from jobs.storage.audio_writer import open_recording_writer
 from jobs.storage.backends import open_storage
 from jobs.storage.code_archive import ArchivedRecording, unpack_recording
 from jobs.storage.result_table import to_table
-from jobs.synthesize.row_processing import InvalidRow, audio_name, codes_name
+from jobs.synthesize.row_processing import RowFailure, audio_name, codes_name
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Renderer:
         """Render a row; return its new result row. Errors are returned as failed rows."""
         try:
             return asyncio.run(self._render(row))
-        except InvalidRow as error:
+        except RowFailure as error:
             error_type, message = error.error_type, str(error)
         except BadInput as error:
             error_type, message = "bad_input", str(error)
@@ -107,11 +107,11 @@ class Renderer:
             archived = unpack_recording(self._source.read(name))
         except FileNotFoundError:
             where = self._source.locate(name)
-            raise InvalidRow("no_codes", f"{where} does not exist; run the job with --keep-codes") from None
+            raise RowFailure("no_codes", f"{where} does not exist; run the job with --keep-codes") from None
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise InvalidRow("no_codes", f"{self._source.locate(name)} contains no readable codes: {error}") from error
+            raise RowFailure("no_codes", f"{self._source.locate(name)} contains no readable codes: {error}") from error
         if [take.index for take in archived.takes] != [chunk["index"] for chunk in row["chunks"]]:
-            raise InvalidRow(
+            raise RowFailure(
                 "no_codes", f"{self._source.locate(name)} has other chunks than the result: it is from another run"
             )
         return archived
@@ -123,7 +123,7 @@ class Renderer:
         codec = self._codec_worker.codec
         num_codebooks = archived.takes[0].codes_KT.shape[0]
         if (codec.sample_rate, codec.num_codebooks) != (archived.sample_rate_hz, num_codebooks):
-            raise InvalidRow(
+            raise RowFailure(
                 "no_codes",
                 f"the codes have {num_codebooks} codebooks at {archived.sample_rate_hz} Hz, but the codec has "
                 f"{codec.num_codebooks} at {codec.sample_rate} Hz; pass the codec of the job with --codec",

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from higgs_model.synthesizer.records import Attempt, Codes, SynthesizedChunk, Take
+from higgs_model.synthesizer.records import Codes, SynthesizedChunk, Take, TakeMetadata
 from jobs.storage.backends import StorageBackend
 
 
@@ -114,7 +114,7 @@ def _pack(takes: Sequence[Take], extra: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _attempt(fields: dict[str, Any]) -> Attempt:
+def _attempt(fields: dict[str, Any]) -> TakeMetadata:
     with contextlib.suppress(TypeError):
-        return Attempt(**fields | {"faults": tuple(fields["faults"]), "notes": tuple(fields["notes"])})
+        return TakeMetadata(**fields | {"faults": tuple(fields["faults"]), "notes": tuple(fields["notes"])})
     raise ValueError(f"an attempt with the fields {sorted(fields)}")

@@ -42,8 +42,8 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class UriVoiceStore:
-    """A voice library under a URI; see `higgs_model.script.voices.VoiceStore`."""
+class UriVoiceReader:
+    """A voice library under a URI; see `higgs_model.script.voices.VoiceReader`."""
 
     uri: str
 
@@ -110,4 +110,4 @@ def open_voices(uri: str | None, folder: str = ".") -> Voices:
         raise BadInput(f"the voice library {uri!r} cannot be reached: {error}") from error
     if kind != fs.FileType.Directory:
         raise BadInput(f"the voice library {uri!r} is not a folder or prefix")
-    return Voices(UriVoiceStore(uri), read_reference)
+    return Voices(UriVoiceReader(uri), read_reference)

@@ -7,9 +7,9 @@ import json
 import sys
 
 from higgs_model.errors import HiggsError
-from higgs_model.script.budget import FRAMES_PER_S, estimate_frames
+from higgs_model.script.duration import FRAMES_PER_S, estimate_frames
 from jobs.storage.manifest import Manifest
-from jobs.synthesize.row_processing import InvalidRow, RowProcessor
+from jobs.synthesize.row_processing import RowFailure, RowProcessor
 from jobs.synthesize.settings import JobSettings
 
 
@@ -25,11 +25,11 @@ def dry_run(settings: JobSettings, manifest: Manifest) -> int:
         line: dict[str, object] = {"id": row_id, "chunks": [], "error": None}
         try:
             if isinstance(row_id, str) and row_id in seen_ids:
-                raise InvalidRow("duplicate_id", f"the id {row_id!r} is already used by an earlier row")
+                raise RowFailure("duplicate_id", f"the id {row_id!r} is already used by an earlier row")
             plan = processor.validate(row).plan
             line["chunks"] = plan.dry_run()
             seconds += sum(estimate_frames(chunk.prompt_text).expected_frames for chunk in plan.chunks) / FRAMES_PER_S
-        except (InvalidRow, HiggsError) as error:
+        except (RowFailure, HiggsError) as error:
             failed += 1
             line["error"] = str(error)
         if isinstance(row_id, str):

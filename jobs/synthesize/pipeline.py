@@ -32,7 +32,7 @@ from jobs.synthesize.ledger import Ledger
 from jobs.synthesize.metrics import JobMetrics
 from jobs.synthesize.progress import Progress
 from jobs.synthesize.settings import JobSettings
-from jobs.synthesize.synthesizer_factory import Capacity
+from jobs.synthesize.synthesizer_factory import WorkerResources
 from jobs.synthesize.worker import ROWS_PER_SLOT, RowLocation, SynthesisWorker, SynthesizerFactory
 
 _UNIT_CHARS = 900
@@ -191,7 +191,7 @@ class JobRun:
                 "blocks": self._blocks,
                 "ledger": self.ledger,
                 "factory": self.factory,
-                "capacity": Capacity(self.pool.slots, self.pool.threads),
+                "capacity": WorkerResources(self.pool.slots, self.pool.threads),
             },
             batch_size=1,
             num_gpus=self.pool.gpus_per_worker or None,

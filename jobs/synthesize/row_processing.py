@@ -23,7 +23,7 @@ from higgs_model.audio.writers import WrittenFile
 from higgs_model.errors import BadInput, HiggsError
 from higgs_model.script.plan import Plan
 from higgs_model.script.script import Script, error_messages
-from higgs_model.script.spoken import Lexicon
+from higgs_model.script.spoken_forms import Lexicon
 from higgs_model.synthesizer.records import Piece, SynthesizedChunk
 from jobs.storage.audio_writer import BufferedRecording, RecordingWriter, open_recording_writer
 from jobs.storage.backends import open_storage
@@ -54,7 +54,7 @@ class SynthesizerProtocol(Protocol):
         """Release all resources."""
 
 
-class InvalidRow(Exception):
+class RowFailure(Exception):
     """A row cannot be synthesized; `error_type` is the category in the results."""
 
     def __init__(self, error_type: str, message: str) -> None:
@@ -87,19 +87,19 @@ class RowProcessor:
         """Validate a row, look up its voices and split its text.
 
         Raises:
-            InvalidRow: it cannot be synthesized.
+            RowFailure: it cannot be synthesized.
         """
         if PARSE_ERROR in row:
-            raise InvalidRow("invalid_row", str(row[PARSE_ERROR]))
+            raise RowFailure("invalid_row", str(row[PARSE_ERROR]))
         try:
             script = Script.model_validate(row).with_defaults(self._defaults)
         except ValidationError as error:
-            raise InvalidRow("invalid_row", "; ".join(error_messages(error))) from None
+            raise RowFailure("invalid_row", "; ".join(error_messages(error))) from None
         try:
             plan = Plan.from_script(script, self._voices, self._lexicon)
             digest = script.content_hash(self._voices, self._lexicon)
         except HiggsError as error:
-            raise InvalidRow("bad_input", str(error)) from error
+            raise RowFailure("bad_input", str(error)) from error
         return ValidatedRow(script, plan, self._digest(digest))
 
     def _digest(self, content: str) -> str:
@@ -110,7 +110,7 @@ class RowProcessor:
         """Synthesize a row, write its files, and return its result row.
 
         Raises:
-            InvalidRow: no take has any audio.
+            RowFailure: no take has any audio.
             OSError: a file could not be written.
         """
         start_s = time.perf_counter()
@@ -126,7 +126,7 @@ class RowProcessor:
                     if piece.chunk is not None:
                         chunks.append(piece.chunk)
             if not any(chunk.stop_sample > chunk.start_sample for chunk in chunks):
-                raise InvalidRow("no_audio", f"no take of the {len(chunks)} chunks has any audio")
+                raise RowFailure("no_audio", f"no take of the {len(chunks)} chunks has any audio")
             written = await self._in_writer_thread(self._publish, recording, name, valid, chunks)
         if segment_store is not None:
             await self._in_writer_thread(segments.delete)
@@ -144,7 +144,7 @@ class RowProcessor:
         self._output.publish(written.path, name)
         return written
 
-    def failed_result(self, row: Row, error: InvalidRow, valid: ValidatedRow | None = None) -> Mapping[str, Any]:
+    def failed_result(self, row: Row, error: RowFailure, valid: ValidatedRow | None = None) -> Mapping[str, Any]:
         """Return the result row of a row without audio."""
         row_id = row.get("id")
         return row | {

@@ -12,12 +12,12 @@ from higgs_model.errors import BadInput
 from jobs.synthesize.settings import JobSettings
 
 if TYPE_CHECKING:
-    from higgs_model.audio.gate import TranscriptCheck
+    from higgs_model.audio.take_checks import TranscriptCheck
     from higgs_model.synthesizer import SynthesisSettings, Synthesizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Capacity:
+class WorkerResources:
     """The resources of one worker.
 
     Attributes:
@@ -29,7 +29,7 @@ class Capacity:
     threads: int | None = None
 
 
-def load_synthesizer(settings: JobSettings, capacity: Capacity) -> Synthesizer:
+def load_synthesizer(settings: JobSettings, capacity: WorkerResources) -> Synthesizer:
     """Load model and codec, and start an engine."""
     import torch
 
@@ -66,7 +66,7 @@ def synthesis_settings(settings: JobSettings) -> SynthesisSettings:
 
 
 def find_check(name: str) -> TranscriptCheck:
-    """Import the check of takes named `module:callable`; see `higgs_model.audio.gate.TranscriptCheck`.
+    """Import the check of takes named `module:callable`; see `higgs_model.audio.take_checks.TranscriptCheck`.
 
     Raises:
         BadInput: it cannot be imported, or is not callable.

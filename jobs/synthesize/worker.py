@@ -30,9 +30,9 @@ from higgs_model.errors import HiggsError
 from jobs.storage.manifest import Row, estimate_chars, get_row
 from jobs.synthesize.call_batching import CallBatcher
 from jobs.synthesize.ledger import DUPLICATE, MAX_LOST_WORKERS, Admission, RowClaim
-from jobs.synthesize.row_processing import InvalidRow, RowProcessor, SynthesizerProtocol, ValidatedRow
+from jobs.synthesize.row_processing import RowFailure, RowProcessor, SynthesizerProtocol, ValidatedRow
 from jobs.synthesize.settings import JobSettings
-from jobs.synthesize.synthesizer_factory import Capacity
+from jobs.synthesize.synthesizer_factory import WorkerResources
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _LEDGER_CALL_INTERVAL_S = 0.03
 """Calls to the ledger are batched."""
 _MAX_ENGINE_FAILURES = 3
 
-SynthesizerFactory = Callable[[JobSettings, Capacity], SynthesizerProtocol]
+SynthesizerFactory = Callable[[JobSettings, WorkerResources], SynthesizerProtocol]
 """Builds the synthesizer of a worker."""
 
 
@@ -72,7 +72,7 @@ class SynthesisWorker:
         blocks: Sequence[Any],
         ledger: Any,
         factory: SynthesizerFactory,
-        capacity: Capacity,
+        capacity: WorkerResources,
     ) -> None:
         self._blocks, self._ledger, self._factory, self._capacity = blocks, ledger, factory, capacity
         self._processor = RowProcessor(settings)
@@ -116,9 +116,9 @@ class SynthesisWorker:
             row = get_row(blocks[location.block], location.index)
             try:
                 if location.duplicate:
-                    raise InvalidRow(DUPLICATE, f"the id {row.get('id')!r} is already used by an earlier row")
-                outcome: ValidatedRow | InvalidRow = self._processor.validate(row)
-            except InvalidRow as error:
+                    raise RowFailure(DUPLICATE, f"the id {row.get('id')!r} is already used by an earlier row")
+                outcome: ValidatedRow | RowFailure = self._processor.validate(row)
+            except RowFailure as error:
                 outcome = error
             rows.append(ScannedRow(location.number, row, estimate_chars(row), outcome))
         return rows
@@ -126,24 +126,24 @@ class SynthesisWorker:
     async def _process_row(self, scanned: ScannedRow) -> None:
         """Process a row: concurrently with others or, if it may have killed workers, isolated from them."""
         valid = scanned.outcome
-        if isinstance(valid, InvalidRow):
+        if isinstance(valid, RowFailure):
             return await self._commit(scanned, self._processor.failed_result(scanned.row, valid))
         admission = Admission.RUN
         while admission.runs:
             admission = await self._claim_and_run(scanned, valid, admission)
         if admission is Admission.REJECT:
-            lost = InvalidRow("worker_lost", f"{MAX_LOST_WORKERS} or more workers died while they ran this row")
+            lost = RowFailure("worker_lost", f"{MAX_LOST_WORKERS} or more workers died while they ran this row")
             await self._commit(scanned, self._processor.failed_result(scanned.row, lost, valid))
         return None
 
     async def _claim_and_run(self, scanned: ScannedRow, valid: ValidatedRow, mode: Admission) -> Admission:
         """Run a row if the ledger admits it in this mode. Return SKIP if it is done, else the ledger's decision."""
-        async with self._concurrency.enter(mode) as leave_early:
+        async with self._concurrency.enter(mode) as release_slot:
             claim = RowClaim(scanned.number, valid.script.id, valid.sha256, self._name, mode, scanned.chars)
             admission = await self._claims.call(claim)
             if admission is mode:
                 result = await self._synthesize(scanned.row, valid)
-                await leave_early()
+                await release_slot()
                 await self._commit(scanned, result)
                 admission = Admission.SKIP
             return admission
@@ -168,15 +168,15 @@ class SynthesisWorker:
                 return await self._processor.synthesize(synthesizer, row, valid)
             except _engine_errors() as error:
                 await self._replace_synthesizer(synthesizer, error)
-            except InvalidRow as error:
+            except RowFailure as error:
                 return self._processor.failed_result(row, error, valid)
             except HiggsError as error:
-                return self._processor.failed_result(row, InvalidRow("bad_input", str(error)), valid)
+                return self._processor.failed_result(row, RowFailure("bad_input", str(error)), valid)
             except OSError as error:
-                return self._processor.failed_result(row, InvalidRow("storage", str(error)), valid)
+                return self._processor.failed_result(row, RowFailure("storage", str(error)), valid)
             except Exception as error:
                 logger.exception("row %s", row.get("id"))
-                internal = InvalidRow("internal", f"{type(error).__name__}: {error}")
+                internal = RowFailure("internal", f"{type(error).__name__}: {error}")
                 return self._processor.failed_result(row, internal, valid)
 
     async def _get_synthesizer(self) -> SynthesizerProtocol:
@@ -224,7 +224,7 @@ class ScannedRow:
     number: int
     row: Row
     chars: int
-    outcome: ValidatedRow | InvalidRow
+    outcome: ValidatedRow | RowFailure
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:

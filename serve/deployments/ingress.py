@@ -18,14 +18,14 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve.deployments import replica
-from serve.deployments.config import EndpointConfig
+from serve.deployments.settings import EndpointSettings
 from serve.http.errors import ServiceUnavailable
 from serve.http.middleware import App
 from serve.http.request_log import log_to_stderr
 from serve.http.routes import create_app
 from serve.http.security import ApiKeys
-from serve.speech.endpoint import Endpoint
 from serve.speech.events import Event, HealthStatus, SynthesisRequest
+from serve.speech.service import SpeechService
 from serve.voices.voice_library import VoiceLibrary
 from serve.voices.voice_store import open_voice_store
 
@@ -41,10 +41,10 @@ _DRAIN_S = 10
 class Ingress:
     """An HTTP worker."""
 
-    def __init__(self, config: EndpointConfig, digests: frozenset[bytes], replicas: DeploymentHandle) -> None:
+    def __init__(self, config: EndpointSettings, digests: frozenset[bytes], replicas: DeploymentHandle) -> None:
         log_to_stderr()
         library = None if config.voices is None else VoiceLibrary(open_voice_store(config.voices))
-        self._endpoint = Endpoint(config, ServeBackend(replicas, config.max_batch), library)
+        self._endpoint = SpeechService(config, ServeBackend(replicas, config.max_batch), library)
         self._keys = ApiKeys(digests)
 
     def __serve_build_asgi_app__(self) -> App:
@@ -105,7 +105,7 @@ class ServeBackend:
         return ("broken" if deployment.status in ("UNHEALTHY", "DEPLOY_FAILED") else "loading"), 0
 
 
-def deployment_options(config: EndpointConfig) -> dict[str, Any]:
+def deployment_options(config: EndpointSettings) -> dict[str, Any]:
     """Return the deployment's Serve options; the endpoint rejects excess requests itself, so Serve must not."""
     return {
         "name": "Ingress",

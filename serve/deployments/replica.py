@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
-from serve.deployments.config import EndpointConfig
+from serve.deployments.settings import EndpointSettings
 from serve.http.request_log import EngineMetrics
 from serve.speech.events import Event, SynthesisRequest
 from serve.voices.voice_library import VoiceLibrary
@@ -33,11 +33,11 @@ RUNTIME_ENV = {
 then crosses fewer threads, and thread switches are slow while the engine keeps the interpreter busy. The message limit
 is raised because a gRPC message may contain a full recording."""
 
-SynthesizerFactory = Callable[[EndpointConfig], "SynthesizerProtocol"]
+SynthesizerFactory = Callable[[EndpointSettings], "SynthesizerProtocol"]
 """Builds the synthesizer of a replica."""
 
 
-def load_synthesizer(config: EndpointConfig) -> SynthesizerProtocol:
+def load_synthesizer(config: EndpointSettings) -> SynthesizerProtocol:
     """Load the model and codec, with an engine that has a slot for each concurrent request."""
     from higgs_model.engine.settings import EngineSettings
     from higgs_model.synthesizer import SynthesisSettings, Synthesizer
@@ -58,7 +58,7 @@ class Replica:
         threads: number of torch CPU threads; None: torch's default.
     """
 
-    def __init__(self, config: EndpointConfig, factory: SynthesizerFactory, threads: int | None) -> None:
+    def __init__(self, config: EndpointSettings, factory: SynthesizerFactory, threads: int | None) -> None:
         import torch
 
         from serve.speech.synthesis import RequestSynthesizer
@@ -87,7 +87,7 @@ class Replica:
             raise RuntimeError("the engine has failed") from self._synthesizer.engine_error
 
 
-def deployment_options(config: EndpointConfig, gpus: float) -> dict[str, Any]:
+def deployment_options(config: EndpointSettings, gpus: float) -> dict[str, Any]:
     """Return the deployment's Serve options."""
     scaling: dict[str, Any] = {"num_replicas": config.min_replicas}
     if config.max_replicas > config.min_replicas:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from higgs_model.audio.speed import MAX_SPEED, MIN_SPEED
 from higgs_model.audio.streams import StreamFormat
+from higgs_model.audio.time_stretch import MAX_SPEED, MIN_SPEED
 from higgs_model.script.script import Script, error_messages
 from serve.http.errors import BadRequest
 

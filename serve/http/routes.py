@@ -1,4 +1,4 @@
-"""HTTP routes of an `Endpoint`: paths, request bodies, headers, and errors in OpenAI's format.
+"""HTTP routes of an `SpeechService`: paths, request bodies, headers, and errors in OpenAI's format.
 
 `create_app` builds an ASGI application that does not need Ray; the ingress deployment serves it.
 """
@@ -26,7 +26,7 @@ from serve.http.middleware import App, Receive, RequestMiddleware, Scope, Send
 from serve.http.request_log import RequestContext
 from serve.http.request_models import parse_delivery_options, parse_speech_request
 from serve.http.security import ApiKeys
-from serve.speech.endpoint import Endpoint
+from serve.speech.service import SpeechService
 from serve.speech.streaming import SpeechStream
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class AsciiJsonResponse(Response):
         return json.dumps(content, ensure_ascii=True, allow_nan=False).encode()
 
 
-def create_app(endpoint: Endpoint, keys: ApiKeys) -> App:
+def create_app(endpoint: SpeechService, keys: ApiKeys) -> App:
     """Build the ASGI application."""
     app = FastAPI(
         title="Higgs Audio endpoint",
@@ -111,7 +111,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 # ---------------------------------------------------------------------- speech
 
 
-def _add_speech_routes(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
+def _add_speech_routes(app: FastAPI, endpoint: SpeechService, keys: ApiKeys) -> None:
     @app.post("/v1/audio/speech", **openapi.SPEECH)
     async def speech(request: Request, context: Context) -> Response:
         keys.check(request.headers)
@@ -143,7 +143,7 @@ class _SpeechResponse(StreamingResponse):
     """A streaming response that frees its slot when it ends, even if the client disconnects or synthesis fails."""
 
     def __init__(
-        self, endpoint: Endpoint, stream: SpeechStream, content: AsyncIterator[bytes], media_type: str
+        self, endpoint: SpeechService, stream: SpeechStream, content: AsyncIterator[bytes], media_type: str
     ) -> None:
         super().__init__(content, media_type=media_type, headers=_response_headers(stream))
         self._endpoint, self._stream = endpoint, stream
@@ -230,7 +230,7 @@ def _reject_constant(constant: str) -> None:
 # ---------------------------------------------------------------------- voices
 
 
-def _add_voice_routes(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
+def _add_voice_routes(app: FastAPI, endpoint: SpeechService, keys: ApiKeys) -> None:
     @app.get("/v1/audio/voices", **openapi.VOICES)
     async def voices(context: Context) -> Response:
         listed = await endpoint.list_voices()
@@ -278,7 +278,7 @@ def _text_fields(form: FormData, names: tuple[str, ...]) -> Mapping[str, str]:
 # ---------------------------------------------------------------------- models, health, page
 
 
-def _add_other_routes(app: FastAPI, endpoint: Endpoint, keys: ApiKeys) -> None:
+def _add_other_routes(app: FastAPI, endpoint: SpeechService, keys: ApiKeys) -> None:
     model = {"id": endpoint.config.model, "object": "model", "created": _STARTED_AT, "owned_by": "higgs-audio"}
     page = importlib.resources.files("serve.http").joinpath("page.html").read_text(encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """Messages between the endpoint's HTTP workers and its synthesizer replicas: a request, and the events of its response.
 
-A response is `Started` followed by any number of `AudioChunk`s; `Failed` may end it at any point. Script errors are
+A response is `Started` followed by any number of `AudioBlock`s; `Failed` may end it at any point. Script errors are
 sent as events, so an exception from a replica always means that the replica was lost.
 """
 
@@ -57,7 +57,7 @@ class ChunkMetadata:
 
 
 @dataclasses.dataclass(frozen=True)
-class AudioChunk:
+class AudioBlock:
     """The next samples of the recording.
 
     Attributes:
@@ -81,7 +81,7 @@ class Failed:
     message: str
 
 
-Event = Started | AudioChunk | Failed
+Event = Started | AudioBlock | Failed
 
 
 class SynthesizerBackend(Protocol):

@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from higgs_model.audio.speed import TimeStretcher
 from higgs_model.audio.streams import StreamEncoder
+from higgs_model.audio.time_stretch import TimeStretcher
 from higgs_model.audio.writers import to_pcm16
 from higgs_model.errors import BadInput
 from serve.http.background import run_in_thread
 from serve.http.errors import ApiError, BadRequest, GatewayTimeout, InternalServerError, ServiceUnavailable
 from serve.http.request_log import RequestContext
 from serve.http.request_models import DeliveryOptions
-from serve.speech.events import AudioChunk, ChunkMetadata, Event, Failed, Started, SynthesisRequest, SynthesizerBackend
+from serve.speech.events import AudioBlock, ChunkMetadata, Event, Failed, Started, SynthesisRequest, SynthesizerBackend
 
 _RETRY_UNAVAILABLE_S = 10
 
@@ -43,7 +43,7 @@ class SpeechStream:
     def __init__(
         self,
         started: Started,
-        first_chunks: list[AudioChunk],
+        first_chunks: list[AudioBlock],
         events: AsyncGenerator[Event],
         delivery: DeliveryOptions,
         request_id: str,
@@ -152,11 +152,11 @@ class SpeechStream:
             "faults": list(chunk.faults),
         }
 
-    async def _audio_chunks(self) -> AsyncGenerator[AudioChunk]:
+    async def _audio_chunks(self) -> AsyncGenerator[AudioBlock]:
         for chunk in self._first_chunks:
             yield chunk
         async for event in self._events:
-            if isinstance(checked := _raise_if_failed(event), AudioChunk):
+            if isinstance(checked := _raise_if_failed(event), AudioBlock):
                 yield checked
 
     async def close(self) -> None:
@@ -187,10 +187,10 @@ async def open_speech_stream(
         if not isinstance(started, Started):
             raise InternalServerError("the synthesizer returned no events")
         context.queued_s = context.elapsed_s()
-        first_chunks: list[AudioChunk] = []
+        first_chunks: list[AudioBlock] = []
         while not any(chunk.pcm for chunk in first_chunks):
             event = _raise_if_failed(await anext(events, None))
-            if not isinstance(event, AudioChunk):
+            if not isinstance(event, AudioBlock):
                 raise BadRequest(
                     "no audio was generated for this text; check that it contains words, or try another seed",
                     param="input",

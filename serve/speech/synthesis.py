@@ -23,7 +23,7 @@ from higgs_model.script.script import Script, error_messages
 from higgs_model.script.voices import Voice, Voices
 from higgs_model.synthesizer.records import Piece, SynthesizedChunk
 from serve.http.background import is_cheap_to_plan, run_in_thread
-from serve.speech.events import AudioChunk, ChunkMetadata, Event, Failed, Started, SynthesisRequest
+from serve.speech.events import AudioBlock, ChunkMetadata, Event, Failed, Started, SynthesisRequest
 from serve.voices.voice_library import VoiceLibrary
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class RequestSynthesizer:
                 async for piece in pieces:
                     if len(piece.samples_N) or piece.chunk is not None:
                         pcm: Pcm = to_pcm16(piece.samples_N)
-                        yield AudioChunk(pcm.tobytes(), None if piece.chunk is None else _chunk_metadata(piece.chunk))
+                        yield AudioBlock(pcm.tobytes(), None if piece.chunk is None else _chunk_metadata(piece.chunk))
         except HiggsError as error:
             yield Failed("input", str(error))
         except (EngineStopped, WorkerStopped) as error:
@@ -123,7 +123,7 @@ class _VoicesWithReference(Voices):
     def profile(self, name: str) -> str:
         return self._library.profile(name)
 
-    def one_off(self, source: str, transcript: str | None) -> Voice:
+    def load_reference(self, source: str, transcript: str | None) -> Voice:
         return Voice(self._reference, (transcript or "").strip() or None)
 
 

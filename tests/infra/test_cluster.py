@@ -50,7 +50,7 @@ def submit(head, *arguments):
     client = head.client()
     words = [sys.executable, "-W", "ignore", "-m", "jobs.synthesize", *map(str, arguments)]
     job = client.submit_job(entrypoint=" ".join(words), runtime_env={"working_dir": str(ROOT)})
-    wait_for(lambda: client.get_job_status(job).is_terminal(), seconds=120)
+    wait_for(lambda: client.get_job_status(job).is_terminal(), timeout_s=120)
     return client.get_job_status(job), client.get_job_info(job).driver_exit_code, client.get_job_logs(job)
 
 

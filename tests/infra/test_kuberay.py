@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from jobs.synthesize.settings import parse_settings
-from serve.deployments.config import resolve_config
+from serve.deployments.settings import resolve_config
 from tests.infra.kustomized import build, containers
 from tests.infra.ray_io import check_crd, faults
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 from higgs_model.synthesizer.fake import FakeSynthesizer
 from jobs.storage.backends import open_storage
 from jobs.storage.result_table import ResultTable, result_schema
-from jobs.synthesize.row_processing import InvalidRow, RowProcessor
+from jobs.synthesize.row_processing import RowFailure, RowProcessor
 from jobs.synthesize.settings import JobSettings
 
 _TEXT = (("text", pa.string()),)
@@ -28,7 +28,7 @@ def finished_job(output, rows, synthesizer=None, schema=_TEXT, parts=2, **settin
     async def process_row(number, row):
         try:
             result = await processor.synthesize(synthesizer, row, processor.validate(row))
-        except InvalidRow as error:
+        except RowFailure as error:
             result = processor.failed_result(row, error)
         results.append({"manifest_row": number, **result})
 

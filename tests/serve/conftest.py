@@ -13,10 +13,10 @@ import soundfile
 import uvicorn
 
 from higgs_model.synthesizer.fake import FakeSynthesizer
-from serve.deployments.config import EndpointConfig
+from serve.deployments.settings import EndpointSettings
 from serve.http.routes import create_app
 from serve.http.security import ApiKeys
-from serve.speech.endpoint import Endpoint
+from serve.speech.service import SpeechService
 from serve.speech.synthesis import RequestSynthesizer
 from serve.voices.voice_library import VoiceLibrary
 from serve.voices.voice_store import open_voice_store
@@ -102,10 +102,10 @@ def start_server():
     servers = []
 
     def start(synthesizer=None, keys=(), downloader=None, slots=4, **settings):
-        config = EndpointConfig(**settings)
+        config = EndpointSettings(**settings)
         library = None if config.voices is None else VoiceLibrary(open_voice_store(config.voices))
         backend = LocalBackend(RequestSynthesizer(synthesizer or FakeSynthesizer(), library, config.seed), slots)
-        server = Server(backend, Endpoint(config, backend, library, downloader=downloader), keys)
+        server = Server(backend, SpeechService(config, backend, library, downloader=downloader), keys)
         servers.append(server)
         return server
 

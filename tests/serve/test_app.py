@@ -3,7 +3,7 @@
 import pytest
 
 from higgs_model.errors import BadConfig
-from serve.deployments.config import EndpointConfig
+from serve.deployments.settings import EndpointSettings
 
 # Ray Serve emits deprecation warnings when it is first imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -25,7 +25,7 @@ def test_arguments_configure_the_application(monkeypatch):
 def test_shutdown_timeout_exceeds_the_request_timeout():
     from serve.deployments import ingress, replica
 
-    config = EndpointConfig(request_timeout_s=100)
+    config = EndpointSettings(request_timeout_s=100)
     for options in (replica.deployment_options(config, 0.0), ingress.deployment_options(config)):
         assert options["graceful_shutdown_timeout_s"] > 100
     # HTTP workers must outlive the replicas from which they still receive responses.
@@ -38,9 +38,9 @@ def test_shutdown_timeout_exceeds_the_request_timeout():
 def test_autoscaling_starts_before_all_slots_are_in_use():
     from serve.deployments import replica
 
-    options = replica.deployment_options(EndpointConfig(max_batch=16, min_replicas=1, max_replicas=4), 0.5)
+    options = replica.deployment_options(EndpointSettings(max_batch=16, min_replicas=1, max_replicas=4), 0.5)
     scaling = options["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (1, 4, 12)
     assert options["max_ongoing_requests"] == 16
     assert options["ray_actor_options"]["num_gpus"] == 0.5
-    assert replica.deployment_options(EndpointConfig(min_replicas=2, max_replicas=2), 0)["num_replicas"] == 2
+    assert replica.deployment_options(EndpointSettings(min_replicas=2, max_replicas=2), 0)["num_replicas"] == 2

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import yaml
 
-from serve.deployments.config import EndpointConfig, resolve_config
+from serve.deployments.settings import EndpointSettings, resolve_config
 from tests.serve.conftest import recording
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_documented_settings_exist():
         name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`([a-z_]+)`", row)
     }
     assert documented
-    assert documented <= set(EndpointConfig.model_fields)
+    assert documented <= set(EndpointSettings.model_fields)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -8,8 +8,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from higgs_model.audio.speed import TimeStretcher
 from higgs_model.audio.streams import MEDIA_TYPES, STREAM_FORMATS, StreamEncoder
+from higgs_model.audio.time_stretch import TimeStretcher
 from higgs_model.audio.writers import to_pcm16
 from higgs_model.errors import BadInput
 

@@ -39,7 +39,7 @@ def test_batched_windows_equal_single_clips(load, tmp_path):
     worker = CodecWorker(HiggsAudioCodec.from_pretrained(tmp_path, device="cuda"))
 
     async def decode(codes_KT):
-        clip = worker.clip()
+        clip = worker.open_clip()
         parts = [await clip.push(codes_KT[:, start : start + 25]) for start in range(0, codes_KT.shape[1], 25)]
         return np.concatenate([*parts, await clip.finish()])
 

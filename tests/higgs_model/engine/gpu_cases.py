@@ -5,11 +5,15 @@ shape fails without a GPU.
 import torch
 
 from higgs_model.engine import EngineSettings
-from higgs_model.engine.watch import WatchLimits
+from higgs_model.engine.early_stopping import EarlyStoppingLimits
 from tests.higgs_model.engine import helpers
 
 SETTINGS = EngineSettings(
-    max_slots=16, max_positions=512, block_size=16, num_blocks=1 + 16 * 25, watch=WatchLimits(loop_frames=None)
+    max_slots=16,
+    max_positions=512,
+    block_size=16,
+    num_blocks=1 + 16 * 25,
+    early_stopping=EarlyStoppingLimits(loop_frames=None),
 )
 TEXT = {
     # Heads are wide enough for every kernel; transformers requires hidden_size to be a multiple of the number of heads.

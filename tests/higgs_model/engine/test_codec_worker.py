@@ -26,7 +26,7 @@ def make_codes(codec, num_frames, seed=0):
 
 async def decode(worker, codes_KT, sizes):
     """Decode a clip pushed in portions of the given sizes, cyclically."""
-    clip, parts, start, count = worker.clip(), [], 0, 0
+    clip, parts, start, count = worker.open_clip(), [], 0, 0
     while start < codes_KT.shape[1]:
         size = sizes[count % len(sizes)]
         parts.append(await clip.push(codes_KT[:, start : start + size]))
@@ -59,7 +59,7 @@ def test_samples_depend_on_the_clips_frames_alone(load, lengths, sizes, batched)
 
 def test_first_samples_arrive_early(worker, codec):
     async def push_first():
-        return len(await worker.clip().push(make_codes(codec, 30)))
+        return len(await worker.open_clip().push(make_codes(codec, 30)))
 
     assert asyncio.run(push_first()) > 0
 
@@ -72,7 +72,7 @@ def test_portions_grow_up_to_the_maximum():
 
 
 def test_empty_clip_has_no_samples(worker):
-    assert len(asyncio.run(worker.clip().finish())) == 0
+    assert len(asyncio.run(worker.open_clip().finish())) == 0
 
 
 def test_invalid_codes_fail_only_their_own_clip(worker, codec):

@@ -11,20 +11,22 @@ from hypothesis import strategies as st
 from higgs_model.engine import Engine, EngineSettings, FinishReason
 from higgs_model.engine import engine as engine_module
 from higgs_model.engine.attention_paged import PagedAttention
-from higgs_model.engine.watch import WatchLimits
+from higgs_model.engine.early_stopping import EarlyStoppingLimits
 from higgs_model.errors import BadConfig, BadInput
 from higgs_model.sampling import SamplingParams
 from tests import builders
 from tests.builders import OUT, OUT_BOS, K
 from tests.higgs_model.engine import helpers
 
-NO_WATCH = WatchLimits(loop_frames=None)
+NO_EARLY_STOPPING = EarlyStoppingLimits(loop_frames=None)
 
 
 def make_engine(network, **settings):
     return Engine(
         network,
-        EngineSettings(**{"max_slots": 8, "max_positions": 512, "block_size": 16, "watch": NO_WATCH} | settings),
+        EngineSettings(
+            **{"max_slots": 8, "max_positions": 512, "block_size": 16, "early_stopping": NO_EARLY_STOPPING} | settings
+        ),
     )
 
 
@@ -282,7 +284,9 @@ def test_decoding_does_not_wait_for_long_prompts():
 
 
 def test_stalled_request_frees_its_slot(monkeypatch):
-    engine = make_engine(helpers.make_network(endless=True), watch=dataclasses.replace(NO_WATCH, stalled_steps=20))
+    engine = make_engine(
+        helpers.make_network(endless=True), early_stopping=dataclasses.replace(NO_EARLY_STOPPING, stalled_steps=20)
+    )
     expected, _ = helpers.run(engine, [helpers.make_request(0)])
     plan_prefill = engine.scheduler.plan_prefill
 
@@ -376,7 +380,9 @@ def test_looping_clip_is_ended():
             layer.self_attn.o_proj.weight.zero_()
     requests = [helpers.make_request(4, max_frames=400)]
     unlimited, _ = helpers.run(make_engine(network), requests)
-    actual, reasons = helpers.run(make_engine(network, watch=WatchLimits(loop_frames=60, loop_period=20)), requests)
+    actual, reasons = helpers.run(
+        make_engine(network, early_stopping=EarlyStoppingLimits(loop_frames=60, loop_period=20)), requests
+    )
     assert reasons == {"4": FinishReason.LOOP}
     assert 60 <= actual["4"].shape[1] < 400
     np.testing.assert_array_equal(actual["4"], unlimited["4"][:, : actual["4"].shape[1]])

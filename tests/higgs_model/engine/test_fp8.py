@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from higgs_model.engine import Engine, EngineSettings, fp8
 from higgs_model.engine import engine as engine_module
 from higgs_model.engine.attention_paged import PagedAttention
+from higgs_model.engine.early_stopping import EarlyStoppingLimits
 from higgs_model.engine.prefill_span import PrefillSpan
-from higgs_model.engine.watch import WatchLimits
 from higgs_model.errors import BadConfig
 from tests.builders import K
 from tests.higgs_model.engine import helpers
@@ -55,7 +55,9 @@ def test_fp8_product_is_close_to_the_exact_one(bias):
 def test_fp8_engine_is_close_to_the_exact_one(monkeypatch):
     monkeypatch.setattr(fp8, "check_supported", lambda *_: None)
     monkeypatch.setattr(engine_module, "ContiguousAttention", lambda **shape: PagedAttention(**shape, fp8_cache=True))
-    settings = EngineSettings(max_slots=2, max_positions=256, block_size=16, watch=WatchLimits(loop_frames=None))
+    settings = EngineSettings(
+        max_slots=2, max_positions=256, block_size=16, early_stopping=EarlyStoppingLimits(loop_frames=None)
+    )
     network, request = helpers.make_network(endless=True), helpers.make_request(0)
     quantized = Engine(network, EngineSettings(**{**vars(settings), "fp8_weights": True, "fp8_cache": True}))
     monkeypatch.undo()

@@ -161,7 +161,7 @@ def test_capture_while_the_codec_decodes_in_another_thread(float32_network, tmp_
     worker, engine = CodecWorker(codec.to("cuda")), Engine(float32_network, SETTINGS)
 
     async def decode():
-        clip = worker.clip()
+        clip = worker.open_clip()
         return np.concatenate([await clip.push(codes), await clip.finish()])
 
     async def decode_and_capture():

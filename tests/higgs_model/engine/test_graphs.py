@@ -9,8 +9,8 @@ import torch
 from higgs_model.engine import Engine, EngineSettings
 from higgs_model.engine import engine as engine_module
 from higgs_model.engine.attention_paged import PagedAttention
+from higgs_model.engine.early_stopping import EarlyStoppingLimits
 from higgs_model.engine.runner import Runner
-from higgs_model.engine.watch import WatchLimits
 from higgs_model.sampling import SamplingParams, SamplingPlan
 from tests.higgs_model.engine import helpers
 from tests.higgs_model.engine.tape import HostSync, Tape
@@ -19,7 +19,7 @@ SETTINGS = EngineSettings(
     max_slots=6,
     max_positions=256,
     block_size=16,
-    watch=WatchLimits(loop_frames=None),
+    early_stopping=EarlyStoppingLimits(loop_frames=None),
     look_ahead=1,
     row_buckets=(2, 6),
     candidates=(8, 1 << 30),

@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from higgs_model.engine import Engine, EngineSettings, FinishReason
+from higgs_model.engine.early_stopping import EarlyStoppingLimits
 from higgs_model.engine.loop import EngineLoop, EngineStopped
-from higgs_model.engine.watch import WatchLimits
 from higgs_model.errors import BadInput
 from tests.higgs_model.engine import helpers
 
 
 @pytest.fixture
 def engine_loop():
-    settings = EngineSettings(max_slots=4, max_positions=512, block_size=16, watch=WatchLimits(loop_frames=None))
+    settings = EngineSettings(
+        max_slots=4, max_positions=512, block_size=16, early_stopping=EarlyStoppingLimits(loop_frames=None)
+    )
     engine_loop = EngineLoop(Engine(helpers.make_network(endless=True), settings))
     yield engine_loop
     engine_loop.close()

@@ -18,7 +18,7 @@ from higgs_model.sampling import SamplingParams
 from higgs_model.script.plan import Plan
 from higgs_model.script.prompt import render
 from higgs_model.script.script import error_messages
-from higgs_model.script.spoken import Lexicon
+from higgs_model.script.spoken_forms import Lexicon
 from higgs_model.script.voices import Voices
 
 SCALARS = st.one_of(
@@ -247,7 +247,7 @@ OPTIONS = _none_or_one_of(
 )
 
 
-class HashVoiceStore:
+class HashVoiceReader:
     """A library in which two names and a row's own recording have the same audio and transcript."""
 
     files = {"ada.wav": b"A", "ada.txt": b"One two.", "copy.wav": b"A", "copy.txt": b" One two.\n"}
@@ -265,7 +265,7 @@ class HashVoiceStore:
         return self.files[name]
 
 
-HASH_VOICES = Voices(HashVoiceStore(), HashVoiceStore().read)
+HASH_VOICES = Voices(HashVoiceReader(), HashVoiceReader().read)
 
 
 def _list_audio_inputs(script):

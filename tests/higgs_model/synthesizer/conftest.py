@@ -11,7 +11,7 @@ from higgs_model.script.voices import Voices
 from higgs_model.synthesizer import Synthesizer
 
 
-class MemoryVoiceStore:
+class MemoryVoiceReader:
     """A voice store with two recordings and a profile."""
 
     def __init__(self):
@@ -32,7 +32,7 @@ class MemoryVoiceStore:
 
 @pytest.fixture(scope="session")
 def voices():
-    return Voices(MemoryVoiceStore())
+    return Voices(MemoryVoiceReader())
 
 
 @pytest.fixture(scope="session")

@@ -53,10 +53,10 @@ def test_library_is_the_same_in_a_folder_and_on_s3(library):
 
 def test_reference_recordings_are_read_from_any_uri(library):
     voices = open_voices(None)
-    assert voices.one_off(f"{library}/ada.wav", "Its transcript.").duration_s == 4.0
+    assert voices.load_reference(f"{library}/ada.wav", "Its transcript.").duration_s == 4.0
     assert read_bytes(f"{library}/ada.txt") == FILES["ada.txt"]
     with pytest.raises(BadInput, match="ref_audio .* cannot be read"):
-        voices.one_off(f"{library}/none.wav", None)
+        voices.load_reference(f"{library}/none.wav", None)
 
 
 def test_missing_library_is_reported_in_one_sentence(library, tmp_path):

@@ -76,7 +76,7 @@ class Worker:
             await self.ledger.commit([result(number, status="failed", error_type="worker_lost")])
 
     async def _claim_and_run(self, concurrency, number, mode):
-        async with concurrency.enter(mode) as leave_early:
+        async with concurrency.enter(mode) as release_slot:
             if self.lost:
                 raise WorkerLostError
             (admission,) = await self.ledger.claim([claim(number, self.name, mode)])
@@ -87,7 +87,7 @@ class Worker:
             if self.lost or number in self.poison:
                 self.lost = True
                 raise WorkerLostError
-            await leave_early()
+            await release_slot()
             await self.ledger.commit([result(number)])
             return Admission.SKIP
 

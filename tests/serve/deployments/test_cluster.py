@@ -21,7 +21,7 @@ import torch
 
 from higgs_model import Script
 from higgs_model.audio.writers import to_pcm16
-from serve.deployments.config import EndpointConfig
+from serve.deployments.settings import EndpointSettings
 from tests.serve.conftest import recording, wait_for
 from tests.serve.deployments.test_load import open_stream
 from tests.serve.speech.test_speech import send_request
@@ -41,7 +41,7 @@ LONG = {"input": "This goes on. " * 60, "max_frames": 700, "response_format": "p
 
 
 def config(folder, **changes):
-    return EndpointConfig(
+    return EndpointSettings(
         model="demo",
         voices=str(folder),
         max_batch=SLOTS,

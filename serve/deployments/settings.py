@@ -27,7 +27,7 @@ KEYS_VARIABLE = "HIGGS_API_KEYS"
 _MIB = 1 << 20
 
 
-class EndpointConfig(BaseModel):
+class EndpointSettings(BaseModel):
     """The settings of one endpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,7 +84,7 @@ class EndpointConfig(BaseModel):
         return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _check_consistency(self) -> EndpointConfig:
+    def _check_consistency(self) -> EndpointSettings:
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas={self.max_replicas} is less than min_replicas={self.min_replicas}")
         for prefix in self.reference_urls:
@@ -95,19 +95,19 @@ class EndpointConfig(BaseModel):
         return self
 
 
-class _EnvironmentSettings(EndpointConfig, BaseSettings):
+class _EnvironmentSettings(EndpointSettings, BaseSettings):
     """The same fields as pydantic-settings reads them."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
 
-def resolve_config(arguments: Mapping[str, Any]) -> EndpointConfig:
+def resolve_config(arguments: Mapping[str, Any]) -> EndpointSettings:
     """Resolve the settings from Serve's arguments and the environment.
 
     Raises:
         BadConfig: a setting is unknown or invalid; the message is one sentence.
     """
-    known = EndpointConfig.model_fields
+    known = EndpointSettings.model_fields
     for name in arguments:
         if name not in known:
             raise BadConfig(f"unknown endpoint setting {name!r}{_nearest(name)}")
@@ -117,13 +117,13 @@ def resolve_config(arguments: Mapping[str, Any]) -> EndpointConfig:
             logger.warning("unknown environment variable %s%s", variable, _nearest(name))
     environment = EnvSettingsSource(_EnvironmentSettings, env_prefix=ENV_PREFIX)()
     try:
-        return EndpointConfig.model_validate({k: v for k, v in environment.items() if k in known} | dict(arguments))
+        return EndpointSettings.model_validate({k: v for k, v in environment.items() if k in known} | dict(arguments))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()]
         raise BadConfig(f"invalid endpoint settings: {'; '.join(problems)}") from None
 
 
-def key_digests(config: EndpointConfig) -> frozenset[bytes]:
+def key_digests(config: EndpointSettings) -> frozenset[bytes]:
     """Return the SHA-256 digests of all API keys; without any, no key is required.
 
     Raises:
@@ -144,5 +144,5 @@ def key_digests(config: EndpointConfig) -> frozenset[bytes]:
 
 
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, EndpointConfig.model_fields, n=1)
+    near = difflib.get_close_matches(name, EndpointSettings.model_fields, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

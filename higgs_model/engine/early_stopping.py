@@ -15,7 +15,7 @@ from higgs_model.engine.request import FinishReason
 
 
 @dataclasses.dataclass(frozen=True)
-class WatchLimits:
+class EarlyStoppingLimits:
     """Thresholds of loop, silence and stall detection.
 
     Attributes:
@@ -23,7 +23,7 @@ class WatchLimits:
         loop_period: the longest period to detect, at most a third of `loop_frames`.
         silence_frames: a clip that is silent for this long is ended; None disables detection.
         silent_codes: codes of the first codebook that the codec assigns to silence.
-        every: frames between two checks.
+        check_every: frames between two checks.
         stalled_steps: engine steps within which a request that has a slot must make progress.
     """
 
@@ -31,11 +31,11 @@ class WatchLimits:
     loop_period: int = 33
     silence_frames: int | None = 200
     silent_codes: frozenset[int] = frozenset()
-    every: int = 25
+    check_every: int = 25
     stalled_steps: int = 1000
 
 
-def early_stop_reason(limits: WatchLimits, frames_TK: NDArray[np.int64]) -> FinishReason | None:
+def early_stop_reason(limits: EarlyStoppingLimits, frames_TK: NDArray[np.int64]) -> FinishReason | None:
     """Return SILENCE or LOOP if the end of a clip (T, K) is either, else None."""
     silence = limits.silence_frames
     if silence and limits.silent_codes and len(frames_TK) >= silence:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from higgs_model.script.script import Script
-from serve.deployments.config import EndpointConfig
+from serve.deployments.settings import EndpointSettings
 from serve.http.background import is_cheap_to_plan, run_in_thread
 from serve.http.errors import ApiError, BadRequest, ServiceUnavailable, TooManyRequests
 from serve.http.request_log import RequestContext, RequestMetrics
@@ -31,7 +31,7 @@ _TRANSCRIPT_CHARS = 4000
 _MIN_RETRY_S, _MAX_RETRY_S = 2, 60
 
 
-class Endpoint:
+class SpeechService:
     """The endpoint of one HTTP worker.
 
     Args:
@@ -41,7 +41,7 @@ class Endpoint:
 
     def __init__(
         self,
-        config: EndpointConfig,
+        config: EndpointSettings,
         backend: SynthesizerBackend,
         library: VoiceLibrary | None = None,
         metrics: RequestMetrics | None = None,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from higgs_model import Script
 from higgs_model.errors import BadInput
-from higgs_model.script.spoken import Lexicon, to_spoken_form
+from higgs_model.script.spoken_forms import Lexicon, to_spoken_form
 
 GERMAN = "fünf Euro fünfzig für eintausendzweihundertvierunddreißig, das heißt zwölf Komma fünf Prozent"
 TAGGED = "[SPEAKER0] {} [pause:1.5s] <SE_s>[Music]</SE_s> x2y v1.2.3"

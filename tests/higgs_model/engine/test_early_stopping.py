@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from higgs_model.engine.early_stopping import EarlyStoppingLimits, early_stop_reason
 from higgs_model.engine.request import FinishReason
-from higgs_model.engine.watch import WatchLimits, early_stop_reason
 
-LIMITS = WatchLimits(loop_frames=60, loop_period=20, silence_frames=30, silent_codes=frozenset({7, 9}))
+LIMITS = EarlyStoppingLimits(loop_frames=60, loop_period=20, silence_frames=30, silent_codes=frozenset({7, 9}))
 
 
 @given(st.integers(1, 20), st.integers(0, 50), st.integers(0, 99))

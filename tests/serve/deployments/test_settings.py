@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from higgs_model.errors import BadConfig
-from serve.deployments.config import key_digests, resolve_config
+from serve.deployments.settings import key_digests, resolve_config
 
 
 def test_arguments_override_the_environment(monkeypatch, caplog):

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from higgs_model.audio.edges import SilenceTrimmer, TrimSettings
+from higgs_model.audio.silence_trimming import SilenceTrimmer, TrimSettings
 
 RATE = 24_000
 

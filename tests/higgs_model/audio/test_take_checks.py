@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from higgs_model.audio.gate import SEVERITY, ExpectedTake, TakeLimits, find_faults, measure_take, severity
+from higgs_model.audio.take_checks import SEVERITY, ExpectedTake, TakeLimits, find_faults, measure_take, severity
 
 RATE = 24_000
 EXPECTED = ExpectedTake(num_chars=45, min_s=1.0, max_s=12.0)
