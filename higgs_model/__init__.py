@@ -1,7 +1,7 @@
 """Higgs Audio v2: the network, its checkpoints, and everything that turns a script into audio.
 
-All shapes use one legend: B batch, S sequence, K codebooks, T frames, N samples, D width, V vocabulary. A frame is one
-step of all codebooks; one second of audio has 25 frames.
+Suffixes of tensor names give their shapes: B batch, S sequence, K codebooks, T frames, N samples, D width, V
+vocabulary; `engine` has letters of its own. A frame is one step of all codebooks; one second of audio has 25 frames.
 
 Importing the package is cheap: each public name is imported on first access.
 """

@@ -204,7 +204,7 @@ def _check_tensors(
         found = [files.shapes[part] for part in stored_names[name] if part in files.shapes]
         if len(found) == len(stored_names[name]) and _concatenated_shape(found) != shape:
             mismatched.append(
-                f"{' + '.join(stored_names[name])} is {_concatenated_shape(found) or found}, wanted {shape}"
+                f"{' + '.join(stored_names[name])} is {_concatenated_shape(found) or found}, expected {shape}"
             )
     problems = [
         f"{problem}: {_format_names(names)}"

@@ -238,13 +238,13 @@ def to_transformers_layout(config: HiggsAudioConfig) -> HiggsAudioV2Config:
     """
     num_layers = config.text_config.num_hidden_layers
     all_dual = len(config.audio_dual_ffn_layers or ()) == num_layers
-    for name, wanted in _FIXED_IN_TRANSFORMERS_LAYOUT.items():
+    for name, expected in _FIXED_IN_TRANSFORMERS_LAYOUT.items():
         if name.startswith("encode_"):
             continue  # this layout does not define how recordings enter a prompt
         if name == "audio_adapter_type" and all_dual and config.audio_adapter_type != "stack":
             continue  # without a layer to skip, fast-forward is the same network
-        if (found := getattr(config, name)) != wanted:
-            raise BadConfig(f"the transformers layout needs {name}={wanted!r}, but this network has {found!r}")
+        if (found := getattr(config, name)) != expected:
+            raise BadConfig(f"the transformers layout needs {name}={expected!r}, but this network has {found!r}")
     if not all_dual:
         raise BadConfig(
             f"the transformers layout needs all {num_layers} layers in audio_dual_ffn_layers, "
@@ -286,13 +286,13 @@ def _llama_config(value: Any) -> LlamaConfig:
         value = _LLAMA_3_2_3B
     if isinstance(value, dict):
         if value.get("model_type", "llama") != "llama":
-            raise BadConfig(f"text_config.model_type={value['model_type']!r} is not supported, wanted 'llama'")
+            raise BadConfig(f"text_config.model_type={value['model_type']!r} is not supported, expected 'llama'")
         try:
             value = LlamaConfig(**{k: v for k, v in value.items() if k != "model_type"})
         except StrictDataclassError as error:
             raise BadConfig(f"text_config: {error.__cause__ or error}") from error
     if not isinstance(value, LlamaConfig):
-        raise BadConfig(f"text_config is a {type(value).__name__}, wanted a mapping or a LlamaConfig")
+        raise BadConfig(f"text_config is a {type(value).__name__}, expected a mapping or a LlamaConfig")
     _check_divisible("num_key_value_heads", value.num_key_value_heads, "num_attention_heads", value.num_attention_heads)
     return value
 
@@ -302,7 +302,7 @@ def _encoder_config(value: Any) -> HiggsAudioEncoderConfig:
         return HiggsAudioEncoderConfig(**{k: v for k, v in value.items() if k != "model_type"})
     if value is not None and not isinstance(value, HiggsAudioEncoderConfig):
         raise BadConfig(
-            f"audio_encoder_config is a {type(value).__name__}, wanted a mapping or a HiggsAudioEncoderConfig"
+            f"audio_encoder_config is a {type(value).__name__}, expected a mapping or a HiggsAudioEncoderConfig"
         )
     return value or HiggsAudioEncoderConfig()
 
@@ -314,9 +314,9 @@ def _check_types(config: PreTrainedConfig) -> None:
         if annotation == "bool" and value in (0, 1):
             setattr(config, name, bool(value))
         elif annotation in _FIELD_TYPES:
-            kind, wanted = _FIELD_TYPES[annotation]
+            kind, expected = _FIELD_TYPES[annotation]
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise BadConfig(f"{name}={value!r} is not {wanted}")
+                raise BadConfig(f"{name}={value!r} is not {expected}")
 
 
 _FIELD_TYPES: dict[str, tuple[Any, str]] = {
@@ -334,7 +334,7 @@ def _check_divisible(divisor_name: str, divisor: int, name: str, value: int) -> 
 def _check_adapter(config: HiggsAudioConfig) -> None:
     adapter_type, layers = config.audio_adapter_type, config.audio_dual_ffn_layers
     if adapter_type not in ADAPTER_TYPES:
-        raise BadConfig(f"audio_adapter_type={adapter_type!r} is unknown, wanted one of {', '.join(ADAPTER_TYPES)}")
+        raise BadConfig(f"audio_adapter_type={adapter_type!r} is unknown, expected one of {', '.join(ADAPTER_TYPES)}")
     if adapter_type != "stack":
         if layers is None:
             raise BadConfig(f"audio_adapter_type={adapter_type!r} needs audio_dual_ffn_layers, which is None")
@@ -353,7 +353,7 @@ def _check_adapter(config: HiggsAudioConfig) -> None:
         raise BadConfig(f"use_rq_transformer=True{suffix} is not supported: no Higgs Audio checkpoint uses it")
     if config.audio_decoder_proj_num_layers:
         raise BadConfig(
-            f"audio_decoder_proj_num_layers={config.audio_decoder_proj_num_layers} is not supported, wanted 0"
+            f"audio_decoder_proj_num_layers={config.audio_decoder_proj_num_layers} is not supported, expected 0"
         )
 
 
@@ -366,7 +366,7 @@ def _check_codebooks(config: HiggsAudioConfig) -> None:
         if getattr(config, name) not in (size, size + 1):
             raise BadConfig(
                 f"{name}={getattr(config, name)} is not one of the two ids after the codes: "
-                f"wanted {size} or {size + 1} with audio_codebook_size={size}"
+                f"expected {size} or {size + 1} with audio_codebook_size={size}"
             )
     if config.audio_stream_bos_id == config.audio_stream_eos_id:
         raise BadConfig(

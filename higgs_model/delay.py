@@ -2,14 +2,16 @@
 before it.
 
 Source: "Simple and Controllable Music Generation", https://arxiv.org/abs/2306.05284, and the behaviour of Higgs
-Audio's reference implementation. The model reads and generates only the delayed form, called a stream here.
+Audio's reference implementation. The model reads and generates only the delayed form, which its configuration calls a
+stream.
 
     codes (K=3, T=2)      framed with BOS, EOS      delayed, (K, T + 2 + K − 1)
       a b                   B a b E                   B a b E E E
       c d                   B c d E                   B B c d E E
       e f                   B e f E                   B B B e f E
 
-`apply_delay_pattern` and `undo_delay_pattern` are inverse to each other. `DelayState` applies the same pattern one
+`apply_delay_pattern` and `undo_delay_pattern` are inverse to each other, for whole clips; the engine undoes the pattern
+frame by frame in `engine.sequence`. `DelayState` applies the same pattern one
 frame at a time, to a batch of clips during generation. Nothing here depends on the network or on how codes are sampled.
 """
 
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 
 NOT_ENDING = -1
-"""Value of `DelayState.remaining` until a codebook has produced EOS."""
+"""Value of `DelayState.num_remaining` until a codebook has produced EOS."""
 
 
 def apply_delay_pattern(codes_KT: Tensor, bos_id: int, eos_id: int) -> Tensor:
@@ -96,18 +98,18 @@ class DelayState:
     """Progress of B clips through the delay pattern, kept on the device without host synchronisation.
 
     Attributes:
-        started: (B,) int64, codebooks that are past their BOS fill; 0 … K − 1 before the next frame.
-        remaining: (B,) int64, frames still to come after a codebook produced EOS, or `NOT_ENDING`.
+        num_started: (B,) int64, codebooks that are past their BOS fill; 0 … K − 1 before the next frame.
+        num_remaining: (B,) int64, frames still to come after a codebook produced EOS, or `NOT_ENDING`.
     """
 
-    started: Tensor
-    remaining: Tensor
+    num_started: Tensor
+    num_remaining: Tensor
 
     @classmethod
     def initial(cls, batch_size: int, device: torch.device | str | None = None) -> DelayState:
         """Return the state in which every clip is about to receive its first frame after the BOS frame."""
         started = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        return cls(started=started, remaining=torch.full_like(started, NOT_ENDING))
+        return cls(num_started=started, num_remaining=torch.full_like(started, NOT_ENDING))
 
     @classmethod
     def resume(cls, last_frame_BK: Tensor, bos_id: int, eos_id: int) -> DelayState:
@@ -121,7 +123,7 @@ class DelayState:
         is_eos = last_frame_BK == eos_id
         frames_after = num_codebooks - 1 - is_eos.int().argmax(dim=1)
         remaining = torch.where(is_eos.any(dim=1), frames_after, NOT_ENDING)
-        return cls(started=started.clamp(max=num_codebooks - 1), remaining=remaining)
+        return cls(num_started=started.clamp(max=num_codebooks - 1), num_remaining=remaining)
 
     def step(self, sampled_BK: Tensor, active_B: Tensor, bos_id: int, eos_id: int) -> tuple[Tensor, Tensor]:
         """Turn freely sampled codes into the next frame, and advance the clips that are `active_B` (B,) bool.
@@ -138,19 +140,19 @@ class DelayState:
         codebook = torch.arange(num_codebooks, device=sampled_BK.device)
         last = num_codebooks - 1
 
-        frame = torch.where(codebook > self.started.unsqueeze(1), bos_id, sampled_BK)
-        was_ending = self.remaining != NOT_ENDING
+        frame = torch.where(codebook > self.num_started.unsqueeze(1), bos_id, sampled_BK)
+        was_ending = self.num_remaining != NOT_ENDING
         is_eos = frame == eos_id
         first_eos = torch.where(is_eos.any(dim=1), is_eos.int().argmax(dim=1), num_codebooks)
-        num_forced = torch.where(was_ending, num_codebooks - self.remaining, first_eos)
+        num_forced = torch.where(was_ending, num_codebooks - self.num_remaining, first_eos)
         ending = was_ending | (first_eos < num_codebooks)
         frame = torch.where(ending.unsqueeze(1) & (codebook < num_forced.unsqueeze(1)), eos_id, frame)
 
-        remaining = torch.where(was_ending, self.remaining - 1, last - first_eos)
+        remaining = torch.where(was_ending, self.num_remaining - 1, last - first_eos)
         remaining = torch.where(ending, remaining, NOT_ENDING)
         ended = active_B & ending & (remaining <= 0)
-        started = torch.where(ended, 0, (self.started + 1).clamp(max=last))
+        started = torch.where(ended, 0, (self.num_started + 1).clamp(max=last))
         remaining = torch.where(ended, NOT_ENDING, remaining)
-        self.started = torch.where(active_B, started, self.started)
-        self.remaining = torch.where(active_B, remaining, self.remaining)
+        self.num_started = torch.where(active_B, started, self.num_started)
+        self.num_remaining = torch.where(active_B, remaining, self.num_remaining)
         return frame, ended

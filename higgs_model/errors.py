@@ -5,7 +5,7 @@
     ├── BadConfig       a configuration is inconsistent or unknown     (also a ValueError)
     └── BadCheckpoint   a checkpoint does not match its configuration
 
-Every message is one sentence that names what failed, where, what was found and what was wanted. Any other exception
+Every message is one sentence that names what failed, where, what was found and what was expected. Any other exception
 type is an internal error.
 """
 

@@ -1,7 +1,7 @@
 """Sampling of tokens from logits, for a batch of independent rows.
 
-Random numbers are counter-based: a row's number depends only on its seed, its step and its lane (the codebook, and
-whether it is the first or the second draw), never on other rows or on earlier draws. The integer hash returns the same
+Random numbers are counter-based: a row's number depends only on its seed, its step and its subsequence (the codebook,
+and whether it is the first or second draw), never on other rows or on earlier draws. The integer hash returns the same
 numbers on every device. Sampling inverts the cumulative distribution at that number, so it needs one number per token.
 
 Order and meaning of temperature, top-k and top-p follow transformers' logits processors. Repetition-aware sampling
@@ -22,7 +22,7 @@ from torch import Tensor
 from higgs_model.errors import BadInput
 
 TEXT_SUBSEQUENCE = 1 << 20
-"""The lane of text tokens. Codebook k uses the lanes 2 k (first draw) and 2 k + 1 (second draw, after a repetition)."""
+"""Subsequence of text tokens. Codebook k uses 2 k for its first draw and 2 k + 1 for its second, after a repetition."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +48,12 @@ class SamplingParams:
     ras_win_max_num_repeat: int = 2
 
     def __post_init__(self) -> None:
-        for name, kind, is_valid, wanted in _CONSTRAINTS:
+        for name, kind, is_valid, expected in _CONSTRAINTS:
             value = getattr(self, name)
             if value is None and name == "ras_win_len":
                 continue
             if not isinstance(value, kind) or not is_valid(value):
-                raise BadInput(f"{name}={value!r} is not {wanted}")
+                raise BadInput(f"{name}={value!r} is not {expected}")
 
 
 _CONSTRAINTS: tuple[tuple[str, type, Callable[[Any], bool], str], ...] = (
@@ -236,14 +236,14 @@ class FrameSampler:
             (B, K) int64.
         """
         logits = logits_BKV.float()
-        lanes = 2 * torch.arange(logits.shape[1], device=logits.device)
+        subsequences = 2 * torch.arange(logits.shape[1], device=logits.device)
         seed, step = seed_B.unsqueeze(1), step_B.unsqueeze(1)
         codes = logits.argmax(dim=-1)
         if plan.candidates:
             # BOS occurs only at the start of a clip, where the delay pattern sets it.
             sampled = sample_tokens(
                 _masked(logits, self.bos_id, self.bos_id + 1),
-                uniform(seed, step, lanes),
+                uniform(seed, step, subsequences),
                 temperature=rows.temperature.unsqueeze(2),
                 top_k=rows.top_k.unsqueeze(2),
                 top_p=rows.top_p.unsqueeze(2),
@@ -256,9 +256,10 @@ class FrameSampler:
         in_window_B1W = age <= rows.ras_win_len.unsqueeze(2)
         repeats = ((window_BKW == codes.unsqueeze(-1)) & in_window_B1W).sum(dim=-1)
         is_repetition = (repeats >= rows.ras_win_max_num_repeat) & (rows.ras_win_len > 0)
-        # Resampling replaces sound by other sound: a stream token would end or break the clip.
-        sound = _masked(logits, self.codebook_size, logits.shape[-1])
-        return torch.where(is_repetition, sample_unfiltered(sound, uniform(seed, step, lanes + 1)), codes)
+        # Only codes replace codes: BOS or EOS would break or end the clip.
+        code_logits = _masked(logits, self.codebook_size, logits.shape[-1])
+        resampled = sample_unfiltered(code_logits, uniform(seed, step, subsequences + 1))
+        return torch.where(is_repetition, resampled, codes)
 
 
 def _masked(logits: Tensor, first: int, end: int) -> Tensor:

@@ -5,25 +5,25 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Ray's workers would stand back behind the tests that run beside them.
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (its name)
-# Triton looks when it is imported, which torch may do.
+# By default Ray's workers have a lower priority than the tests that run at the same time.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (Ray's name)
+# Triton reads this when it is imported, which torch may do.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
 
-# The suite runs on all cores already; more threads a worker only make them wait for each other.
+# The suite already uses all cores; more threads per worker would only compete.
 torch.set_num_threads(1)
 
-# The GPU tests run on machines that have the network's packages and no others.
+# GPU tests run with the packages of `higgs_model` alone.
 with contextlib.suppress(ImportError):
     import hypothesis
 
-    # A busy machine is not a failure.
-    hypothesis.settings.register_profile("house", deadline=None)
-    hypothesis.settings.load_profile("house")
+    # A busy machine must not fail tests.
+    hypothesis.settings.register_profile("no-deadline", deadline=None)
+    hypothesis.settings.load_profile("no-deadline")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""`python -m tests.gpu`: every test marked `gpu`, on a machine that need not have pytest's plugins, Ray or boto3.
+"""`python -m tests.gpu`: run all tests marked `gpu`, without pytest plugins, Ray or boto3.
 
-A kernel that fails on the device breaks its whole process: every later call of CUDA fails as well. So the tests run in
-one process until that happens; the rest then run in a new one, and a failure is that of its own test alone.
+A kernel that fails on the device breaks the process: every later CUDA call fails as well. So the tests run in one
+process until that happens, and the remaining ones in a new process; a failing kernel only fails its own test.
 """
 
 import json
@@ -36,7 +36,7 @@ class Outcomes:
             os._exit(3)
 
     def _write(self, nodeid, outcome):
-        # Opened for each line, so that it is on the disk when the process goes down.
+        # Opened for each line, so that the line is on disk if the process dies.
         with self._path.open("a") as lines:
             lines.write(json.dumps([nodeid, outcome]) + "\n")
 
@@ -64,10 +64,10 @@ def _read(path):
 
 
 def run_isolated(arguments):
-    """Run pytest with these arguments in as many processes as it takes.
+    """Run pytest with these arguments in as many processes as necessary.
 
     Returns:
-        {test: `passed`, `skipped`, `failed`, or `started` when it took its process down}.
+        {test: `passed`, `skipped`, `failed`, or `started` if its process died}.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "outcomes"
@@ -78,7 +78,7 @@ def run_isolated(arguments):
                 [sys.executable, "-m", "tests.gpu", "--record", str(path), *arguments], check=False
             ).returncode
             outcomes = _read(path)
-            # 0 to 5 but 3 are pytest's own ends; a process that got nowhere will not get anywhere the next time.
+            # 3 is our status for a broken device, the others are pytest's. A run without progress is not repeated.
             if code in (0, 1, 2, 4, 5) or len(outcomes) == before:
                 return outcomes
 
@@ -86,19 +86,19 @@ def run_isolated(arguments):
 def _child(path, arguments):
     import pytest
 
-    # Nothing of the project's own options, which ask for pytest-xdist.
+    # Without the project's own options, which require pytest-xdist.
     options = ["-q", "-rs", "-o", "addopts=", "-p", "no:cacheprovider"]
     return pytest.main([*options, *arguments], plugins=[Outcomes(path, _read(path))])
 
 
 def main(arguments):
     outcomes = run_isolated(arguments or ["-m", "gpu", *FILES])
-    bad = [nodeid for nodeid, outcome in outcomes.items() if outcome in ("failed", "started")]
+    failed = [nodeid for nodeid, outcome in outcomes.items() if outcome in ("failed", "started")]
     counts = {name: list(outcomes.values()).count(name) for name in ("passed", "skipped")}
-    lines = [f"FAILED {nodeid}" for nodeid in bad]
-    lines.append(f"{counts['passed']} passed, {len(bad)} failed, {counts['skipped']} skipped")
+    lines = [f"FAILED {nodeid}" for nodeid in failed]
+    lines.append(f"{counts['passed']} passed, {len(failed)} failed, {counts['skipped']} skipped")
     sys.stdout.write("\n".join(lines) + "\n")
-    return 1 if bad or not outcomes else 0
+    return 1 if failed or not outcomes else 0
 
 
 if __name__ == "__main__":

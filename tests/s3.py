@@ -1,4 +1,4 @@
-"""A real S3 server over HTTP, and a slow and unreliable proxy for it."""
+"""A real S3 server over HTTP, and a slow, unreliable proxy in front of it."""
 
 import http.client
 import http.server
@@ -11,7 +11,7 @@ from moto.server import ThreadedMotoServer
 
 
 class Bucket:
-    """A server with one bucket, and the environment variables to find it."""
+    """A server with one bucket."""
 
     def __init__(self, name="books"):
         self._server = ThreadedMotoServer(port=0, verbose=False)
@@ -22,16 +22,16 @@ class Bucket:
         self.client().create_bucket(Bucket=name)
 
     def client(self):
-        return boto3.session.Session().client("s3", region_name="us-east-1", **self._where())
-
-    def _where(self):
-        return {
-            "endpoint_url": "http://{}:{}".format(*self.address),
-            "aws_access_key_id": "key",
-            "aws_secret_access_key": "secret",
-        }
+        return boto3.session.Session().client(
+            "s3",
+            region_name="us-east-1",
+            endpoint_url="http://{}:{}".format(*self.address),
+            aws_access_key_id="key",
+            aws_secret_access_key="secret",
+        )
 
     def environment(self, endpoint=None):
+        """The environment variables with which clients find this server."""
         return {
             "AWS_ENDPOINT_URL": endpoint or "http://{}:{}".format(*self.address),
             "AWS_ACCESS_KEY_ID": "key",
@@ -39,8 +39,8 @@ class Bucket:
             "AWS_REGION": "us-east-1",
         }
 
-    def open_to(self, monkeypatch):
-        """Let this process find it."""
+    def set_environment(self, monkeypatch):
+        """Point this process to this server."""
         for name, value in self.environment().items():
             monkeypatch.setenv(name, value)
 
@@ -55,7 +55,7 @@ class Bucket:
         return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
 
     def remove(self):
-        """Servers of one process share their buckets: the next of this name begins empty."""
+        """Delete the bucket: servers in one process share their buckets, and the next one must start empty."""
         for key in self.names():
             self.client().delete_object(Bucket=self.name, Key=key)
         self.client().delete_bucket(Bucket=self.name)
@@ -66,32 +66,32 @@ class Bucket:
 
 
 class UnreliableProxy:
-    """A proxy that delays all requests, refuses some, and breaks off some responses."""
+    """A proxy that delays all requests, rejects some, and truncates some responses."""
 
-    def __init__(self, address, share, slow_s, seed=0):
+    def __init__(self, address, failure_rate, max_delay_s, seed=0):
         draw, failures = random.Random(seed), []
         self.failures, self._lock = failures, threading.Lock()
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def handle_one(handler):
+            def handle_request(handler):
                 body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-                time.sleep(slow_s * draw.random())
-                kind = draw.random() / share
+                time.sleep(max_delay_s * draw.random())
+                kind = draw.random() / failure_rate  # below 0.5: rejected; below 1: truncated
                 if kind < 0.5:
                     failures.append("503")
                     handler.send_error(503, "Slow Down")
                     return
-                link = http.client.HTTPConnection(*address, timeout=60)
-                link.request(handler.command, handler.path, body, dict(handler.headers))
-                answer = link.getresponse()
-                content = answer.read()
-                handler.send_response(answer.status)
-                for name, value in answer.getheaders():
+                connection = http.client.HTTPConnection(*address, timeout=60)
+                connection.request(handler.command, handler.path, body, dict(handler.headers))
+                response = connection.getresponse()
+                content = response.read()
+                handler.send_response(response.status)
+                for name, value in response.getheaders():
                     if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
                         handler.send_header(name, value)
-                if "Content-Length" not in answer.headers:
+                if "Content-Length" not in response.headers:
                     handler.send_header("Content-Length", str(len(content)))
                 handler.end_headers()
                 if kind < 1:
@@ -101,9 +101,9 @@ class UnreliableProxy:
                     handler.connection.close()
                 elif handler.command != "HEAD":
                     handler.wfile.write(content)
-                link.close()
+                connection.close()
 
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_one
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_request
 
             def log_message(handler, *_):
                 pass

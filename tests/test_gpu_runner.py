@@ -1,4 +1,4 @@
-"""The runner of the GPU tests: only a test that kills its process fails, and no package beyond the network's is
+"""The runner of the GPU tests: only a test that kills its process fails, and only the packages of `higgs_model` are
 needed to collect them.
 """
 
@@ -17,7 +17,7 @@ def test_wrong(): assert False
 def test_kills_its_process(): os._exit(3)
 def test_after(): pass
 """
-# What a machine for GPU tests need not have.
+# Packages that GPU tests must not need.
 ABSENT = ("ray", "boto3", "moto", "hypothesis", "xdist", "soundfile", "pydantic", "pyarrow", "fastapi")
 COLLECT = f"""
 import os, sys

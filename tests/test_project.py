@@ -102,14 +102,16 @@ def contains_files(path):
     return path.is_dir() and path.name != "__pycache__" and any(child.is_file() for child in path.iterdir())
 
 
-def test_questions_in_the_readme_are_answered_by_files_that_exist():
+def test_questions_in_the_readme_name_definitions_that_exist():
     table = PAGES["README.md"].split("| question | answer |\n|---|---|\n")[1].split("\n\n")[0]
     rows = table.splitlines()
     assert len(rows) == 10
     for row in rows:
-        files = re.findall(r"`([\w/]+\.py)`", row)
-        assert 1 <= len(files) <= 2, row
-        assert [name for name in files if not (ROOT / name).is_file()] == [], row
+        answers = re.findall(r"`(\w+)` in `([\w/]+\.py)`", row)
+        assert answers, row
+        for name, file in answers:
+            assert re.search(rf"^ *(async )?(def|class) {name}\b", (ROOT / file).read_text(), re.MULTILINE), row
+        assert [file for file in re.findall(r"`([\w/]+\.py)`", row) if not (ROOT / file).is_file()] == [], row
 
 
 @pytest.mark.parametrize("page", PAGES)

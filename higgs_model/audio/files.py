@@ -91,8 +91,8 @@ def _unreadable_error(name: str, error: soundfile.LibsndfileError) -> BadInput:
 
 def _check_path(path: Path, name: str) -> None:
     if path.is_dir():
-        raise BadInput(f"{name}: is a folder; wanted a recording.")
+        raise BadInput(f"{name}: is a folder; expected a recording.")
     if not path.exists():
         raise BadInput(f"{name}: no such file.")
     if path.stat().st_size == 0:
-        raise BadInput(f"{name}: the file is empty (0 bytes); wanted a recording.")
+        raise BadInput(f"{name}: the file is empty (0 bytes); expected a recording.")

@@ -33,7 +33,7 @@ def resample(samples_N: npt.NDArray[np.float32], from_hz: int, to_hz: int) -> np
         BadInput: `from_hz` is not positive.
     """
     if from_hz <= 0:
-        raise BadInput(f"recording: the sample rate is {from_hz} Hz; wanted a positive rate.")
+        raise BadInput(f"recording: the sample rate is {from_hz} Hz; expected a positive rate.")
     if from_hz == to_hz:
         return samples_N
     # In floating point, as librosa in the reference: it may yield one sample more, which changes the last frames.

@@ -1,8 +1,8 @@
-"""Quality gate for takes, based on their signal and duration and independent of the words.
+"""Quality checks of takes, based on their signal and duration; the words are not checked.
 
-In: the trimmed samples of a take, and the expected duration from its text. Out: `TakeMeasurements`, and the names of
+Takes the trimmed samples of a take and the duration expected from its text; returns `TakeMeasurements` and the names of
 its faults. A take without faults is good; otherwise the best take is the one with the lowest `severity`. Only a speech
-recogniser can check the words: `TranscriptCheck` is the interface for one.
+recognizer can check the words: `TranscriptCheck` is the interface for one.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class TakeMeasurements:
     """Measurements of a take.
 
     Attributes:
-        duration_s: of the trimmed take.
+        duration_s: duration of the trimmed take.
         inner_silence_s: longest pause within the take.
         peak_dbfs: sample peak.
         loudest_second_dbfs: level of the loudest second, as root mean square.

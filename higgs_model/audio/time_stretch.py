@@ -1,6 +1,7 @@
 """Streaming time stretching: faster or slower speech at the same pitch (WSOLA, by audiotsm).
 
-In: mono float samples in blocks of any size. Out: N / speed samples in total for N. With speed 1, the input unchanged.
+Takes mono float samples in blocks of any size; N input samples yield N / speed output samples. Speed 1 returns the
+input unchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class TimeStretcher:
 
     Args:
         speed: 2 halves the duration.
-        sample_rate_hz: of the samples.
+        sample_rate_hz: sample rate of the input.
 
     Raises:
         BadInput: `speed` is out of range.
@@ -37,7 +38,7 @@ class TimeStretcher:
 
     def __init__(self, speed: float, sample_rate_hz: int) -> None:
         if not MIN_SPEED <= speed <= MAX_SPEED:
-            raise BadInput(f"speed={speed}; wanted {MIN_SPEED} to {MAX_SPEED}")
+            raise BadInput(f"speed={speed}; expected {MIN_SPEED} to {MAX_SPEED}")
         num_stages = 0 if speed == 1 else 1 if speed <= _MAX_STAGE_SPEED else 2
         self._stages = [_Stage(speed ** (1 / num_stages), round(_FRAME_S * sample_rate_hz)) for _ in range(num_stages)]
 

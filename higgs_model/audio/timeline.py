@@ -22,7 +22,7 @@ class Timeline:
     """One recording under construction.
 
     Args:
-        sample_rate_hz: of the samples.
+        sample_rate_hz: sample rate of the recording.
         fade_s: length of the fade at each end of a take.
         room_tone_dbfs: level of the noise in pauses, as root mean square; None for digital silence.
 

@@ -30,14 +30,14 @@ def to_mono(waveform: Waveform) -> npt.NDArray[np.float32]:
     """
     array = waveform.detach().cpu().float().numpy() if hasattr(waveform, "detach") else np.asarray(waveform)
     if not np.issubdtype(array.dtype, np.floating):
-        raise BadInput(f"recording: the samples are {array.dtype}; wanted floats with full scale at ±1.")
+        raise BadInput(f"recording: the samples are {array.dtype}; expected floats with full scale at ±1.")
     if array.ndim not in (1, 2) or (array.ndim == 2 and not 1 <= array.shape[0] <= MAX_CHANNELS):
         raise BadInput(
-            f"recording: the samples have shape {array.shape}; wanted (samples,) or (channels, samples) "
+            f"recording: the samples have shape {array.shape}; expected (samples,) or (channels, samples) "
             f"with 1 to {MAX_CHANNELS} channels."
         )
     if array.shape[-1] == 0:
-        raise BadInput("recording: it is empty; wanted at least one sample.")
+        raise BadInput("recording: it is empty; expected at least one sample.")
     mono = array if array.ndim == 1 else array.mean(axis=0)
     mono = np.ascontiguousarray(mono, dtype=np.float32)
     finite = np.isfinite(mono)

@@ -58,8 +58,8 @@ class AudioWriter:
     Args:
         path: the final path; its folder must exist.
         file_format: container and codec.
-        sample_rate_hz: of the samples to write.
-        output_rate_hz: of the file; None: the same. Another rate is resampled.
+        sample_rate_hz: sample rate of the samples to write.
+        output_rate_hz: sample rate of the file, to which samples are resampled; None: the same.
 
     Raises:
         BadInput: the format does not support the sample rate.

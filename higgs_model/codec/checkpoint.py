@@ -79,7 +79,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise BadCheckpoint(f"{path}: not valid JSON ({error}).") from error
     if not isinstance(raw, dict):
-        raise BadCheckpoint(f"{path}: contains a {type(raw).__name__}; wanted a JSON object.")
+        raise BadCheckpoint(f"{path}: contains a {type(raw).__name__}; expected a JSON object.")
     return raw
 
 
@@ -133,7 +133,7 @@ def load_state(network: nn.Module, state: State, source: str | Path) -> None:
         if tensor.shape != expected[name].shape:
             raise BadCheckpoint(
                 f"{source}: {name} has shape {tuple(tensor.shape)}; "
-                f"wanted {tuple(expected[name].shape)} by the configuration."
+                f"expected {tuple(expected[name].shape)} by the configuration."
             )
     network.load_state_dict(state)
 

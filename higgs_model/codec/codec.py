@@ -246,15 +246,15 @@ class HiggsAudioCodec(CodecNetwork):
         if codes_KT.dim() != 2 or not 1 <= codes_KT.shape[0] <= self.num_codebooks:
             raise BadInput(
                 f"{where}: codes have shape {tuple(codes_KT.shape)}; "
-                f"wanted (codebooks, frames) with 1 to {self.num_codebooks} codebooks."
+                f"expected (codebooks, frames) with 1 to {self.num_codebooks} codebooks."
             )
         if codes_KT.is_floating_point() or codes_KT.is_complex() or codes_KT.dtype == torch.bool:
-            raise BadInput(f"{where}: codes are {codes_KT.dtype}; wanted integers.")
+            raise BadInput(f"{where}: codes are {codes_KT.dtype}; expected integers.")
         if codes_KT.numel():
             low, high = (int(bound) for bound in codes_KT.to(torch.int64).aminmax())
             if low < 0 or high >= self.codebook_size:
                 raise BadInput(
-                    f"{where}: codes range from {low} to {high}; wanted 0 to {self.codebook_size - 1}, "
+                    f"{where}: codes range from {low} to {high}; expected 0 to {self.codebook_size - 1}, "
                     f"without stream tokens."
                 )
         return codes_KT.to(self.device, torch.int64)

@@ -75,12 +75,12 @@ class HiggsAudioCodecConfig:
         if self.semantic.model_type not in SEMANTIC_CONFIGS:
             raise BadConfig(
                 f"codec configuration: the semantic model's type is {self.semantic.model_type!r}; "
-                f"wanted one of {', '.join(SEMANTIC_CONFIGS)}."
+                f"expected one of {', '.join(SEMANTIC_CONFIGS)}."
             )
         if self.semantic_downsampling not in _DOWNSAMPLE_MODES:
             raise BadConfig(
                 f"codec configuration: semantic downsampling is {self.semantic_downsampling!r}; "
-                f"wanted one of {', '.join(_DOWNSAMPLE_MODES)}."
+                f"expected one of {', '.join(_DOWNSAMPLE_MODES)}."
             )
         if self.semantic_downsample_factor < 1:
             raise BadConfig(
@@ -186,7 +186,7 @@ def from_original(raw: Mapping[str, Any], semantic: PretrainedConfig | None, sha
     teacher = values["semantic_techer"]
     if teacher not in _SEMANTIC_TEACHERS:
         raise BadConfig(
-            f"codec config.json: semantic_techer is {teacher!r}; wanted one of {', '.join(_SEMANTIC_TEACHERS)}."
+            f"codec config.json: semantic_techer is {teacher!r}; expected one of {', '.join(_SEMANTIC_TEACHERS)}."
         )
     bins = values["bins"]
     semantic_dim = shapes["encoder_semantic.conv.conv.weight"][0]
@@ -320,7 +320,8 @@ def semantic_config(raw: Mapping[str, Any]) -> PretrainedConfig:
     model_type = raw.get("model_type", "hubert")
     if model_type not in SEMANTIC_CONFIGS:
         raise BadConfig(
-            f"semantic model configuration: model_type is {model_type!r}; wanted one of {', '.join(SEMANTIC_CONFIGS)}."
+            f"semantic model configuration: model_type is {model_type!r}; "
+            f"expected one of {', '.join(SEMANTIC_CONFIGS)}."
         )
     values = {key: value for key, value in raw.items() if key != "model_type"}
     return SEMANTIC_CONFIGS[model_type](**values | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0})

@@ -89,7 +89,7 @@ def _input_span(convolutions: Sequence[Convolution], first: int, last: int) -> t
 def _padding(layer: Convolution) -> int:
     padding = layer.padding[0]
     if isinstance(padding, str):
-        raise TypeError(f"convolution padding is {padding!r}; wanted a number")
+        raise TypeError(f"convolution padding is {padding!r}; expected a number")
     return padding
 
 

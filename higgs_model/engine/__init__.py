@@ -1,4 +1,8 @@
-"""The inference engine: continuous batching of requests, each of which turns a prompt into frames of codes."""
+"""The inference engine: continuous batching of requests, each of which turns a prompt into frames of codes.
+
+Suffixes of tensor names give their shapes: S slots, P positions of prompts, B blocks of a slot, H heads, D head width,
+K codebooks, T frames, W window of repetition-aware sampling.
+"""
 
 from __future__ import annotations
 

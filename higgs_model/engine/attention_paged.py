@@ -31,7 +31,7 @@ NULL_BLOCK = 0
 _TYPICAL_POSITIONS = 600
 """Length at which kernels are timed: a voice, a sentence and half of its answer."""
 _TOLERANCE = 0.03
-"""Absolute, for attention to standard normal numbers in 16 bits."""
+"""Largest absolute error accepted, for standard normal inputs in 16 bits."""
 
 
 class PagedAttention:
@@ -99,7 +99,7 @@ class PagedAttention:
             scales.flatten(0, 1).index_copy_(0, indices_P, scale.squeeze(-1))
 
     def decode(self, layer: int, queries_SHD: Tensor, lengths_S: Tensor) -> Tensor:
-        """(S, H, D) → (S, H, D): slot s attends to its first `lengths_S[s]` positions; with none, any finite values."""
+        """(S, H, D) → (S, H, D): slot s attends to its first `lengths_S[s]` positions; with none, it is arbitrary."""
         table = self._table[: len(queries_SHD)]
         return self.decode_kernels.decode(queries_SHD, self._layers[layer], table, lengths_S)
 

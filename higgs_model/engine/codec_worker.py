@@ -52,7 +52,7 @@ def next_portion_frames(start: int) -> int:
 
 
 class WorkerStopped(RuntimeError):
-    """The worker is closed. No clip is at fault."""
+    """The worker is closed; not caused by a clip."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class CodecWorker:
 
     Args:
         codec: from now on only the worker's thread may decode with it; other threads may still encode.
-        batched: decode windows of several clips as a batch; None: unless the device is a CPU.
+        batched: decode windows of several clips as a batch; None: except on a CPU.
     """
 
     def __init__(self, codec: HiggsAudioCodec, *, batched: bool | None = None) -> None:
@@ -87,7 +87,7 @@ class CodecWorker:
         self._thread.start()
 
     def open_clip(self) -> ClipDecoder:
-        """Return a new, empty clip."""
+        """Return the decoder of a new clip."""
         return ClipDecoder(self, WindowedClip(self.codec) if self._batched else StreamingDecoder(self.codec))
 
     def close(self) -> None:
@@ -172,7 +172,7 @@ class CodecWorker:
 
 
 class ClipDecoder:
-    """A clip that a worker decodes; created by `CodecWorker.clip`."""
+    """Decodes one clip in a worker; created by `CodecWorker.open_clip`."""
 
     def __init__(self, worker: CodecWorker, decoder: Decoder) -> None:
         self._worker, self._decoder = worker, decoder

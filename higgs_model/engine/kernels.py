@@ -84,14 +84,14 @@ class Kernels(Protocol):
         """For logs and reports."""
 
     def decode(self, queries_SHD: Tensor, pool: LayerPool, table_SB: Tensor, lengths_S: Tensor) -> Tensor:
-        """(S, H, D) → (S, H, D): row s attends to its first `lengths_S[s]` positions; with none, any finite values."""
+        """(S, H, D) → (S, H, D): row s attends to its first `lengths_S[s]` positions; with none, the output is arbitrary."""
 
     def prefill(self, queries_PHD: Tensor, pool: LayerPool, table_SB: Tensor, metadata: PrefillMetadata) -> Tensor:
         """(P, H, D) → (P, H, D): each query attends to the positions of its slot up to its own."""
 
 
 class GatherKernels:
-    """Plain torch. It first copies all keys and values that the table has room for, which takes as much memory."""
+    """Plain torch. Copies the keys and values of the full block table to contiguous tensors, so it needs memory."""
 
     name = "gather"
 

@@ -22,7 +22,7 @@ from higgs_model.engine.request import FinishReason, Request, Update
 
 
 class EngineStopped(RuntimeError):
-    """The engine no longer runs. No request is at fault; `__cause__` is the error that stopped it, if any."""
+    """The engine no longer runs; not caused by the request. `__cause__` is the error that stopped it, if any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,8 @@ class EngineLoop:
     async def generate(self, request: Request) -> AsyncGenerator[Update]:
         """Yield a request's updates; the last one has a finish reason.
 
-        Closing the iterator (`contextlib.aclosing`) cancels the request at once; merely dropping it, when Python
-        collects it.
+        Closing the iterator (`contextlib.aclosing`) cancels the request at once; an iterator that is dropped without
+        closing is cancelled when it is garbage-collected.
 
         Raises:
             BadInput: the request can never run.

@@ -99,10 +99,11 @@ def _delayed_stream(config: HiggsAudioConfig, codes_KT: NDArray[np.int64], name:
     num_codebooks, size = config.audio_num_codebooks, config.audio_codebook_size
     if codes_KT.ndim != 2 or codes_KT.shape[0] != num_codebooks or not np.issubdtype(codes_KT.dtype, np.integer):
         raise BadInput(
-            f"{name} is {codes_KT.dtype} of shape {codes_KT.shape}; wanted integers of shape ({num_codebooks}, frames)"
+            f"{name} is {codes_KT.dtype} of shape {codes_KT.shape}; "
+            f"expected integers of shape ({num_codebooks}, frames)"
         )
     if codes_KT.size and (codes_KT.min() < 0 or codes_KT.max() >= size):
-        raise BadInput(f"{name} has codes from {codes_KT.min()} to {codes_KT.max()}; wanted 0 to {size - 1}")
+        raise BadInput(f"{name} has codes from {codes_KT.min()} to {codes_KT.max()}; expected 0 to {size - 1}")
     bos, eos = config.audio_stream_bos_id, config.audio_stream_eos_id
     if bos is None or eos is None:
         raise BadInput(f"{name}: this checkpoint has no stream BOS and EOS ids to frame it with")

@@ -1,4 +1,4 @@
-"""Runs the network on slots: all tensors, no decisions.
+"""Runs prefill and decode steps of the network on the device; `scheduler` decides what runs.
 
 A slot is a row of fixed buffers. `prefill` runs spans of prompts with text and audio positions. `decode` computes the
 next frame of every slot on the device without synchronizing with the host: embedding, layers, head, sampling, delay
@@ -65,7 +65,11 @@ class DecodeResults:
     ready: torch.cuda.Event | None
 
     def numpy(self) -> NDArray[np.int64]:
-        """Wait for and return (rows, K + 2): the frame, whether it ends the clip, whether logits were not finite."""
+        """Wait for the results and return them, (rows, K + 2).
+
+        Columns 0 … K − 1 are the frame, column K is 1 if it ends the clip, column K + 1 is 1 if its logits were not
+        finite.
+        """
         if self.ready is not None:
             self.ready.synchronize()
         return self.host.numpy()
@@ -257,11 +261,11 @@ class Runner:
         sampled = self._sampler(logits_SKV, state.seed[:rows], state.step[:rows], window, sampling, plan)
         forced = state.forced[:rows]
         sampled = torch.where(forced == NO_FRAME, sampled, forced)
-        delay = DelayState(state.started[:rows], state.remaining[:rows])
+        delay = DelayState(state.num_started[:rows], state.num_remaining[:rows])
         frame, ended = delay.step(sampled, active, config.audio_stream_bos_id, config.audio_stream_eos_id)
 
         active_S1 = active.unsqueeze(1)
-        state.started[:rows], state.remaining[:rows] = delay.started, delay.remaining
+        state.num_started[:rows], state.num_remaining[:rows] = delay.num_started, delay.num_remaining
         if plan.repetition_aware:
             rolled = torch.cat([window[..., 1:], frame.unsqueeze(2)], dim=2)
             window.copy_(torch.where(active_S1.unsqueeze(2), rolled, window))

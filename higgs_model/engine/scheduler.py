@@ -22,9 +22,9 @@ from higgs_model.engine.prefill_span import PrefillSpan
 from higgs_model.engine.sequence import Phase, Sequence
 
 _OLDEST_INTERVAL = 8
-"""One slot in this many goes by arrival alone."""
+"""Every n-th free slot goes to the request that has waited longest, whatever its priority."""
 _DECODES_PER_PREFILL = 32
-"""A pass is worth its cost with one prompt per this many decoding sequences."""
+"""Prefill is deferred while there is less than one waiting prompt per this many decoding sequences."""
 _MAX_DEFERRED_STEPS = 8
 """Steps for which prefill may be deferred."""
 
@@ -96,7 +96,10 @@ class Scheduler:
         return self._waiting[0]
 
     def reuse_computed_blocks(self) -> Iterator[tuple[Sequence, range]]:
-        """Replace blocks of prompts in prefill by those that others have computed since; yield the indices of each."""
+        """Replace blocks of prompts in prefill by blocks that other sequences have computed in the meantime.
+
+        Yields each sequence with the range of its replaced blocks.
+        """
         for sequence in self.in_phase(Phase.PREFILL):
             start, stop = sequence.num_computed // self.pool.block_size, self._num_shareable(sequence)
             found = self.pool.find_cached(sequence.block_hashes[start:stop])
@@ -183,7 +186,7 @@ class Scheduler:
         return False, preempted
 
     def preempt(self, sequence: Sequence) -> None:
-        """Take a sequence's slot and blocks; it waits again."""
+        """Release a sequence's slot and blocks and return it to the waiting queue."""
         self._release(sequence)
         sequence.preempt()
         self.enqueue(sequence)

@@ -134,8 +134,9 @@ class Sequence:
         return every is not None and self._num_complete - self._num_emitted >= (every if self._num_emitted else 1)
 
     def pop_new_frames(self, codebook_size: int) -> Codes:
-        """Return the complete frames (K, T) that were not returned before, without stream tokens."""
+        """Undo the delay pattern: return the complete frames (K, T) not returned before, without BOS and EOS codes."""
         complete = max(self._num_complete, self._num_emitted)
+        # Codebook k of frame t was sampled in step t + k.
         codebooks = np.arange(self._delay + 1)[:, None]
         frames_KT = self._frames_TK[np.arange(self._num_emitted, complete) + codebooks, codebooks]
         self._num_emitted = complete

@@ -28,17 +28,18 @@ class EngineSettings:
         max_positions: maximum length of a prompt with its answer.
         block_size: positions per KV block; prompts share only full blocks.
         num_blocks: size of the block pool; 0: as many as memory allows, at most what all slots together can use.
-        prefill_positions: prefill budget between two decode steps; 0: by device.
-        idle_prefill_positions: prefill budget while nothing decodes; 0: by device.
+        prefill_positions: prefill budget between two decode steps; 0: chosen for the device.
+        idle_prefill_positions: prefill budget while nothing decodes; 0: chosen for the device.
         max_ras_win_len: maximum window of repetition-aware sampling.
-        look_ahead: decode steps that may be in flight before the host reads the oldest result; None: by device.
+        look_ahead: decode steps that may be in flight before the host reads the oldest result; None: chosen for the
+            device.
         early_stopping: when a clip is ended early.
         fp8_weights: multiply with fp8 weights during audio decoding. Requires fp8 units; codes then differ.
         fp8_cache: store the KV cache in fp8: twice the capacity, half the memory traffic. Requires fp8 units; codes
             differ.
-        row_buckets: numbers of rows (batch sizes) to which decode steps are rounded up; empty: by device.
-        candidates: numbers of most likely codes that sampling considers, with one captured step for each; empty: as
-            many as the rows need.
+        row_buckets: batch sizes to which decode steps are padded, with a captured step for each; empty: chosen for the
+            device.
+        candidates: top-k sizes for which decode steps are captured; empty: as many as the requests need.
     """
 
     max_slots: int = 16

@@ -45,7 +45,7 @@ class SlotState:
         ends = np.cumsum(list(widths.values())).tolist()
         self._columns = {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
         self.rows = torch.zeros(slots, ends[-1], dtype=torch.int64, device=device)
-        self.active, self.length, self.seed, self.step, self.started, self.remaining = (
+        self.active, self.length, self.seed, self.step, self.num_started, self.num_remaining = (
             self._view(name).squeeze(1) for name in list(widths)[:6]
         )
         self.frame, self.forced = self._view("frame"), self._view("forced")

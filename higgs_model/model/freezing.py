@@ -70,7 +70,7 @@ class PartiallyFrozenLinear(nn.Module):
 def _split_rows(weight: Tensor, until: int) -> tuple[Tensor, Tensor]:
     if not 0 < until < weight.shape[0]:
         num_rows = weight.shape[0]
-        raise BadInput(f"freeze_until_idx={until} is out of range: wanted 1 to {num_rows - 1} for {num_rows} rows")
+        raise BadInput(f"freeze_until_idx={until} is out of range: expected 1 to {num_rows - 1} for {num_rows} rows")
     return weight.detach()[:until].clone(), weight.detach()[until:].clone()
 
 

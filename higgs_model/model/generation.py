@@ -235,8 +235,8 @@ class _Generation:
         state = DelayState.resume(
             clip[:, -1].unsqueeze(0), self.config.audio_stream_bos_id, self.config.audio_stream_eos_id
         )
-        self.delay.started[row] = state.started[0]
-        self.delay.remaining[row] = state.remaining[0]
+        self.delay.num_started[row] = state.num_started[0]
+        self.delay.num_remaining[row] = state.num_remaining[0]
         self.prompt_clips[row] = clip
         self.rows[row].clips.append(slice(0, 0))
 

@@ -109,7 +109,7 @@ def check_inputs(
 def check_cache(cache: KVCache, batch_size: int) -> None:
     """Raise `BadInput` if a cache is not a `KVCache` or belongs to a batch of another size."""
     if not isinstance(cache, KVCache):
-        raise BadInput(f"past_key_values is a {type(cache).__name__}, wanted a higgs_model.model.KVCache")
+        raise BadInput(f"past_key_values is a {type(cache).__name__}, expected a higgs_model.model.KVCache")
     if cache.length and cache.attention_mask.shape[0] != batch_size:
         cached = cache.attention_mask.shape[0]
         raise BadInput(f"past_key_values holds a batch of {cached}, but input_ids has a batch of {batch_size}")
@@ -118,7 +118,7 @@ def check_cache(cache: KVCache, batch_size: int) -> None:
 def _check_tensors(**arguments: object) -> None:
     for name, value in arguments.items():
         if value is not None and not isinstance(value, Tensor):
-            raise BadInput(f"{name} is a {type(value).__name__}, wanted a torch.Tensor")
+            raise BadInput(f"{name} is a {type(value).__name__}, expected a torch.Tensor")
 
 
 def _check_prompt(
@@ -128,7 +128,7 @@ def _check_prompt(
         raise BadInput("the prompt is empty: input_ids needs at least one token per row")
     _check_integers("input_ids", input_ids)
     if input_ids.dim() != 2:
-        raise BadInput(f"input_ids has shape {_shape(input_ids)}, wanted (batch, tokens)")
+        raise BadInput(f"input_ids has shape {_shape(input_ids)}, expected (batch, tokens)")
     input_ids = input_ids.to(device, torch.int64)
     _check_range("input_ids", input_ids, config.text_config.vocab_size, "the vocabulary")
     if attention_mask is None:
@@ -153,7 +153,7 @@ def _check_features(
         mels = torch.zeros(0, encoder.num_mel_bins, encoder.num_mel_frames)
     if mels.dim() != 3 or mels.shape[1] != encoder.num_mel_bins:
         raise BadInput(
-            f"audio_features has shape {_shape(mels)}, wanted (clips, {encoder.num_mel_bins} mel bins, mel frames)"
+            f"audio_features has shape {_shape(mels)}, expected (clips, {encoder.num_mel_bins} mel bins, mel frames)"
         )
     if mels.shape[0] and mels.shape[-1] != encoder.num_mel_frames:
         raise BadInput(
@@ -166,7 +166,7 @@ def _check_features(
     if mask.shape != (mels.shape[0], mels.shape[2]):
         raise BadInput(f"audio_feature_attention_mask has shape {_shape(mask)}, but audio_features has {_shape(mels)}")
     if not mels.dtype.is_floating_point:
-        raise BadInput(f"audio_features has dtype {mels.dtype}, wanted floating-point mel spectrograms")
+        raise BadInput(f"audio_features has dtype {mels.dtype}, expected floating-point mel spectrograms")
     mask = _to_bool_mask("audio_feature_attention_mask", mask.to(device))
     if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
         raise BadInput("audio_feature_attention_mask has a 1 after a 0: padding must follow the mel frames of a clip")
@@ -190,10 +190,10 @@ def _check_clips(
         )
     _check_integers(name, codes)
     if codes.dim() != 2 or codes.shape[0] != num_codebooks:
-        raise BadInput(f"{name} has shape {_shape(codes)}, wanted ({num_codebooks} codebooks, frames)")
+        raise BadInput(f"{name} has shape {_shape(codes)}, expected ({num_codebooks} codebooks, frames)")
     if starts is None or starts.dim() != 1 or not num_starts:
         found = "is missing" if starts is None else f"has shape {_shape(starts)}"
-        raise BadInput(f"{name}_start {found}, wanted the first frame of each clip in {name}")
+        raise BadInput(f"{name}_start {found}, expected the first frame of each clip in {name}")
     _check_integers(f"{name}_start", starts)
     codes, starts = codes.to(device, torch.int64), starts.to(device, torch.int64)
     _check_range(name, codes, config.num_codebook_rows, "the codebook and its two stream tokens")
@@ -239,7 +239,7 @@ def _check_labels(device: torch.device, name: str, labels: Tensor | None, like: 
         return like
     _check_integers(name, labels)
     if labels.shape != like.shape:
-        raise BadInput(f"{name} has shape {_shape(labels)}, wanted {_shape(like)}")
+        raise BadInput(f"{name} has shape {_shape(labels)}, expected {_shape(like)}")
     labels = labels.to(device, torch.int64)
     _check_range(name, labels.masked_fill(labels == tokens.IGNORE_INDEX, 0), size, "the predictable ids")
     return labels
@@ -256,12 +256,12 @@ def _check_range(name: str, values: Tensor, size: int, what: str) -> None:
     out_of_range = (values < 0) | (values >= size)
     if bool(out_of_range.any()):
         index = tuple(out_of_range.nonzero()[0].tolist())
-        raise BadInput(f"{name}{list(index)} = {int(values[index])} is outside {what}: wanted 0 to {size - 1}")
+        raise BadInput(f"{name}{list(index)} = {int(values[index])} is outside {what}: expected 0 to {size - 1}")
 
 
 def _check_integers(name: str, values: Tensor) -> None:
     if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
-        raise BadInput(f"{name} has dtype {values.dtype}, wanted integers")
+        raise BadInput(f"{name} has dtype {values.dtype}, expected integers")
 
 
 def _shape(values: Tensor) -> str:

@@ -123,7 +123,7 @@ def _read_config(directory: Path) -> tuple[HiggsAudioConfig, Layout]:
     }
     model_type = values.get("model_type")
     if model_type not in layouts:
-        raise BadCheckpoint(f"{path} has model_type {model_type!r}, wanted one of {', '.join(layouts)}")
+        raise BadCheckpoint(f"{path} has model_type {model_type!r}, expected one of {', '.join(layouts)}")
     config = HiggsAudioConfig.from_pretrained(directory)
     generation_config = directory / "generation_config.json"
     if config.eos_token_id is None and generation_config.is_file():
@@ -163,7 +163,7 @@ def save_model(
 ) -> None:
     """Save a checkpoint; see `HiggsAudioModel.save_pretrained`."""
     if layout not in ("original", "transformers"):
-        raise BadConfig(f"layout={layout!r} is unknown, wanted original or transformers")
+        raise BadConfig(f"layout={layout!r} is unknown, expected original or transformers")
     directory = Path(directory)
     config = copy.deepcopy(model.config)
     config.dtype = dtype or next(model.parameters()).dtype

@@ -48,7 +48,7 @@ def build_masks(
         num_keys: length of the keys, ≥ L; keys beyond L are not written yet.
         has_padding: whether any position is padding; passed in to avoid a synchronisation with the device.
         implementation: name of the attention implementation in transformers.
-        dtype: of additive masks.
+        dtype: dtype of additive masks.
         with_text_only, with_audio_only: whether to build these masks.
         sample_ids_BL: (B, L) int64, ids of samples packed into one row, which do not attend to each other; None
             without packing.

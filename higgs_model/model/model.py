@@ -35,7 +35,7 @@ class HiggsAudioModel(HiggsAudioNetwork):
 
         Args:
             path_or_hub_id: a folder, or a repository of the Hugging Face Hub.
-            dtype: of the weights; None or "auto": the checkpoint's.
+            dtype: dtype of the weights; None or "auto": the checkpoint's.
             device: where each weight goes, straight from its file; None: the CPU. There, weights that keep their dtype
                 stay memory-mapped: replace such a file, never overwrite it in place.
             revision: branch, tag or commit on the Hub; the model's `revision` is the resolved commit.

@@ -22,8 +22,8 @@ def check_generation_options(
     if not isinstance(max_new_tokens, Integral) or int(max_new_tokens) < 1:
         raise BadInput(f"max_new_tokens={max_new_tokens!r} is not a positive integer")
     if cache_implementation not in CACHE_IMPLEMENTATIONS:
-        wanted = " or ".join(CACHE_IMPLEMENTATIONS)
-        raise BadInput(f"cache_implementation={cache_implementation!r} is unknown, wanted {wanted}")
+        choices = " or ".join(CACHE_IMPLEMENTATIONS)
+        raise BadInput(f"cache_implementation={cache_implementation!r} is unknown, expected {choices}")
     if streamer is not None and batch_size != 1:
         raise BadInput(f"a streamer supports one row, but the batch has {batch_size}")
 

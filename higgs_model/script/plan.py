@@ -1,36 +1,22 @@
-"""Plans a script: its chunks, their voices, and what precedes each chunk in its prompt.
+"""Plans a script: its chunks, their voices, and the messages that precede each chunk in its prompt.
 
-In: a `Script` and its voices. Out: a `Plan`; `PromptBuilder.build` then builds the prompt of chunk n from the takes of
-the chunks before it. References are always included; generated chunks are dropped oldest first, until the prompt and
-the longest allowed answer fit into the model's context. `dry_run` does the same without a model, with expected lengths
-for the takes.
+Takes a `Script` and its voices and returns a `Plan`, from which `prompt_builder` builds the prompts. `dry_run` shows
+the prompts without a model, with expected lengths for the takes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from higgs_model.errors import BadInput
 from higgs_model.script.chunking import Chunk
 from higgs_model.script.duration import FRAMES_PER_S, estimate_frames
 from higgs_model.script.languages import unsupported_language_warning
-from higgs_model.script.prompt import (
-    Encoder,
-    Message,
-    Prompt,
-    Tokenizer,
-    chunk_message,
-    render,
-    take_message,
-)
+from higgs_model.script.prompt import Message, chunk_message, render, take_message
 from higgs_model.script.script import Script
 from higgs_model.script.spoken_forms import Lexicon
-from higgs_model.script.voices import ReferenceCodes, Voice, Voices
-
-if TYPE_CHECKING:
-    from higgs_model.script.prompt import Codes
+from higgs_model.script.voices import Voice, Voices
 
 MODEL_LENGTH = 8192
 """Context length with which the published model is served."""
@@ -99,11 +85,11 @@ class Plan:
             BadInput: the references alone exceed the context length.
         """
         pairs = [(chunk_message(chunk.prompt_text), take_message(chunk.index)) for chunk in self.chunks]
-        takes = [_stream_length(estimate_frames(chunk.prompt_text).expected_frames) for chunk in self.chunks]
+        takes = [stream_length(estimate_frames(chunk.prompt_text).expected_frames) for chunk in self.chunks]
         sizes = [_estimate_tokens(user) for user, _ in pairs]
         references = sum(_estimate_tokens(message) for message in self.references)
         for message in self.references:
-            references += sum(_stream_length(_estimate_reference_frames(self.voices[name])) for name in message.clips)
+            references += sum(stream_length(_estimate_reference_frames(self.voices[name])) for name in message.clips)
         if references > max_length:
             raise BadInput(
                 f"voices, speakers and scene take about {references} of the model's {max_length} positions; "
@@ -112,7 +98,7 @@ class Plan:
         records: list[dict[str, object]] = []
         for chunk in self.chunks:
             room = max_length - references - sizes[chunk.index] - takes[chunk.index]
-            first = self._find_first_in_context(chunk.index, room, lambda i: sizes[i] + takes[i])
+            first = self.find_first_in_context(chunk.index, room, lambda i: sizes[i] + takes[i])
             messages = [*self.references]
             for pair in pairs[first : chunk.index]:
                 messages += pair
@@ -128,14 +114,21 @@ class Plan:
             )
         return records
 
-    def _build_messages(self, index: int, context: Sequence[int]) -> list[Message]:
+    def build_messages(self, index: int, context: Sequence[int]) -> list[Message]:
+        """Return the messages of a chunk's prompt, with the chunks `context` before it as answered turns."""
         messages = list(self.references)
         for earlier in context:
             messages += [chunk_message(self.chunks[earlier].prompt_text), take_message(earlier)]
         return [*messages, chunk_message(self.chunks[index].prompt_text)]
 
-    def _find_first_in_context(self, index: int, room: int, size: Callable[[int], int]) -> int:
-        """Return the oldest chunk that remains in context, going back from `index` while there is room."""
+    def find_first_in_context(self, index: int, room: int, size: Callable[[int], int]) -> int:
+        """Return the oldest chunk that remains in context, going back from `index` while there is room.
+
+        Args:
+            index: the chunk to be generated.
+            room: free positions.
+            size: returns the positions that a chunk and its take occupy.
+        """
         oldest = 0 if self.context_chunks is None else max(0, index - self.context_chunks)
         first = index
         while first > oldest and size(first - 1) <= room:
@@ -144,110 +137,7 @@ class Plan:
         return first
 
 
-class PromptBuilder:
-    """Builds the prompts of one plan for a model's tokenizer.
-
-    Args:
-        codes: encodes reference recordings.
-        num_codebooks: the delay pattern, with BOS and EOS, lengthens a clip by this number plus one.
-        force_audio: append `<|audio_out_bos|>`, so that the model cannot answer with text.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        tokenizer: Tokenizer,
-        codes: ReferenceCodes | None,
-        *,
-        max_length: int = MODEL_LENGTH,
-        num_codebooks: int = NUM_CODEBOOKS,
-        force_audio: bool = True,
-    ) -> None:
-        self._plan = plan
-        self._encoder = Encoder(tokenizer)
-        self._max_length = max_length
-        self._num_codebooks = num_codebooks
-        self._tail = self._encoder.encode_header()
-        if force_audio:
-            self._tail.append(self._encoder.audio_out_bos_id)
-        self._reference_ids: list[int] = []
-        for number, message in enumerate(plan.references):
-            self._reference_ids += self._encoder.encode_message(message, first=number == 0)
-        self._names = [name for message in plan.references for name in message.clips]
-        self._references: list[Codes] = []
-        for name in self._names:
-            if codes is None:
-                raise BadInput(f"voice {name!r} is a recording, but there is no codec to encode it")
-            self._references.append(codes.get(plan.voices[name]))
-        self._chunk_ids: dict[int, list[int]] = {}
-        self._take_ids = self._encoder.encode_message(take_message(0))
-
-    def build(self, index: int, takes: Sequence[Codes | None]) -> Prompt:
-        """Build the prompt of chunk `index`.
-
-        Args:
-            takes: codes (K, T) of the chunks before it; None for chunks that must not be in the context.
-
-        Raises:
-            BadInput: the references and the chunk leave no room for an answer.
-        """
-        plan = self._plan
-        fixed = len(self._reference_ids) + sum(self._clip_length(codes) - 1 for codes in self._references)
-        fixed += len(self._message_ids(index)) + len(self._tail)
-        max_frames = self._limit_answer_frames(index, fixed)
-        room = self._max_length - fixed - self._answer_length(max_frames)
-        first = plan._find_first_in_context(index, room, lambda i: self._pair_length(i, takes[i]))
-        context = [i for i in range(first, index) if takes[i] is not None]
-
-        token_ids = list(self._reference_ids)
-        for earlier in context:
-            token_ids += self._message_ids(earlier) + self._take_ids
-        token_ids += self._message_ids(index) + self._tail
-        context_codes = [take for i in context if (take := takes[i]) is not None]
-        return Prompt(
-            text=render(plan._build_messages(index, context)),
-            token_ids=token_ids,
-            audio=(*self._names, *(f"chunk{i}" for i in context)),
-            codes=(*self._references, *context_codes),
-            num_positions=fixed + sum(self._pair_length(i, takes[i]) for i in context),
-            max_frames=max_frames,
-            first_context_chunk=first,
-        )
-
-    def _limit_answer_frames(self, index: int, fixed: int) -> int:
-        """Return the chunk's frame limit, reduced to what fits if that is enough for its text."""
-        text = self._plan.chunks[index].prompt_text
-        limit = self._plan.max_frames[index]
-        available = self._max_length - fixed - self._answer_length(0)
-        needed = min(limit, estimate_frames(text).expected_frames)
-        if available < needed:
-            raise BadInput(
-                f"chunk {index} needs about {needed} frames, but references and text leave {max(available, 0)} "
-                f"of the model's {self._max_length} positions; use chunk_method 'sentence', a smaller "
-                f"chunk_max_words, or shorter reference recordings"
-            )
-        return min(limit, available)
-
-    def _message_ids(self, index: int) -> list[int]:
-        if index not in self._chunk_ids:
-            message = chunk_message(self._plan.chunks[index].prompt_text)
-            self._chunk_ids[index] = self._encoder.encode_message(message)
-        return self._chunk_ids[index]
-
-    def _pair_length(self, index: int, take: Codes | None) -> int:
-        if take is None:
-            return 0
-        return len(self._message_ids(index)) + len(self._take_ids) + self._clip_length(take) - 1
-
-    def _clip_length(self, codes: Codes) -> int:
-        return _stream_length(codes.shape[1], self._num_codebooks)
-
-    def _answer_length(self, frames: int) -> int:
-        """Return the positions of an answer, which ends with `<|audio_eos|>` and the end of the turn."""
-        return _stream_length(frames, self._num_codebooks) + 2
-
-
-def _stream_length(frames: int, num_codebooks: int = NUM_CODEBOOKS) -> int:
+def stream_length(frames: int, num_codebooks: int = NUM_CODEBOOKS) -> int:
     """Return the positions of a clip with the delay pattern: BOS, EOS, and one more per additional codebook."""
     return frames + 2 + num_codebooks - 1
 

@@ -89,7 +89,7 @@ class Script(BaseModel):
         if isinstance(data, Script):
             return handler(data)
         if not isinstance(data, Mapping):
-            raise _validation_error([((), "wanted a mapping of column names to values")])
+            raise _validation_error([((), "expected a mapping of column names to values")])
         row, duplicates = normalize_row(data, cls.model_fields)
         details: list[tuple[tuple[int | str, ...], str]] = [((column,), message) for column, message in duplicates]
         script: Self | None = None

@@ -81,7 +81,7 @@ class Lexicon:
             if not respelling or not _WORD.fullmatch(word):
                 raise BadInput(
                     f"line {number} of the lexicon {name!r} is {line[:80]!r}; "
-                    f"wanted one word, a tab, and its respelling"
+                    f"expected one word, a tab, and its respelling"
                 )
             respellings[word] = respelling
         return cls(respellings)

@@ -37,7 +37,8 @@ _log = logging.getLogger(__name__)
 _SUFFIXES = (".wav", ".flac", ".mp3")
 _PROFILES = "profile.yaml"
 
-_RECOMMENDED_MIN_S, _RECOMMENDED_MAX_S = 3.0, 30.0
+RECOMMENDED_DURATION = "5 to 20 s"
+_SHORT_BELOW_S, _LONG_ABOVE_S = 3.0, 30.0
 _MIN_DURATION_S, _MAX_DURATION_S = 0.2, 300.0
 _MIN_HZ, _RECOMMENDED_HZ = 16_000, 24_000
 _CLIPPED_LEVEL, _MAX_CLIPPED_SHARE = 0.999, 1e-3
@@ -259,12 +260,12 @@ def check_recording(samples: NDArray[np.float32], sample_rate: int, transcript: 
 
     duration_s = len(samples) / sample_rate
     warnings: list[str] = []
-    if duration_s < _RECOMMENDED_MIN_S:
+    if duration_s < _SHORT_BELOW_S:
         warnings.append(
-            f"it is {duration_s:.1f} s long; {_RECOMMENDED_MIN_S:.0f} s or more of speech give a more stable voice"
+            f"it is {duration_s:.1f} s long; {_SHORT_BELOW_S:.0f} s or more of speech give a more stable voice"
         )
-    if duration_s > _RECOMMENDED_MAX_S:
-        warnings.append(f"it is {duration_s:.1f} s long; trim it to {_RECOMMENDED_MAX_S:.0f} s or less to save context")
+    if duration_s > _LONG_ABOVE_S:
+        warnings.append(f"it is {duration_s:.1f} s long; trim it to {_LONG_ABOVE_S:.0f} s or less to save context")
     if sample_rate < _MIN_HZ:
         warnings.append(f"its sample rate is {sample_rate} Hz, which sounds dull; record at {_RECOMMENDED_HZ} Hz")
     clipped = float(np.mean(np.abs(samples) >= _CLIPPED_LEVEL))
@@ -393,8 +394,7 @@ def _read_audio(source: bytes) -> tuple[NDArray[np.float32], int, int]:
     header = read_header(io.BytesIO(source), "the reference recording")
     if not _MIN_DURATION_S <= header.duration_s <= _MAX_DURATION_S:
         raise BadInput(
-            f"a reference recording of {header.duration_s:.2f} s cannot be used; "
-            f"wanted {_RECOMMENDED_MIN_S:.0f} to {_RECOMMENDED_MAX_S:.0f} s"
+            f"a reference recording of {header.duration_s:.2f} s cannot be used; expected {RECOMMENDED_DURATION}"
         )
     recording = read_recording(io.BytesIO(source), "the reference recording")
     return recording.samples, recording.sample_rate_hz, header.num_channels

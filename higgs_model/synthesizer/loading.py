@@ -101,7 +101,7 @@ def load_codec(
     """
     folder = Path(demo.resolve_model(model)).expanduser()
     if codec is None and not folder.is_dir() and str(model).startswith(("/", ".", "~")):
-        raise BadCheckpoint(f"{model} is not a folder: wanted a folder with config.json and weights")
+        raise BadCheckpoint(f"{model} is not a folder: expected a folder with config.json and weights")
     return HiggsAudioCodec.from_pretrained(resolve_codec(folder, codec), device=device, dtype=dtype)
 
 

@@ -14,9 +14,10 @@ Codes = NDArray[np.int16]
 
 @dataclasses.dataclass(frozen=True)
 class TakeMetadata:
-    """Metadata of one take of a chunk, whether it was selected or not.
+    """Metadata of a take, which remains when its codes are discarded.
 
     Attributes:
+        seed: seed of its random numbers.
         frames: number of frames.
         finish_reason: a value of `FinishReason`.
         faults: names of its faults; see `higgs_model.audio.take_checks`.
@@ -32,12 +33,12 @@ class TakeMetadata:
 
 @dataclasses.dataclass(frozen=True)
 class Take:
-    """The selected take of a chunk.
+    """A take: one generation of a chunk, with its codes. Of several takes of a chunk, only the selected one is kept.
 
     Attributes:
         index: index of the chunk.
         codes_KT: its codes; silence at the ends is not trimmed.
-        attempts: metadata of all takes of the chunk, in order.
+        attempts: metadata of this and the other takes of the chunk, in order.
         attempt_index: index of this take in `attempts`.
     """
 

@@ -21,7 +21,7 @@ class Pauses:
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if not 0 <= value <= 60_000:
-                raise BadConfig(f"pauses: {name}={value} ms; wanted 0 to 60000")
+                raise BadConfig(f"pauses: {name}={value} ms; expected 0 to 60000")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,9 @@ from higgs_model.engine.settings import EngineSettings
 from higgs_model.sampling import SamplingParams
 from higgs_model.script.chunking import Chunk
 from higgs_model.script.duration import FRAMES_PER_S, estimate_frames
-from higgs_model.script.plan import Plan, PromptBuilder
+from higgs_model.script.plan import Plan
 from higgs_model.script.prompt import Tokenizer
+from higgs_model.script.prompt_builder import PromptBuilder
 from higgs_model.script.script import Script
 from higgs_model.script.spoken_forms import Lexicon
 from higgs_model.script.voices import ReferenceCodes, Voices

@@ -50,7 +50,7 @@ class BatchIndices:
         Args:
             expansion: the layout of the expanded sequences.
             num_features: (windows,), valid features of each window of the audio tower.
-            positions_a_piece: features of a full window.
+            window_features: number of features of a full window.
             next_codes_KT: target codes of each output frame; −100: no target.
         """
         audio = expansion.audio_mask_BS.flatten()

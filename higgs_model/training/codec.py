@@ -10,9 +10,9 @@ components as latents, and the decoder decodes the quantized components. Then al
 for codecs. From `decoder_from` on everything that determines codes is frozen, so that a language model can be trained
 on the codes while the decoder improves.
 
-A pretrained semantic model is always frozen. One trained from scratch has no other targets than, with `teach_semantic`,
-the log mel components: it is trained in the first stage, beside the acoustic encoder, and then frozen. Reads and writes
-no files except its own state.
+A pretrained semantic model is always frozen. A semantic model trained from scratch (`teach_semantic`) has the log mel
+components as its targets: it is trained in the first stage, with the acoustic encoder, and then frozen. Reads and
+writes no files except its own state.
 """
 
 from __future__ import annotations

@@ -208,10 +208,10 @@ class Preparer:
     def _validate_codes(self, codes: NDArray[np.integer], name: str) -> NDArray[np.int16]:
         books, size = self._requirements.num_codebooks, self._requirements.codebook_size
         if codes.ndim != 2 or codes.shape[0] < books or not np.issubdtype(codes.dtype, np.integer) or not codes.size:
-            raise BadInput(f"{name!r} has {codes.dtype} of shape {codes.shape}; wanted integers ({books}, frames)")
+            raise BadInput(f"{name!r} has {codes.dtype} of shape {codes.shape}; expected integers ({books}, frames)")
         codes = codes[:books]
         if codes.min() < 0 or codes.max() >= size:
-            raise BadInput(f"{name!r} has codes from {codes.min()} to {codes.max()}; wanted 0 to {size - 1}")
+            raise BadInput(f"{name!r} has codes from {codes.min()} to {codes.max()}; expected 0 to {size - 1}")
         return codes.astype(np.int16)
 
 

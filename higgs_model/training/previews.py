@@ -13,8 +13,9 @@ import torch
 from higgs_model.codec.codec import HiggsAudioCodec
 from higgs_model.delay import from_stream
 from higgs_model.model.model import HiggsAudioModel
-from higgs_model.script.plan import Plan, PromptBuilder
+from higgs_model.script.plan import Plan
 from higgs_model.script.prompt import Prompt, Tokenizer
+from higgs_model.script.prompt_builder import PromptBuilder
 from higgs_model.script.script import Script
 from higgs_model.script.voices import ReferenceCodes, Voices
 from higgs_model.training.collator import Collator
@@ -55,7 +56,7 @@ class Previewer:
     def __call__(self, step: int, model: torch.nn.Module) -> None:
         """Synthesize all rows with the model at a step."""
         if not isinstance(model, HiggsAudioModel):
-            raise TypeError(f"got a {type(model).__name__}; wanted a HiggsAudioModel")
+            raise TypeError(f"got a {type(model).__name__}; expected a HiggsAudioModel")
         folder = self._folder / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         for name, codes in zip(self._names, self._generate(model), strict=True):

@@ -53,7 +53,7 @@ _PART_KEYS = {"text": ("type", "text"), "audio": ("type", "audio_url", "duration
 
 @dataclasses.dataclass(frozen=True)
 class TokenSpan:
-    """A token span of a sample.
+    """The tokens of one part of a sample, with their loss mask and the recordings they refer to.
 
     Attributes:
         ids: (S,) int32, with one placeholder per clip.
@@ -74,7 +74,8 @@ class Sample:
         id: the row's id.
         prefix: from the start of the text to the last reference; for ChatML the entire sample.
         turn: the text and its recording; empty for ChatML.
-        reference: the row as a reference, to replace the prefix of another row of its speaker; None: not usable as one.
+        reference: this row as a voice reference, used in place of the prefix of another row by the same speaker; None
+            if it cannot serve as one.
         sources: the recordings, each a path, a URI or a voice of the library.
         speaker: the row's speaker; None: unknown.
     """
@@ -121,14 +122,14 @@ class SampleReader:
     def _parse_simple(self, row_id: str, row: Row) -> Sample:
         audio, speaker = row.get("audio"), row.get("speaker")
         if not isinstance(audio, str) or not audio:
-            raise BadInput(f"audio is {audio!r}; wanted the recording's path, or messages instead of text and audio")
+            raise BadInput(f"audio is {audio!r}; expected the recording's path, or messages instead of text and audio")
         try:
             script = Script.model_validate({**row, "id": row_id, "chunk_method": "none"})
         except ValidationError as error:
             raise BadInput("; ".join(error_messages(error))) from None
         chunks = script.chunks()
         if len(chunks) != 1:
-            raise BadInput(f"the text has {len(chunks)} chunks; wanted 1, so it must not contain [pause:…]")
+            raise BadInput(f"the text has {len(chunks)} chunks; expected 1, so it must not contain [pause:…]")
         references = script.references(self._voices)
         names = [name for message in references.messages for name in message.clips]
         sources: tuple[str | Voice, ...] = (*(references.recordings[name] for name in names), audio)
@@ -160,7 +161,7 @@ class SampleReader:
             raise BadInput("messages must be a list of at least one message")
         first = row["start_index"] if not _is_missing(row.get("start_index")) else 0
         if not isinstance(first, int | float) or not 0 <= first < len(raw) or first != int(first):
-            raise BadInput(f"start_index is {first!r}; wanted the index of a message, 0 to {len(raw) - 1}")
+            raise BadInput(f"start_index is {first!r}; expected the index of a message, 0 to {len(raw) - 1}")
         first = int(first)
         sources: list[str] = []
         messages = [_parse_message(f"messages[{index}]", message, sources) for index, message in enumerate(raw)]
@@ -212,10 +213,10 @@ class SampleReader:
 
 def _parse_message(path: str, raw: Any, sources: list[str]) -> Message:
     if not isinstance(raw, Mapping):
-        raise BadInput(f"{path} is {raw!r:.60}; wanted an object with role and content")
+        raise BadInput(f"{path} is {raw!r:.60}; expected an object with role and content")
     role = raw.get("role")
     if role not in _ROLES:
-        raise BadInput(f"{path}.role is {role!r}; wanted one of {', '.join(_ROLES)}")
+        raise BadInput(f"{path}.role is {role!r}; expected one of {', '.join(_ROLES)}")
     if not _is_missing(raw.get("recipient")):
         raise BadInput(f"{path}.recipient is {raw['recipient']!r}; messages to tools are not supported")
     content = raw.get("content")
@@ -232,7 +233,7 @@ def _parse_part(path: str, part: Any, sources: list[str]) -> str | AudioPlacehol
         return _neutralize_text(part)
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind not in _PART_KEYS:
-        raise BadInput(f"{path} is {part!r:.60}; wanted a text, or an object of type text or audio")
+        raise BadInput(f"{path} is {part!r:.60}; expected a text, or an object of type text or audio")
     unknown = [key for key, value in part.items() if key not in _PART_KEYS[kind] and not _is_missing(value)]
     unsupported = [key for key in ("duration", "offset", "raw_audio") if not _is_missing(part.get(key))]
     rejected = [*unknown, *unsupported]
@@ -242,7 +243,7 @@ def _parse_part(path: str, part: Any, sources: list[str]) -> str | AudioPlacehol
     if kind == "text" and not unknown and isinstance(part.get("text"), str):
         return _neutralize_text(part["text"])
     if rejected:
-        raise BadInput(f"{path} has {', '.join(rejected)}; wanted a full recording by audio_url, or a text by text")
+        raise BadInput(f"{path} has {', '.join(rejected)}; expected a full recording by audio_url, or a text by text")
     raise BadInput(f"{path} has no {'audio_url' if kind == 'audio' else 'text'}")
 
 

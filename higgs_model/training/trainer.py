@@ -348,7 +348,8 @@ class Trainer:
     def _stop_on_signal(self) -> Iterator[None]:
         """Handle the first SIGTERM or SIGINT by finishing the step and saving a checkpoint.
 
-        Several workers would not stop at the same step; they are killed, and resume from the last checkpoint.
+        With several workers the signal is not handled, since they would stop at different steps; they resume from the
+        last checkpoint.
         """
         if self.workers.world_size > 1 or threading.current_thread() is not threading.main_thread():
             yield

@@ -212,7 +212,7 @@ def _number_in_range(number_type: type[int] | type[float], minimum: int, maximum
         except ValueError:
             value = math.nan
         if not minimum <= value <= maximum:
-            raise argparse.ArgumentTypeError(f"{text!r} is out of range; wanted {minimum} to {maximum}")
+            raise argparse.ArgumentTypeError(f"{text!r} is out of range; expected {minimum} to {maximum}")
         return value
 
     return parse_number

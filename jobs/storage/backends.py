@@ -66,10 +66,10 @@ def open_storage(uri: str) -> StorageBackend:
     if uri.startswith("s3://"):
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not bucket:
-            raise BadInput(f"{uri!r} has no bucket; wanted s3://BUCKET/PREFIX")
+            raise BadInput(f"{uri!r} has no bucket; expected s3://BUCKET/PREFIX")
         return S3Storage(bucket, prefix.strip("/"))
     if "://" in uri and not uri.startswith("file://"):
-        raise BadInput(f"unsupported output {uri!r}; wanted a folder or s3://BUCKET/PREFIX")
+        raise BadInput(f"unsupported output {uri!r}; expected a folder or s3://BUCKET/PREFIX")
     return LocalStorage(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 

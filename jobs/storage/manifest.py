@@ -129,7 +129,7 @@ def _kind(path: str) -> Kind:
     for suffix, kind in _KINDS.items():
         if path.lower().endswith(suffix):
             return kind
-    raise BadInput(f"the manifest {path!r} has an unknown file extension; wanted .parquet, .pq, .jsonl or .ndjson")
+    raise BadInput(f"the manifest {path!r} has an unknown file extension; expected .parquet, .pq, .jsonl or .ndjson")
 
 
 def _parquet_schema(
@@ -177,6 +177,6 @@ def _check_columns(uri: str, found: set[str], num_rows: int, columns: tuple[tupl
     if num_rows == 0:
         raise BadInput(f"the manifest {uri!r} has no rows")
     if not all(found.intersection(group) for group in columns):
-        wanted = ", and ".join(" or ".join(group) for group in columns)
+        required = ", and ".join(" or ".join(group) for group in columns)
         shown = ", ".join(sorted(found)[:12]) or "none"
-        raise BadInput(f"the manifest {uri!r} needs the columns {wanted}; it has {shown}")
+        raise BadInput(f"the manifest {uri!r} needs the columns {required}; it has {shown}")

@@ -37,7 +37,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (ArrowInvalid, OSError) as error:
         supported = ", ".join(_SCHEMES)
-        raise BadInput(f"{uri!r} cannot be opened: {error}; wanted a path, or a URI with {supported}") from error
+        raise BadInput(f"{uri!r} cannot be opened: {error}; expected a path, or a URI with {supported}") from error
     return filesystem, path
 
 

@@ -40,15 +40,15 @@ class Admission(enum.Enum):
 
     RUN = "run"
     RUN_AS_SUSPECT = "run_as_suspect"
-    """It was running when a worker was lost: run it with no other suspect on the worker."""
+    """The row was running when a worker was lost: run it with no other suspect on the worker."""
     RUN_ALONE = "run_alone"
-    """That happened more than once: run it with no other row on the worker."""
+    """The row was running whenever two workers were lost: run it with no other row on the worker."""
     SKIP = "skip"
-    """It is done, in this run or an earlier one."""
+    """The row is done, in this run or an earlier one."""
     REJECT = "reject"
-    """It has lost too many workers."""
+    """The row has lost too many workers."""
     DEFER = "defer"
-    """The job is stopping; the next run will do it."""
+    """The job is stopping; the next run will process the row."""
 
     @property
     def runs(self) -> bool:

@@ -63,10 +63,10 @@ class WorkerPool:
             settings.gpus_per_worker if settings.gpus_per_worker is not None else (1.0 if gpus else 0.0)
         )
         workers_by_gpu = int(gpus // self.gpus_per_worker) if self.gpus_per_worker else 0
-        wanted = self.gpus_per_worker * (settings.workers or 1)
-        if fixed_size and wanted > gpus:
+        needed = self.gpus_per_worker * (settings.workers or 1)
+        if fixed_size and needed > gpus:
             raise BadInput(
-                f"{settings.workers or 1} workers with {self.gpus_per_worker:g} GPUs each need {wanted:g}, and this "
+                f"{settings.workers or 1} workers with {self.gpus_per_worker:g} GPUs each need {needed:g}, and this "
                 f"machine has {gpus:g}; lower --workers or --gpus-per-worker"
             )
         self.num_workers = settings.workers or max(

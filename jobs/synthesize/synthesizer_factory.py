@@ -75,7 +75,7 @@ def find_check(name: str) -> TranscriptCheck:
     try:
         check = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"--check {name!r} cannot be imported: {error}; wanted module:callable") from error
+        raise BadInput(f"--check {name!r} cannot be imported: {error}; expected module:callable") from error
     if not callable(check):
         raise BadInput(f"--check {name!r} is not callable")
     return cast("TranscriptCheck", check)

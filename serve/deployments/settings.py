@@ -35,7 +35,7 @@ class EndpointSettings(BaseModel):
     model: str = Field("demo", min_length=1, description="demo, a folder, or a Hugging Face Hub repository")
     codec: str | None = Field(None, description="folder or Hub repository of the codec (default: the model's own)")
     voices: str | None = Field(None, description="folder or s3:// prefix of the voice library; uploads go there too")
-    default_voice: str | None = Field(None, description="voice for requests without one, or with one of OpenAI's")
+    default_voice: str | None = Field(None, description="voice for speech requests without one, or with one of OpenAI's")
     voice_aliases: Annotated[dict[str, str], NoDecode] = Field(
         {}, description="alternative voice names: alloy=belinda,echo=bob"
     )

@@ -270,7 +270,7 @@ def _text_fields(form: FormData, names: tuple[str, ...]) -> Mapping[str, str]:
     for name in names:
         value = form.get(name, "")
         if not isinstance(value, str):
-            raise BadRequest(f"{name}: got a file, wanted text", param=name)
+            raise BadRequest(f"{name}: got a file, expected text", param=name)
         fields[name] = value
     return fields
 

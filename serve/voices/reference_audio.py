@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from higgs_model.audio.waveform import MAX_CHANNELS, to_mono
 from higgs_model.errors import BadInput
-from higgs_model.script.voices import check_recording
+from higgs_model.script.voices import RECOMMENDED_DURATION, check_recording
 from serve.http.errors import BadRequest, PayloadTooLarge
 
 _DATA_URI = re.compile(
@@ -134,7 +134,8 @@ def check_reference(content: bytes, limits: ReferenceLimits, param: str = "ref_a
         raise BadRequest(f"{param}: the recording cannot be decoded; is the file complete?", param=param) from None
     if len(samples_N) < _MIN_DURATION_S * rate_hz:
         raise BadRequest(
-            f"{param}: {len(samples_N) / rate_hz:.2f} s is too short; wanted 5 to 20 s of speech", param=param
+            f"{param}: {len(samples_N) / rate_hz:.2f} s is too short; expected {RECOMMENDED_DURATION} of speech",
+            param=param,
         )
     try:
         return CheckedRecording(content, to_mono(samples_N), rate_hz, channels, subtype)
@@ -144,9 +145,9 @@ def check_reference(content: bytes, limits: ReferenceLimits, param: str = "ref_a
 
 def _check_header(file: soundfile.SoundFile, param: str) -> None:
     if not 1 <= file.channels <= MAX_CHANNELS:
-        raise BadRequest(f"{param}: {file.channels} channels; wanted 1 to {MAX_CHANNELS}", param=param)
+        raise BadRequest(f"{param}: {file.channels} channels; expected 1 to {MAX_CHANNELS}", param=param)
     if not _MIN_HZ <= file.samplerate <= _MAX_HZ:
-        raise BadRequest(f"{param}: {file.samplerate} Hz; wanted {_MIN_HZ} to {_MAX_HZ}", param=param)
+        raise BadRequest(f"{param}: {file.samplerate} Hz; expected {_MIN_HZ} to {_MAX_HZ}", param=param)
 
 
 def _decode(file: soundfile.SoundFile, limits: ReferenceLimits, param: str) -> NDArray[np.float32]:
@@ -156,6 +157,8 @@ def _decode(file: soundfile.SoundFile, limits: ReferenceLimits, param: str) -> N
     while len(block := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
         total += len(block)
         if total > max_samples:
-            raise BadRequest(f"{param}: longer than {limits.max_s:g} s; trim it to 5 to 20 s of speech", param=param)
+            raise BadRequest(
+                f"{param}: longer than {limits.max_s:g} s; trim it to {RECOMMENDED_DURATION} of speech", param=param
+            )
         blocks.append(block.mean(axis=1, dtype=np.float32))
     return np.concatenate(blocks)

@@ -45,11 +45,11 @@ def open_voice_store(uri: str) -> VoiceStore:
     if uri.startswith("s3://"):
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not bucket:
-            raise BadConfig(f"voices: no bucket in {uri!r}; wanted s3://BUCKET/PREFIX")
+            raise BadConfig(f"voices: no bucket in {uri!r}; expected s3://BUCKET/PREFIX")
         return S3VoiceStore(bucket, prefix.strip("/"))
     folder = Path(uri.removeprefix("file://")).expanduser().absolute()
     if "://" in uri.removeprefix("file://") or not folder.is_dir():
-        raise BadConfig(f"voices: no folder {uri!r}; wanted an existing folder, or s3://BUCKET/PREFIX")
+        raise BadConfig(f"voices: no folder {uri!r}; expected an existing folder, or s3://BUCKET/PREFIX")
     return LocalVoiceStore(folder)
 
 

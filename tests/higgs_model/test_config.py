@@ -72,13 +72,13 @@ def test_transformers_layout_survives_a_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"audio_adapter_type": "triple"}, "audio_adapter_type='triple' is unknown, wanted one of stack, dual_ffn"),
+        ({"audio_adapter_type": "triple"}, "audio_adapter_type='triple' is unknown, expected one of stack, dual_ffn"),
         ({"audio_dual_ffn_layers": None}, "audio_adapter_type='dual_ffn' needs audio_dual_ffn_layers"),
         ({"audio_dual_ffn_layers": [0, 4]}, "contains layer 4, but text_config.num_hidden_layers=4"),
         ({"audio_dual_ffn_layers": [-1]}, "contains layer -1, but text_config.num_hidden_layers=4"),
         ({"audio_dual_ffn_layers": [1, 1]}, r"audio_dual_ffn_layers=\[1, 1\] contains a layer twice"),
         ({"use_rq_transformer": True}, "use_rq_transformer=True with use_delay_pattern=True"),
-        ({"audio_decoder_proj_num_layers": 2}, "audio_decoder_proj_num_layers=2 is not supported, wanted 0"),
+        ({"audio_decoder_proj_num_layers": 2}, "audio_decoder_proj_num_layers=2 is not supported, expected 0"),
         (
             {"audio_codebook_size": 512, "audio_stream_bos_id": 1024},
             "audio_stream_bos_id=1024 .*audio_codebook_size=512",
@@ -88,7 +88,7 @@ def test_transformers_layout_survives_a_round_trip(tmp_path):
         ({"use_delay_pattern": "yes"}, "use_delay_pattern='yes' is not true or false"),
         ({"audio_dual_ffn_layers": "all"}, "audio_dual_ffn_layers='all' is not a list of integers"),
         ({"text_config": {"model_type": "mistral"}}, "text_config.model_type='mistral' is not supported"),
-        ({"text_config": "llama"}, "text_config is a str, wanted a mapping"),
+        ({"text_config": "llama"}, "text_config is a str, expected a mapping"),
         ({"audio_encoder_config": {"d_model": "x"}}, "d_model='x' is not an integer"),
         ({"audio_num_codebooks": 0}, "audio_num_codebooks=0 is not positive"),
         ({"pad_token_id": 160}, "pad_token_id=160 is outside the vocabulary of text_config.vocab_size=160"),

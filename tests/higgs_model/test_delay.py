@@ -74,8 +74,8 @@ def test_delay_state_reproduces_the_stream_of_a_clip(codes):
         frame, ended = state.step(sampled, active, BOS, EOS)
         assert torch.equal(frame, expected)
         assert bool(ended) == (column == stream.shape[1] - 1)
-    assert state.started.tolist() == [0]
-    assert state.remaining.tolist() == [NOT_ENDING]
+    assert state.num_started.tolist() == [0]
+    assert state.num_remaining.tolist() == [NOT_ENDING]
 
 
 @given(st.integers(1, 12), st.data())
@@ -110,8 +110,8 @@ def test_delay_state_resumes_from_the_last_frame(codes, cut):
     stepped = DelayState.initial(1)
     for column in range(1, cut + 1):
         stepped.step(stream[:, column].unsqueeze(0), torch.ones(1, dtype=torch.bool), BOS, EOS)
-    assert torch.equal(resumed.started, stepped.started)
-    assert torch.equal(resumed.remaining, stepped.remaining)
+    assert torch.equal(resumed.num_started, stepped.num_started)
+    assert torch.equal(resumed.num_remaining, stepped.num_remaining)
 
 
 def test_delay_state_of_an_inactive_clip_is_unchanged():
@@ -119,5 +119,5 @@ def test_delay_state_of_an_inactive_clip_is_unchanged():
     sampled = torch.tensor([[1, 2, 3], [EOS, 2, 3]])
     _, ended = state.step(sampled, torch.tensor([True, False]), BOS, EOS)
     assert ended.tolist() == [False, False]
-    assert state.started.tolist() == [1, 0]
-    assert state.remaining.tolist() == [NOT_ENDING, NOT_ENDING]
+    assert state.num_started.tolist() == [1, 0]
+    assert state.num_remaining.tolist() == [NOT_ENDING, NOT_ENDING]

@@ -34,7 +34,7 @@ def test_curl_commands_work(server_and_folder):
         words = shlex.split(command.replace("http://127.0.0.1:8000", server.url))
         subprocess.run([*words, "--fail", "--silent", "--show-error"], cwd=folder, check=True, capture_output=True)
     assert soundfile.info(folder / "hello.wav").samplerate == 24_000
-    assert [len(chunk["speakers"]) for chunk in json.loads((folder / "told.json").read_text())["chunks"]] == [1, 1]
+    assert [len(chunk["speakers"]) for chunk in json.loads((folder / "dialogue.json").read_text())["chunks"]] == [1, 1]
     assert soundfile.info(folder / "like-carl.mp3").format == "MP3"
 
 
@@ -50,7 +50,7 @@ def test_python_example_works(server_and_folder):
 def test_documented_settings_exist():
     (command,) = re.findall(r"^serve run serve\.app:app (.*)$", README, re.MULTILINE)
     resolve_config(dict(word.split("=", 1) for word in command.split()))
-    table = README[README.index("| setting | |") :]
+    table = README[README.index("| setting | description |") :]
     documented = {
         name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`([a-z_]+)`", row)
     }

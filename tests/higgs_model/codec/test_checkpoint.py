@@ -11,7 +11,7 @@ import torch
 from higgs_model import HiggsAudioCodec
 from higgs_model.codec.names import internal_name, original_name
 from higgs_model.errors import BadCheckpoint, BadConfig, BadInput
-from jobs.benchmark.codec_peer import transformers_port
+from jobs.benchmark.codec_peer import load_transformers_port
 from tests.higgs_model.codec import golden
 
 
@@ -61,7 +61,7 @@ def test_transformers_layout_rejects_unsupported_features(load, tmp_path, name):
 @pytest.mark.parametrize("name", ["rvq_24khz", "rvq_16khz"])
 def test_port_agrees_for_whole_numbers_of_frames(load, name):
     codec = load(name)
-    port = transformers_port(codec)
+    port = load_transformers_port(codec)
     with torch.inference_mode():
         for num_frames in (1, 2, 11, 40):
             samples = golden.recording(num_frames * codec.hop_samples)
@@ -76,7 +76,7 @@ def test_port_agrees_for_whole_numbers_of_frames(load, name):
 def test_port_differs_from_the_reference_only_in_padding(load):
     """If acoustic and semantic frame counts differ, the port pads by half a frame, not by 160 samples per feature."""
     codec = load("rvq_24khz")
-    port = transformers_port(codec)
+    port = load_transformers_port(codec)
     differing = []
     for num_samples in golden.LENGTHS:
         samples = torch.from_numpy(golden.recording(num_samples))
@@ -145,7 +145,7 @@ def _shrink_codebooks(folder):
         (_add_tensor, r"0 missing, 1 unknown \(the first is fc_post3.weight\)"),
         (_write_invalid_json, "not valid JSON"),
         (_remove_config, "file not found"),
-        (_shrink_codebooks, r"has shape \(128,\); wanted \(64,\) by the configuration"),
+        (_shrink_codebooks, r"has shape \(128,\); expected \(64,\) by the configuration"),
         (shutil.rmtree, "not a folder"),
     ],
 )

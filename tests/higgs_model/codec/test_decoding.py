@@ -179,8 +179,8 @@ def test_long_clip_decoded_in_portions_is_unchanged(codec, monkeypatch):
     [
         (torch.zeros(8, dtype=torch.int64), r"shape \(8,\)"),
         (torch.zeros(9, 3, dtype=torch.int64), "1 to 8 codebooks"),
-        (torch.zeros(8, 3), "wanted integers"),
-        (torch.full((8, 3), 128), "range from 128 to 128; wanted 0 to 127"),
+        (torch.zeros(8, 3), "expected integers"),
+        (torch.full((8, 3), 128), "range from 128 to 128; expected 0 to 127"),
         (np.full((8, 3), -1), "from -1 to -1"),
     ],
 )

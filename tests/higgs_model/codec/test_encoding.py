@@ -53,8 +53,8 @@ def test_silence_and_clipped_audio_are_encoded(codec, samples, normalized):
     [
         (np.array([0.0, np.nan, np.inf]), 24000, "2 of 3 samples are NaN or infinite, the first at sample 1"),
         (np.zeros(0), 24000, "it is empty"),
-        (np.zeros(10, np.int16), 24000, "samples are int16; wanted floats"),
-        (np.zeros((100, 2)), 24000, r"shape \(100, 2\); wanted \(samples,\) or \(channels, samples\)"),
+        (np.zeros(10, np.int16), 24000, "samples are int16; expected floats"),
+        (np.zeros((100, 2)), 24000, r"shape \(100, 2\); expected \(samples,\) or \(channels, samples\)"),
         (np.zeros(100), 0, "sample rate is 0 Hz"),
     ],
 )

@@ -396,7 +396,7 @@ def test_looping_clip_is_ended():
         ({"input_ids": (3, OUT, OUT_BOS)}, "1 placeholders for 2 clips"),
         (
             {"clips": (np.zeros((K, 3), np.int64), np.full((K, 3), 24))},
-            "clip 1 has codes from 24 to 24; wanted 0 to 23",
+            "clip 1 has codes from 24 to 24; expected 0 to 23",
         ),
         ({"clips": (np.zeros((K, 3)), np.zeros((K, 3), np.int64))}, "clip 0 is float64"),
         ({"seed": 2**63}, "seed=9223372036854775808 does not fit into 64 bits"),

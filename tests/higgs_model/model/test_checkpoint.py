@@ -119,7 +119,7 @@ def test_derived_tensors_of_older_checkpoints_are_ignored(saved):
         (lambda t: t.update(surprise=torch.ones(1)), r"unexpected: surprise$"),
         (
             lambda t: t.update({"norm.weight": torch.ones(31)}),
-            r"wrong shape: norm\.weight is \(31,\), wanted \(32,\)$",
+            r"wrong shape: norm\.weight is \(31,\), expected \(32,\)$",
         ),
         (
             lambda t: [t.pop("norm.weight"), t.pop("layers.2.mlp.up_proj.weight"), t.update(surprise=torch.ones(1))],
@@ -150,7 +150,7 @@ def truncate(path, keep):
         (lambda f: (f / "config.json").write_text("[]"), "config.json is not a JSON object"),
         (
             lambda f: (f / "config.json").write_text('{"model_type": "llama"}'),
-            "model_type 'llama', wanted one of higgs_audio",
+            "model_type 'llama', expected one of higgs_audio",
         ),
         (lambda f: (f / "model.safetensors").unlink(), r"lacks the weight files model\.safetensors"),
         (lambda f: truncate(f / "model.safetensors", 0.5), r"model\.safetensors cannot be read as safetensors"),

@@ -237,7 +237,7 @@ def test_growing_cache_keeps_its_contents_and_reads_no_unwritten_position(cache_
 @pytest.mark.parametrize(
     ("cache", "message"),
     [
-        ("nothing", "past_key_values is a str, wanted a higgs_model"),
+        ("nothing", "past_key_values is a str, expected a higgs_model"),
         (None, "holds a batch of 1, but .* 2"),
     ],
 )

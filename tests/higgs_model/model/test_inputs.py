@@ -39,15 +39,18 @@ INVALID_BATCHES = {
     "no tokens": (with_changes(input_ids=ids[:, :0]), "the prompt is empty"),
     "no rows": (with_changes(input_ids=ids[:0]), "the prompt is empty"),
     "masked row": (with_value("attention_mask", 1, 0), r"attention_mask masks the audio placeholder at row 1, token 6"),
-    "one dimension": (with_changes(input_ids=ids[0]), r"input_ids has shape \(12\), wanted \(batch, tokens\)"),
-    "float ids": (with_changes(input_ids=ids.float()), "input_ids has dtype torch.float32, wanted integers"),
+    "one dimension": (with_changes(input_ids=ids[0]), r"input_ids has shape \(12\), expected \(batch, tokens\)"),
+    "float ids": (with_changes(input_ids=ids.float()), "input_ids has dtype torch.float32, expected integers"),
     "id too large": (
         with_value("input_ids", (0, 4), 160),
         r"input_ids\[0, 4\] = 160 is outside the vocabulary: .* 0 to 159",
     ),
     "negative id": (with_value("input_ids", (1, 0), -3), r"input_ids\[1, 0\] = -3 is outside"),
-    "list of ids": (with_changes(input_ids=[[1, 2]]), "input_ids is a list, wanted a torch.Tensor"),
-    "array of codes": (with_changes(audio_out_ids=codes.numpy()), "audio_out_ids is a ndarray, wanted a torch.Tensor"),
+    "list of ids": (with_changes(input_ids=[[1, 2]]), "input_ids is a list, expected a torch.Tensor"),
+    "array of codes": (
+        with_changes(audio_out_ids=codes.numpy()),
+        "audio_out_ids is a ndarray, expected a torch.Tensor",
+    ),
     "mask of twos": (
         with_changes(attention_mask=torch.full_like(ids, 2)),
         "attention_mask has values other than 0 and 1",
@@ -77,11 +80,11 @@ INVALID_BATCHES = {
     "negative code": (with_value("audio_out_ids", (0, 0), -1), r"audio_out_ids\[0, 0\] = -1 is outside"),
     "codebooks": (
         with_changes(audio_out_ids=codes[:3]),
-        r"audio_out_ids has shape \(3, 12\), wanted \(4 codebooks, frames\)",
+        r"audio_out_ids has shape \(3, 12\), expected \(4 codebooks, frames\)",
     ),
     "float codes": (
         with_changes(audio_out_ids=codes.float()),
-        "audio_out_ids has dtype torch.float32, wanted integers",
+        "audio_out_ids has dtype torch.float32, expected integers",
     ),
     "starts beyond": (
         with_changes(audio_out_ids_start=torch.tensor([0, 99])),
@@ -131,7 +134,7 @@ def mels(clips=1, frames=MEL_FRAMES, bins=MELS):
     ("features", "mask", "message"),
     [
         (mels(frames=39), None, "audio_features has 39 mel frames, but the audio tower requires exactly 40: pad"),
-        (mels(bins=9), None, r"audio_features has shape \(1, 9, 40\), wanted \(clips, 8 mel bins, mel frames\)"),
+        (mels(bins=9), None, r"audio_features has shape \(1, 9, 40\), expected \(clips, 8 mel bins, mel frames\)"),
         (mels(clips=2), None, r"audio_features: 2 given, but the prompt has 1 <\|AUDIO\|>"),
         (
             mels().index_fill(1, torch.tensor([3]), float("nan")),
@@ -146,7 +149,7 @@ def mels(clips=1, frames=MEL_FRAMES, bins=MELS):
         (mels(), torch.ones(1, 41), r"audio_feature_attention_mask has shape \(1, 41\), .* \(1, 8, 40\)"),
         (mels(), torch.full((1, 40), 2), "audio_feature_attention_mask has values other than 0 and 1"),
         (mels(), torch.arange(40)[None] > 5, "has a 1 after a 0: padding must follow the mel frames of a clip"),
-        (mels().long(), None, "audio_features has dtype torch.int64, wanted floating-point"),
+        (mels().long(), None, "audio_features has dtype torch.int64, expected floating-point"),
         (None, None, r"1 <\|AUDIO\|> but no audio .* this network takes audio_features or audio_in_ids"),
     ],
 )
@@ -158,9 +161,9 @@ def test_invalid_features_raise(with_tower, features, mask, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"label_ids": torch.zeros(2, 3, dtype=torch.int64)}, r"label_ids has shape \(2, 3\), wanted \(2, 12\)"),
+        ({"label_ids": torch.zeros(2, 3, dtype=torch.int64)}, r"label_ids has shape \(2, 3\), expected \(2, 12\)"),
         ({"label_ids": ids + 100}, r"label_ids\[0, 0\] = \d+ is outside the predictable ids"),
-        ({"label_audio_ids": codes[:, 1:]}, r"label_audio_ids has shape \(4, 11\), wanted \(4, 12\)"),
+        ({"label_audio_ids": codes[:, 1:]}, r"label_audio_ids has shape \(4, 11\), expected \(4, 12\)"),
         ({"label_audio_ids": codes - 50}, r"label_audio_ids\[0, 0\] = -\d+ is outside the predictable ids"),
     ],
 )
@@ -174,7 +177,7 @@ def test_invalid_labels_raise(codes_in, labels, message):
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0 is not a positive integer"),
         ({"temperature": -1.0}, "temperature=-1.0 is not a positive number"),
-        ({"cache_implementation": "paged"}, "cache_implementation='paged' is unknown, wanted dynamic or static"),
+        ({"cache_implementation": "paged"}, "cache_implementation='paged' is unknown, expected dynamic or static"),
         ({"max_new_tokens": None}, "max_new_tokens=None is not a positive integer"),
         ({"seed": 2**64}, "seed=18446744073709551616 does not fit into 64 bits"),
         ({"seed": "a"}, "seed='a' is neither an integer nor a sequence of integers"),

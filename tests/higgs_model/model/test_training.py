@@ -180,7 +180,7 @@ def test_partial_freezing_does_not_change_the_output():
 
 @pytest.mark.parametrize("until", [0, VOCAB, 999])
 def test_freezing_none_or_all_rows_partially_raises(until):
-    with pytest.raises(BadInput, match=f"freeze_until_idx={until} is out of range: wanted 1 to 159 for 160 rows"):
+    with pytest.raises(BadInput, match=f"freeze_until_idx={until} is out of range: expected 1 to 159 for 160 rows"):
         builders.model().freeze_text_head(until)
 
 

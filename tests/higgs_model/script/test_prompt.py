@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from higgs_model import Script
 from higgs_model.errors import BadInput
 from higgs_model.script.duration import estimate_frames
-from higgs_model.script.plan import Plan, PromptBuilder
+from higgs_model.script.plan import Plan
+from higgs_model.script.prompt_builder import PromptBuilder
 from higgs_model.script.voices import ReferenceCodes, Voices
 from tests.higgs_model.script.conftest import TinyCodec
 

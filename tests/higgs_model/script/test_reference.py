@@ -8,7 +8,8 @@ import pytest
 
 from higgs_model import Script
 from higgs_model.script.normalize import normalize
-from higgs_model.script.plan import Plan, PromptBuilder
+from higgs_model.script.plan import Plan
+from higgs_model.script.prompt_builder import PromptBuilder
 from tests.higgs_model.script.conftest import REFERENCE
 
 CASES = {case["row"]["id"]: case for case in REFERENCE["cases"]}

@@ -7,8 +7,9 @@ import pytest
 import soundfile
 
 from higgs_model.errors import BadInput
-from higgs_model.script.plan import Plan, PromptBuilder
+from higgs_model.script.plan import Plan
 from higgs_model.script.prompt import END_OF_MESSAGE
+from higgs_model.script.prompt_builder import PromptBuilder
 from higgs_model.script.script import Script
 from higgs_model.script.voices import ReferenceCodes, Voices
 from higgs_model.training.samples import SampleReader
@@ -137,22 +138,22 @@ def chat_row(*content):
 
 
 INVALID_ROWS = {
-    "audio is None; wanted the recording's path": {"text": "a"},
+    "audio is None; expected the recording's path": {"text": "a"},
     "text: missing: set text or turns": {"audio": "a.wav"},
-    "the text has 2 chunks; wanted 1": {"audio": "a.wav", "text": "One. [pause:1s] Two."},
+    "the text has 2 chunks; expected 1": {"audio": "a.wav", "text": "One. [pause:1s] Two."},
     "messages must be a list": {"messages": 3},
     "messages is a string, but not valid JSON": {"messages": "{"},
-    "messages[0] is 'a'; wanted an object": {"messages": ["a"]},
-    "messages[0].role is 'robot'; wanted one of system, user, assistant": {"messages": [{"role": "robot"}]},
+    "messages[0] is 'a'; expected an object": {"messages": ["a"]},
+    "messages[0].role is 'robot'; expected one of system, user, assistant": {"messages": [{"role": "robot"}]},
     "messages[0].recipient is 'tool'": {"messages": [{"role": "user", "content": "a", "recipient": "tool"}]},
-    "messages[0].content is None; wanted a text": {"messages": [{"role": "user"}]},
+    "messages[0].content is None; expected a text": {"messages": [{"role": "user"}]},
     "messages[1].content[0] is {'type': 'video'}": chat_row({"type": "video"}),
     "messages[1].content[0] has no audio_url": chat_row({"type": "audio"}),
-    "messages[1].content[0] has duration; wanted a full recording": chat_row(
+    "messages[1].content[0] has duration; expected a full recording": chat_row(
         {"type": "audio", "audio_url": "a.wav", "duration": 3.0}
     ),
     "no message from start_index=0 on is the assistant's": {"messages": [{"role": "user", "content": "a"}]},
-    "start_index is 9; wanted the index of a message, 0 to 1": {**chat_row("b"), "start_index": 9},
+    "start_index is 9; expected the index of a message, 0 to 1": {**chat_row("b"), "start_index": 9},
 }
 
 

@@ -1,18 +1,18 @@
-"""The engine's benchmark runs, and what it says is complete."""
+"""The engine benchmark runs and reports all of its results."""
 
 import json
 import subprocess
 import sys
 
 
-def test_a_quick_round():
-    done = subprocess.run(
+def test_quick_run_reports_every_metric():
+    completed = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "jobs.benchmark", "engine", "--quick"],
         capture_output=True,
         text=True,
         check=True,
     )
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(completed.stdout.splitlines()[-1])
     assert result["benchmark"] == "engine"
     (row,) = result["rows"]
     assert row["slots"] == 4
@@ -21,16 +21,16 @@ def test_a_quick_round():
     assert 0 < row["occupancy"] <= 1
     assert 0 < row["step_of_floor"] < 1
     assert row["first_frame_s"].keys() == {"1", "4"}
-    assert all(0 < one["median"] <= one["p95"] for one in row["first_frame_s"].values())
+    assert all(0 < quantiles["median"] <= quantiles["p95"] for quantiles in row["first_frame_s"].values())
 
 
-def test_a_soak_leaves_nothing_behind():
-    done = subprocess.run(
+def test_soak_frees_all_kv_blocks():
+    completed = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "jobs.benchmark", "engine", "--slots", "4", "--soak", "40"],
         capture_output=True,
         text=True,
         check=True,
     )
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(completed.stdout.splitlines()[-1])
     assert result["blocks_held_at_the_end"] == 0
     assert [mark["requests"] for mark in result["marks"]] == list(range(4, 41, 4))

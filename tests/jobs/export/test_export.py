@@ -235,7 +235,7 @@ def test_nested_parquet_columns_are_preserved(tmp_path, capsys):
 # The scratch folder of S3 storage is cleaned up implicitly, when the storage is garbage-collected.
 @pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
 def test_export_from_s3(bucket, capsys, monkeypatch):
-    bucket.open_to(monkeypatch)
+    bucket.set_environment(monkeypatch)
     job(f"{bucket.uri}/out")
     for kind in ("nemo", "hf", "vtt"):
         assert run(capsys, "--results", f"{bucket.uri}/out", "--to", kind)[0] == 0

@@ -46,7 +46,7 @@ def test_number_of_s3_writes_per_row(tmp_path, counting_bucket):
     environment = bucket.environment() | {"RAY_ADDRESS": ""}
     status, _, stderr = run_job(FAKE_JOB, "--manifest", manifest, "--output", f"{bucket.uri}/out", **environment)
     assert status == 0, stderr
-    n = capacity.numbers(capacity.PAGE.read_text())
+    n = capacity.parse_numbers(capacity.PAGE.read_text())
     writes = calls["PUT", "audio"] + calls["POST", "audio"]
     assert writes == len(short) * capacity.s3_writes(2, n) + capacity.s3_writes(long_s, n)
     assert capacity.s3_writes(long_s, n) > 3

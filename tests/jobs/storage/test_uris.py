@@ -32,7 +32,7 @@ def library(request, tmp_path, monkeypatch):
             (tmp_path / name).write_bytes(content)
         return str(tmp_path)
     bucket = request.getfixturevalue("bucket")
-    bucket.open_to(monkeypatch)
+    bucket.set_environment(monkeypatch)
     for name, content in FILES.items():
         bucket.put(f"voices/{name}", content)
     return f"{bucket.uri}/voices"

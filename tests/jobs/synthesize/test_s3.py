@@ -33,7 +33,7 @@ def test_job_succeeds_with_an_unreliable_s3_server(bucket, monkeypatch):
             pa.Table.from_pylist([*rows[part::2]], schema=pa.schema(dict.fromkeys(COLUMNS, pa.string()))), file
         )
         bucket.put(f"scripts/part-{part}.parquet", file.getvalue())
-    proxy = UnreliableProxy(bucket.address, share=0.05, slow_s=0.05)
+    proxy = UnreliableProxy(bucket.address, failure_rate=0.05, max_delay_s=0.05)
     environment = bucket.environment(proxy.endpoint) | {"RAY_ADDRESS": ""}
     arguments = (
         "--manifest",
@@ -51,7 +51,7 @@ def test_job_succeeds_with_an_unreliable_s3_server(bucket, monkeypatch):
     assert status == 0, stderr
     assert "20 already done" in stderr
 
-    bucket.open_to(monkeypatch)
+    bucket.set_environment(monkeypatch)
     results = checked_results(f"{bucket.uri}/out")
     assert {row["id"]: row["status"] for row in results.values()} == {row["id"]: "ok" for row in rows}
     for row in results.values():

@@ -108,7 +108,7 @@ def test_invalid_rows_are_reported_or_skipped(tmp_path, capsys):
     stderr = capsys.readouterr().err
     assert "has 3 invalid rows, data.bad_rows allows 0: " in stderr
     assert "row 1 (r1): 'gone.npy' cannot be read" in stderr
-    assert "2.npy' has codes from 99 to 99; wanted 0 to 11" in stderr
+    assert "2.npy' has codes from 99 to 99; expected 0 to 11" in stderr
     assert "row 4: the line is not JSON" in stderr
     data = yaml.safe_load(path.read_text())["data"]
     assert run_command(train, ["--config", str(update_settings(path, data=data | {"bad_rows": 3}))]) == 0

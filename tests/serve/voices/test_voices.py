@@ -22,7 +22,7 @@ def library_uri(request, tmp_path, monkeypatch):
     if request.param == "folder":
         return str(tmp_path)
     bucket = request.getfixturevalue("bucket")
-    bucket.open_to(monkeypatch)
+    bucket.set_environment(monkeypatch)
     return f"{bucket.uri}/library"
 
 
