@@ -1,4 +1,4 @@
-"""The exceptions of the project and what each one blames.
+"""The exceptions of the project.
 
     HiggsError
     ├── BadInput        an argument, a row or a request is invalid     (also a ValueError)

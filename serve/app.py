@@ -36,7 +36,7 @@ def build(config: EndpointSettings, factory: replica.SynthesizerFactory) -> Appl
     # On a CPU the thread count affects the last bits of the audio, so it matches a batch job's worker unless more CPUs
     # are configured.
     threads = None if gpus else max(_CPU_THREADS, math.ceil(config.cpus_per_replica))
-    synthesizers = serve.deployment(replica.Replica).options(**replica.deployment_options(config, gpus))
+    synthesizers = serve.deployment(replica.SynthesizerReplica).options(**replica.deployment_options(config, gpus))
     workers = serve.deployment(ingress.Ingress).options(**ingress.deployment_options(config))
     digests = key_digests(config)
     return workers.bind(config, digests, synthesizers.bind(config, factory, threads))

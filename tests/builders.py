@@ -71,8 +71,8 @@ def model(seed=0, **overrides):
     return randomize(HiggsAudioModel(config(**overrides)), seed).eval()
 
 
-def silence_stream_tokens(heads_weight, num_codebooks, rows):
-    """Give the stream tokens a logit of 0, so that greedy clips never end."""
+def suppress_stream_tokens(heads_weight, num_codebooks, rows):
+    """Set the logits of BOS and EOS to 0, so that greedy clips never end."""
     with torch.no_grad():
         heads_weight.view(num_codebooks, rows, -1)[:, -2:] = 0
 
@@ -116,7 +116,7 @@ SEMANTIC = HubertConfig(
 
 
 def codec(**overrides):
-    """Return a codec configuration with 3 codebooks that trains in seconds."""
+    """Return a codec with 3 codebooks, small enough to train in seconds."""
     torch.manual_seed(0)
     values = {
         "num_codebooks": 3,

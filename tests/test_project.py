@@ -57,7 +57,7 @@ def test_special_ids_are_defined_once():
         for path in SOURCES
         if path.name != "tokens.py"
         for node in ast.walk(ast.parse(path.read_text()))
-        # The end of a text is a setting of the Llama backbone, not a token of ours.
+        # eos_token_id belongs to the Llama configuration, not to our special tokens.
         if isinstance(node, ast.Constant) and node.value in ids and path.name != "config.py"
     ]
     assert found == []

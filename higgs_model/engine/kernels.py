@@ -84,7 +84,7 @@ class Kernels(Protocol):
         """For logs and reports."""
 
     def decode(self, queries_SHD: Tensor, pool: LayerPool, table_SB: Tensor, lengths_S: Tensor) -> Tensor:
-        """(S, H, D) → (S, H, D): row s attends to its first `lengths_S[s]` positions; with none, the output is arbitrary."""
+        """(S, H, D) → (S, H, D): row s attends to its first `lengths_S[s]` positions; with none, it is arbitrary."""
 
     def prefill(self, queries_PHD: Tensor, pool: LayerPool, table_SB: Tensor, metadata: PrefillMetadata) -> Tensor:
         """(P, H, D) → (P, H, D): each query attends to the positions of its slot up to its own."""

@@ -264,8 +264,8 @@ class Encoder:
         got = sum(token_id in self._special_ids for token_id in ids)
         if got != len(expected):
             raise BadInput(
-                f"the text has {got - len(expected)} special token(s) of this tokenizer "
-                f"near {text[:60]!r}; spell them differently"
+                f"the text contains {got - len(expected)} special token(s) of the tokenizer "
+                f"near {text[:60]!r}; rephrase it"
             )
         return ids
 

@@ -1,1 +1,1 @@
-"""Benchmarks: each measures ours and its peer in the same run, in turn, and quotes the ratio."""
+"""Benchmarks: each runs this repository and its peer alternately in one run, and reports the ratio."""

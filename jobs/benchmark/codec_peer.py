@@ -1,8 +1,7 @@
-"""transformers' port of the codec, with the weights of ours, as the peer that ours is measured and checked
-against.
+"""transformers' port of the codec with our weights, as the reference for benchmarks and tests.
 
-The port imports torchaudio for one function, a resampler. Where torchaudio is not installed, a module with
-that one function (ours, which gives the same samples) stands in for it.
+The port imports torchaudio for one function, `resample`. If torchaudio is not installed, it is replaced by a stub
+module with our `resample_sinc`, which returns the same samples.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from higgs_model import HiggsAudioCodec
 from higgs_model.audio.resample import resample_sinc
 
 
-def transformers_port(codec: HiggsAudioCodec) -> Any:
-    """A `HiggsAudioV2TokenizerModel` that has loaded our checkpoint, in evaluation mode."""
-    _need_torchaudio()
+def load_transformers_port(codec: HiggsAudioCodec) -> Any:
+    """Return a `HiggsAudioV2TokenizerModel` with the codec's weights, in evaluation mode."""
+    _stub_torchaudio_if_missing()
     from transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer import (
         HiggsAudioV2TokenizerModel,
     )
@@ -33,7 +32,7 @@ def transformers_port(codec: HiggsAudioCodec) -> Any:
         return HiggsAudioV2TokenizerModel.from_pretrained(folder).eval()
 
 
-def _need_torchaudio() -> None:
+def _stub_torchaudio_if_missing() -> None:
     if importlib.util.find_spec("torchaudio") is not None:
         return
     torchaudio, functional = types.ModuleType("torchaudio"), types.ModuleType("torchaudio.functional")
@@ -41,10 +40,10 @@ def _need_torchaudio() -> None:
     torchaudio.__dict__["functional"] = functional
     functional.__dict__["resample"] = _resample
     sys.modules |= {"torchaudio": torchaudio, "torchaudio.functional": functional}
-    # transformers remembers what it once looked for.
+    # transformers caches whether torchaudio is available.
     import_utils.is_torchaudio_available.cache_clear()
 
 
 def _resample(waveform: Tensor, orig_freq: int, new_freq: int) -> Tensor:
-    rows = resample_sinc(waveform.reshape(-1, waveform.shape[-1]), orig_freq, new_freq)
-    return rows.view(*waveform.shape[:-1], -1)
+    resampled_BN = resample_sinc(waveform.reshape(-1, waveform.shape[-1]), orig_freq, new_freq)
+    return resampled_BN.view(*waveform.shape[:-1], -1)

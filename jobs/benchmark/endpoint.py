@@ -1,6 +1,6 @@
-"""The endpoint as a process of its own, for benchmarks: `serve run` from its start to its end, and how it is asked.
+"""Run the HTTP endpoint in its own process for a benchmark.
 
-In: a checkpoint's name and settings. Out: a `Place`: where it answers, and which processes it is.
+In: a checkpoint and settings. Out: a `RunningEndpoint` with its URL and process id, for the duration of a `with` block.
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ from pathlib import Path
 
 import aiohttp
 
-_START_S = 300.0
+_STARTUP_TIMEOUT_S = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """A running endpoint."""
+class RunningEndpoint:
+    """A running endpoint.
+
+    Attributes:
+        url: base URL.
+        pid: process id of `serve run`, the ancestor of all other processes.
+        folder: temporary folder with its log.
+    """
 
     url: str
     pid: int
@@ -35,12 +41,22 @@ class Place:
 
 
 @contextlib.contextmanager
-def endpoint(model: str, slots: int, queued: int, proxy: str) -> Iterator[Place]:
-    """`serve run` with a Ray of its own, from its start to its end."""
+def run_endpoint(model: str, slots: int, queued: int, proxy: str) -> Iterator[RunningEndpoint]:
+    """Start `serve run` with its own Ray cluster, wait until it is ready, and stop it on exit.
+
+    Args:
+        model: checkpoint.
+        slots: concurrent requests of the engine.
+        queued: maximum number of queued requests.
+        proxy: `haproxy`, or Serve's own proxy for any other value.
+
+    Raises:
+        RuntimeError: the endpoint is not ready within five minutes, or exits.
+    """
     with tempfile.TemporaryDirectory(prefix="higgs-") as name:
         folder = Path(name)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as unused:
+            port = unused.getsockname()[1]
         settings = {"model": model, "max_batch": slots, "max_queued": queued, "cpus_per_replica": 0.5}
         application = {"name": "default", "import_path": "serve.app:app", "route_prefix": "/", "args": settings}
         config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}
@@ -48,9 +64,10 @@ def endpoint(model: str, slots: int, queued: int, proxy: str) -> Iterator[Place]
         environment = {
             **{"RAY_ADDRESS": "local", "RAY_TMPDIR": name, "RAY_USAGE_STATS_ENABLED": "0"},
             "RAY_SERVE_ENABLE_HA_PROXY": str(int(proxy == "haproxy")),
-            # Else everything else on the machine goes before Ray's workers, and the synthesizer alone is none of them.
+            # By default Ray's workers have a lower priority than other processes, such as the in-process synthesizer
+            # that they are compared with.
             "RAY_worker_niceness": "0",
-            # It listens on the loopback, and is asked for its numbers by this process.
+            # The cluster listens on the loopback interface only, and this process queries its metrics.
             "RAY_AUTH_MODE": "disabled",
         }
         with (folder / "log").open("wb") as log:
@@ -61,60 +78,62 @@ def endpoint(model: str, slots: int, queued: int, proxy: str) -> Iterator[Place]
                 stderr=log,
                 start_new_session=True,
             )
-        place = Place(f"http://127.0.0.1:{port}", process.pid, folder)
+        endpoint = RunningEndpoint(f"http://127.0.0.1:{port}", process.pid, folder)
         try:
-            asyncio.run(_until_ready(place, process))
-            yield place
+            asyncio.run(_wait_until_ready(endpoint, process))
+            yield endpoint
         finally:
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
-            for pid in [*children(process.pid), process.pid]:
+            for pid in [*descendants(process.pid), process.pid]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait(10)
 
 
-async def _until_ready(place: Place, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + _START_S
+async def _wait_until_ready(endpoint: RunningEndpoint, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _STARTUP_TIMEOUT_S
     async with aiohttp.ClientSession() as session:
-        while time.monotonic() < end and process.poll() is None:
+        while time.monotonic() < deadline and process.poll() is None:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with session.get(f"{place.url}/healthz", timeout=aiohttp.ClientTimeout(10)) as answer:
-                    if answer.status == 200:
+                async with session.get(f"{endpoint.url}/healthz", timeout=aiohttp.ClientTimeout(10)) as response:
+                    if response.status == 200:
                         return
             await asyncio.sleep(0.5)
-    raise RuntimeError(f"the endpoint did not start:\n{(place.folder / 'log').read_text()[-3000:]}")
+    raise RuntimeError(
+        f"the endpoint did not start; the end of its log:\n{(endpoint.folder / 'log').read_text()[-3000:]}"
+    )
 
 
-def children(pid: int) -> list[int]:
-    """All processes under one, deepest first."""
-    parents = collections.defaultdict(list)
+def descendants(pid: int) -> list[int]:
+    """Return the ids of all descendants of a process, deepest first."""
+    children = collections.defaultdict(list)
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            parents[int(path.read_text().rpartition(")")[2].split()[1])].append(int(path.parent.name))
+            children[int(path.read_text().rpartition(")")[2].split()[1])].append(int(path.parent.name))
 
-    def under(parent: int) -> Iterator[int]:
-        for child in parents[parent]:
-            yield from under(child)
+    def walk(parent: int) -> Iterator[int]:
+        for child in children[parent]:
+            yield from walk(child)
             yield child
 
-    return list(under(pid))
+    return list(walk(pid))
 
 
-def ray_address(place: Place) -> str:
-    """Of the Ray that the endpoint has started, as its node was told."""
-    for pid in children(place.pid):
+def ray_address(endpoint: RunningEndpoint) -> str:
+    """Return the address of the endpoint's Ray cluster, from the command lines of its processes."""
+    for pid in descendants(endpoint.pid):
         with contextlib.suppress(OSError):
             for word in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0"):
                 if word.startswith("--gcs-address="):
                     return word.removeprefix("--gcs-address=")
-    raise RuntimeError("the endpoint runs no Ray")
+    raise RuntimeError("no process of the endpoint has --gcs-address; Ray is not running")
 
 
 @contextlib.asynccontextmanager
 async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of as many connections as are wanted."""
+    """Open an HTTP client without a limit on connections."""
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:

@@ -1,9 +1,9 @@
-"""The batch job against its own parts in one process: audio seconds a second, occupancy, and rows a second.
+"""The batch job compared with its parts in one process: audio s/s, occupancy, and rows/s.
 
-Three runs, each in a process of its own, one after the other:
-`alone`: a `Synthesizer` synthesizer all scripts at once in one process; no Ray, no files.
-`job`: `jobs.synthesize` makes the same scripts, with files and results, from when its model is loaded.
-`rows`: very many short rows with a synthesizer that takes no time, to see what rows themselves cost.
+Three runs, each in its own process, one after the other:
+`alone`: a `Synthesizer` synthesizes all scripts concurrently in one process, without Ray and files.
+`job`: `jobs.synthesize` synthesizes the same scripts, with files and results, timed from when its model is loaded.
+`rows`: very many short rows with a synthesizer that takes no time, to measure the overhead per row.
 """
 
 from __future__ import annotations
@@ -37,45 +37,51 @@ _FAST_CHARS_PER_S = 1e6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Command line of this benchmark."""
+    """Add this benchmark's options."""
     checkpoint.add_arguments(parser)
-    parser.add_argument("--scripts", type=int, default=80, help="scripts, from a line to a minute or two")
-    parser.add_argument("--slots", type=int, default=16, help="requests that the engine runs at the same time")
+    parser.add_argument("--scripts", type=int, default=80, help="scripts, from one line to a minute or two")
+    parser.add_argument("--slots", type=int, default=16, help="concurrent requests of the engine")
     parser.add_argument("--rows", type=int, default=100_000, help="short rows with a synthesizer that takes no time")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of `alone` and `job`, in turn")
-    parser.add_argument("--quick", action="store_true", help="few and short, to see that it works")
+    parser.add_argument("--rounds", type=int, default=2, help="alternating runs of `alone` and `job`")
+    parser.add_argument("--quick", action="store_true", help="few short scripts, as a smoke test")
     parser.add_argument("--part", choices=["alone", "rows"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print the table, and return it."""
+    """Measure, print the results, and return them."""
     if arguments.part:
-        return {"alone": alone, "rows": rows}[arguments.part](arguments)
+        return {"alone": measure_in_process, "rows": measure_rows}[arguments.part](arguments)
     if arguments.quick:
         arguments.scripts, arguments.rows, arguments.rounds = 6, 200, 1
         arguments.hidden_size, arguments.layers = 64, 2
     with tempfile.TemporaryDirectory(prefix="higgs-benchmark-") as folder:
         arguments.folder = Path(folder)
-        arguments.model = checkpoint.named_or_random(arguments, arguments.folder / "model")
+        arguments.model = checkpoint.resolve_checkpoint(arguments, arguments.folder / "model")
         write_scripts(arguments.folder / "scripts.jsonl", arguments.scripts)
-        alones, jobs = [], []
+        in_process_runs, job_runs = [], []
         for number in range(arguments.rounds):
-            alones.append(_in_a_process(arguments, "alone"))
-            jobs.append(_job(arguments, arguments.folder / f"out{number}"))
-        many = _in_a_process(arguments, "rows") if arguments.rows else {}
-    ratios = [job["audio_s_per_s"] / one["audio_s_per_s"] for job, one in zip(jobs, alones, strict=True)]
+            in_process_runs.append(_run_part(arguments, "alone"))
+            job_runs.append(_run_job(arguments, arguments.folder / f"out{number}"))
+        rows = _run_part(arguments, "rows") if arguments.rows else {}
+
+    def median(runs: list[dict[str, Any]], name: str) -> float:
+        return statistics.median(run[name] for run in runs)
+
+    ratios = [
+        job["audio_s_per_s"] / alone["audio_s_per_s"] for job, alone in zip(job_runs, in_process_runs, strict=True)
+    ]
     result = {
         "scripts": arguments.scripts,
-        "audio_s": jobs[0]["audio_s"],
-        "alone_audio_s_per_s": statistics.median(one["audio_s_per_s"] for one in alones),
-        "job_audio_s_per_s": statistics.median(one["audio_s_per_s"] for one in jobs),
+        "audio_s": job_runs[0]["audio_s"],
+        "alone_audio_s_per_s": median(in_process_runs, "audio_s_per_s"),
+        "job_audio_s_per_s": median(job_runs, "audio_s_per_s"),
         "ratio": statistics.median(ratios),
-        "occupancy_alone": statistics.median(one["occupancy"] for one in alones),
-        "occupancy_job": statistics.median(one["occupancy"] for one in jobs),
-        "occupancy_job_while_rows_waited": statistics.median(one["occupancy_while_rows_waited"] for one in jobs),
-        "start_up_s": statistics.median(one["elapsed_s"] - one["working_s"] for one in jobs),
-        **many,
+        "occupancy_alone": median(in_process_runs, "occupancy"),
+        "occupancy_job": median(job_runs, "occupancy"),
+        "occupancy_job_while_rows_waited": median(job_runs, "occupancy_while_rows_waited"),
+        "start_up_s": statistics.median(job["elapsed_s"] - job["working_s"] for job in job_runs),
+        **rows,
     }
     for name, value in result.items():
         print(f"{name:>32}  {value:.3f}" if isinstance(value, float) else f"{name:>32}  {value}")
@@ -83,7 +89,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_scripts(path: Path, count: int) -> None:
-    """A manifest as in life: most scripts are a few sentences, some go on for minutes."""
+    """Write a realistic manifest: most scripts are a few sentences, some take minutes."""
     draw, words = random.Random(0), _WORDS.split()
     with path.open("w") as file:
         for number in range(count):
@@ -92,11 +98,11 @@ def write_scripts(path: Path, count: int) -> None:
             file.write(json.dumps({"id": f"script-{number:05d}", "text": text, "seed": number}) + "\n")
 
 
-def _flags(arguments: argparse.Namespace, manifest: Path, output: Path, workers: int = 1) -> list[str]:
+def _job_flags(arguments: argparse.Namespace, manifest: Path, output: Path, workers: int = 1) -> list[str]:
     return [
         *("--manifest", str(manifest), "--output", str(output), "--model", arguments.model),
         *("--max-batch", str(arguments.slots), "--workers", str(workers), "--attempts", "1"),
-        # Of some texts random weights make silence, alone as in the job.
+        # With random weights some scripts come out silent and fail, in both runs.
         *("--max-failed", "100%"),
     ]
 
@@ -104,28 +110,28 @@ def _flags(arguments: argparse.Namespace, manifest: Path, output: Path, workers:
 # ---------------------------------------------------------------------- one process, no Ray
 
 
-def alone(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All scripts at once, longest first, in this process."""
-    settings = parse_settings(_flags(arguments, arguments.folder / "scripts.jsonl", arguments.folder / "none"))
+def measure_in_process(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Synthesize all scripts concurrently in this process, longest first."""
+    settings = parse_settings(_job_flags(arguments, arguments.folder / "scripts.jsonl", arguments.folder / "none"))
     synthesizer = load_synthesizer(settings, WorkerResources(arguments.slots, threads=2))
     processor = RowProcessor(settings)
     plans = [processor.validate(row).plan for row in open_manifest(settings.manifest).rows()]
     plans.sort(key=lambda plan: -sum(len(chunk.text) for chunk in plan.chunks))
     samples = 0
 
-    async def speak_all() -> None:
-        room = asyncio.Semaphore(ROWS_PER_SLOT * arguments.slots)
+    async def synthesize_all() -> None:
+        limit = asyncio.Semaphore(ROWS_PER_SLOT * arguments.slots)
 
-        async def speak(plan: Any) -> None:
+        async def synthesize(plan: Any) -> None:
             nonlocal samples
-            async with room:
+            async with limit:
                 async for piece in synthesizer.stream(plan):
                     samples += len(piece.samples_N)
 
-        await asyncio.gather(*map(speak, plans))
+        await asyncio.gather(*map(synthesize, plans))
 
     start_s = time.perf_counter()
-    asyncio.run(speak_all())
+    asyncio.run(synthesize_all())
     seconds = time.perf_counter() - start_s
     occupancy = synthesizer.metrics()["occupancy"]
     synthesizer.close()
@@ -135,8 +141,8 @@ def alone(arguments: argparse.Namespace) -> dict[str, Any]:
 # ---------------------------------------------------------------------- the job
 
 
-def _job(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
-    flags = _flags(arguments, arguments.folder / "scripts.jsonl", output)
+def _run_job(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
+    flags = _job_flags(arguments, arguments.folder / "scripts.jsonl", output)
     command = [sys.executable, "-m", "jobs.synthesize", *flags]
     environment = os.environ | {"RAY_ADDRESS": ""}
     subprocess.run(command, check=True, env=environment)
@@ -144,52 +150,53 @@ def _job(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     return summary
 
 
-# ---------------------------------------------------------------------- rows that take no time
+# ---------------------------------------------------------------------- rows without synthesis time
 
 
-def instant(settings: JobSettings, capacity: WorkerResources) -> SynthesizerProtocol:
-    """Synthesizes so fast that a row is a few samples long."""
+def build_instant_synthesizer(settings: JobSettings, resources: WorkerResources) -> SynthesizerProtocol:
+    """Return a synthesizer that takes no time; each row is a few samples long."""
     return FakeSynthesizer(chars_per_s=_FAST_CHARS_PER_S)
 
 
-def rows(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The whole pipeline, a worker a core, with the driver in this process, whose memory is watched."""
+def measure_rows(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the full pipeline with one worker per core and the driver in this process, and sample the driver's memory."""
     from jobs.synthesize.cli import run as run_job
 
     manifest = arguments.folder / "rows.jsonl"
     with manifest.open("w") as file:
         for number in range(arguments.rows):
             file.write(json.dumps({"id": f"row-{number:07d}", "text": f"Row {number} says a few words."}) + "\n")
-    settings = parse_settings(_flags(arguments, manifest, arguments.folder / "rows", workers=os.cpu_count() or 1))
-    memory: list[int] = []
-    ended = threading.Event()
+    settings = parse_settings(_job_flags(arguments, manifest, arguments.folder / "rows", workers=os.cpu_count() or 1))
+    memory_bytes: list[int] = []
+    finished = threading.Event()
 
-    def watch() -> None:
-        while not ended.wait(1.0):
-            memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+    def sample_memory() -> None:
+        while not finished.wait(1.0):
+            memory_bytes.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    sampler = threading.Thread(target=sample_memory, daemon=True)
+    sampler.start()
     os.environ["RAY_ADDRESS"] = ""
     with contextlib.redirect_stderr(sys.stdout):
-        run_job(settings, open_manifest(settings.manifest), instant)
-    ended.set()
-    watcher.join()
+        run_job(settings, open_manifest(settings.manifest), build_instant_synthesizer)
+    finished.set()
+    sampler.join()
     summary = json.loads((arguments.folder / "rows" / "job.json").read_text())
-    half = memory[len(memory) // 2 :] or [0]
+    second_half_bytes = memory_bytes[len(memory_bytes) // 2 :] or [0]
     return {
         "rows": summary["ok"] + summary["flagged"],
         "rows_per_s": summary["rows"] / summary["working_s"],
-        "driver_peak_mb": max(memory, default=0) / 1e6,
-        "driver_growth_in_second_half_mb": (max(half) - half[0]) / 1e6,
+        "driver_peak_mb": max(memory_bytes, default=0) / 1e6,
+        "driver_growth_in_second_half_mb": (max(second_half_bytes) - second_half_bytes[0]) / 1e6,
     }
 
 
-def _in_a_process(arguments: argparse.Namespace, part: str) -> dict[str, Any]:
+def _run_part(arguments: argparse.Namespace, part: str) -> dict[str, Any]:
+    """Run one part of this benchmark in its own process and return its result."""
     command = [
         *(sys.executable, "-m", "jobs.benchmark", "job", "--part", part, "--folder", str(arguments.folder)),
         *("--model", arguments.model, "--slots", str(arguments.slots), "--rows", str(arguments.rows)),
     ]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    completed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(completed.stdout.strip().splitlines()[-1])
+    return result

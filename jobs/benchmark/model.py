@@ -1,7 +1,7 @@
-"""Frames a second of `HiggsAudioModel.generate` against transformers' port, on the same random weights.
+"""Frames per second of `HiggsAudioModel.generate`, compared with transformers' port on the same random weights.
 
-Prompts are uneven, each with a voice clip, and every answer is frames to the end. Both contenders give the very same
-codes, which is checked. The floor is the time to read once a step all the weights that a step of audio needs.
+Prompts are of uneven length, each with a voice clip; generation never ends early. The codes of both are compared. The
+floor of a step is the time to read the weights of an audio step once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from higgs_model import HiggsAudioConfig, HiggsAudioModel
 from jobs.benchmark import measure
 
 SIZES: dict[str, dict[str, int]] = {
-    # For what does not depend on size, such as whether anything is left behind.
+    # For measurements that do not depend on size, such as memory leaks.
     "tiny": {
         "vocab_size": 256,
         "hidden_size": 32,
@@ -28,7 +28,7 @@ SIZES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 1,
         "head_dim": 16,
     },
-    # About 50 M parameters: small enough for a laptop, large enough to be bound by the weights.
+    # About 50 M parameters: small enough for a laptop, large enough to be bound by reading the weights.
     "small": {
         "vocab_size": 8192,
         "hidden_size": 512,
@@ -51,20 +51,20 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Command line of this benchmark."""
+    """Add this benchmark's options."""
     parser.add_argument("--size", choices=sorted(SIZES), default="small", help="dimensions of the network")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], help="batch sizes")
-    parser.add_argument("--frames", type=int, default=100, help="frames of each answer")
+    parser.add_argument("--frames", type=int, default=100, help="frames generated per prompt")
     parser.add_argument("--prompt", type=int, default=120, help="longest prompt, in positions")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=None, help="default: bfloat16 on a GPU")
-    parser.add_argument("--quick", action="store_true", help="one short round, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="one short round, as a smoke test")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, print the table, and return it."""
-    if device_missing(arguments.device):
+    if is_cuda_missing(arguments.device):
         raise SystemExit("--device cuda: this machine has no CUDA device that torch can use")
     if min(*arguments.batch, arguments.frames, arguments.rounds, arguments.prompt // 8) < 1:
         raise SystemExit("--batch, --frames and --rounds must be positive, --prompt at least 8")
@@ -72,34 +72,36 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.batch, arguments.frames, arguments.rounds = [1, 4], 30, 1
     device = torch.device(arguments.device)
     dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    ours, port = contenders(SIZES[arguments.size], device, dtype)
-    floor_s = step_bytes(ours) / measure.read_bandwidth(device)
-    print(f"{arguments.size}: {ours.num_parameters() / 1e6:.0f} M parameters, {dtype}, {measure.machine(device)}")
+    ours, port = build_contenders(SIZES[arguments.size], device, dtype)
+    floor_s = weight_bytes_per_step(ours) / measure.measure_read_bandwidth(device)
     print(
-        f"prompts up to {arguments.prompt} positions, answers of {arguments.frames} frames, {arguments.rounds} rounds"
+        f"{arguments.size}: {ours.num_parameters() / 1e6:.0f} M parameters, {dtype}, {measure.describe_machine(device)}"
     )
-    print(f"{'batch':>5} {'port frames/s':>22} {'ours frames/s':>22} {'ratio':>6} {'of the floor':>12}  same codes")
+    print(
+        f"prompts up to {arguments.prompt} positions, {arguments.frames} frames per prompt, {arguments.rounds} rounds"
+    )
+    print(f"{'batch':>5} {'port frames/s':>22} {'ours frames/s':>22} {'ratio':>6} {'of floor':>8}  same codes")
     rows = []
     for batch_size in arguments.batch:
         row = _measure(ours, port, batch_size, arguments, device)
         row["of_floor"] = round(floor_s * row["ours"]["median"] / batch_size, 3)
         rows.append(row)
         print(
-            f"{batch_size:>5} {_shown(row['port']):>22} {_shown(row['ours']):>22} {row['ratio']:>6.2f} "
-            f"{row['of_floor']:>12.0%}  {row['same_codes']:.1%}"
+            f"{batch_size:>5} {_format_rate(row['port']):>22} {_format_rate(row['ours']):>22} {row['ratio']:>6.2f} "
+            f"{row['of_floor']:>8.0%}  {row['same_codes']:.1%}"
         )
-    return {"size": arguments.size, "dtype": str(dtype), "rows": rows, "machine": measure.machine(device)}
+    return {"size": arguments.size, "dtype": str(dtype), "rows": rows, "machine": measure.describe_machine(device)}
 
 
-def device_missing(name: str) -> bool:
-    """Whether a CUDA device is asked for and there is none."""
-    return torch.device(name).type == "cuda" and not torch.cuda.is_available()
+def is_cuda_missing(device: str) -> bool:
+    """Return whether `device` is a CUDA device and none is available."""
+    return torch.device(device).type == "cuda" and not torch.cuda.is_available()
 
 
-def contenders(
+def build_contenders(
     size: dict[str, int], device: torch.device, dtype: torch.dtype
 ) -> tuple[HiggsAudioModel, HiggsAudioV2ForConditionalGeneration]:
-    """The same random network as ours and as the port, whose clips never end by themselves."""
+    """Return one random network as our model and as the port; it never generates the end of a clip."""
     vocabulary = size["vocab_size"]
     config = HiggsAudioConfig(
         text_config={**size, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0},
@@ -123,7 +125,7 @@ def contenders(
     with torch.device(device):
         ours = HiggsAudioModel(config).to(dtype).eval()
     with torch.no_grad():
-        # A logit of 0 for the stream tokens is never the largest.
+        # With zero weights the stream tokens' logits are 0, which is never the maximum.
         ours.audio_decoder_proj.audio_lm_head.weight.view(8, 1026, -1)[:, 1024:] = 0
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder, layout="transformers")
@@ -131,8 +133,8 @@ def contenders(
     return ours, port.to(device).eval()
 
 
-def step_bytes(model: HiggsAudioModel) -> int:
-    """Bytes of the weights that one step of audio reads, whatever the batch: attention, audio FFN, audio head."""
+def weight_bytes_per_step(model: HiggsAudioModel) -> int:
+    """Return the bytes of weights that an audio step reads at any batch size: attention, audio FFN, audio head."""
     parts: list[Any] = [model.audio_decoder_proj.audio_lm_head]
     for layer in model.layers:
         parts += [layer.self_attn, layer.audio_mlp]
@@ -147,38 +149,38 @@ def _measure(
     device: torch.device,
 ) -> dict[str, Any]:
     inputs: dict[str, Any] = {
-        name: value.to(device) for name, value in prompts(ours.config, batch_size, arguments.prompt).items()
+        name: value.to(device) for name, value in draw_prompts(ours.config, batch_size, arguments.prompt).items()
     }
-    theirs = {name: value.to(device) for name, value in port_prompts(ours.config, inputs).items()}
-    answers: dict[str, Any] = {}
+    port_inputs = {name: value.to(device) for name, value in to_port_inputs(ours.config, inputs).items()}
+    outputs: dict[str, Any] = {}
 
     def run_port() -> None:
-        answers["port"] = port.generate(**theirs, max_new_tokens=arguments.frames, do_sample=False)
+        outputs["port"] = port.generate(**port_inputs, max_new_tokens=arguments.frames, do_sample=False)
 
     def run_ours() -> None:
-        answers["ours"] = ours.generate(**inputs, max_new_tokens=arguments.frames)
+        outputs["ours"] = ours.generate(**inputs, max_new_tokens=arguments.frames)
 
-    timings = measure.in_turn({"port": run_port, "ours": run_ours}, arguments.rounds, device)
+    timings = measure.time_interleaved({"port": run_port, "ours": run_ours}, arguments.rounds, device)
     frames = batch_size * arguments.frames
-    expected = answers["port"][:, -arguments.frames :]
-    found = torch.stack([clip.T for clip in answers["ours"].audio_sequences])
+    port_codes = outputs["port"][:, -arguments.frames :]
+    our_codes = torch.stack([clip.T for clip in outputs["ours"].audio_sequences])
     return {
         "batch": batch_size,
         "port": timings["port"].rate(frames),
         "ours": timings["ours"].rate(frames),
         "ratio": round(timings["port"].median_s / timings["ours"].median_s, 3),
-        "same_codes": (expected == found).all(dim=-1).float().mean().item(),
+        "same_codes": (port_codes == our_codes).all(dim=-1).float().mean().item(),
     }
 
 
-def prompts(config: HiggsAudioConfig, batch_size: int, longest: int) -> dict[str, Tensor]:
-    """Uneven prompts: text, a voice clip of half the prompt, text, and the opening of audio."""
+def draw_prompts(config: HiggsAudioConfig, batch_size: int, longest: int) -> dict[str, Tensor]:
+    """Return left-padded prompts of uneven length: text, a voice clip of half the prompt, text, audio BOS."""
     generator = torch.Generator().manual_seed(batch_size)
     lengths = [longest - 7 * (row % 5) for row in range(batch_size)]
     num_frames = longest // 2
     ids = torch.full((batch_size, longest - num_frames + 1), config.pad_token_id or 0)
     for row, length in enumerate(lengths):
-        text = torch.randint(vocabulary_end(config), (length - num_frames + 1,), generator=generator)
+        text = torch.randint(text_vocab_size(config), (length - num_frames + 1,), generator=generator)
         text[len(text) // 2], text[-1] = config.audio_out_token_idx, config.audio_out_bos_token_id
         ids[row, -len(text) :] = text
     return {
@@ -193,14 +195,14 @@ def prompts(config: HiggsAudioConfig, batch_size: int, longest: int) -> dict[str
     }
 
 
-def vocabulary_end(config: HiggsAudioConfig) -> int:
-    """Ids below this are ordinary text; the special tokens are the last few."""
-    end: int = config.text_config.vocab_size - 10
-    return end
+def text_vocab_size(config: HiggsAudioConfig) -> int:
+    """Return the number of ordinary text tokens; their ids come before the special tokens' ids."""
+    size: int = config.text_config.vocab_size - 10
+    return size
 
 
-def port_prompts(config: HiggsAudioConfig, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same prompts as the port wants them: a placeholder a frame, codes as (batch, frames, codebooks)."""
+def to_port_inputs(config: HiggsAudioConfig, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert prompts to the port's format: one placeholder per frame, codes (batch, frames, codebooks)."""
     batch_size = inputs["input_ids"].shape[0]
     num_frames = inputs["audio_out_ids"].shape[1] // batch_size
     counts = torch.where(inputs["input_ids"] == config.audio_out_token_idx, num_frames, 1)
@@ -215,5 +217,5 @@ def port_prompts(config: HiggsAudioConfig, inputs: dict[str, Tensor]) -> dict[st
     }
 
 
-def _shown(rate: dict[str, float]) -> str:
+def _format_rate(rate: dict[str, float]) -> str:
     return f"{rate['median']:.0f} ({rate['lowest']:.0f}–{rate['highest']:.0f})"

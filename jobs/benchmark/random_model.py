@@ -1,4 +1,4 @@
-"""A random Higgs Audio of any width and depth, a small random codec, a tokenizer of bytes. The same in every run."""
+"""A random Higgs Audio model of any width and depth, a small random codec, and a byte tokenizer; deterministic."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from jobs.demo.tokenizer import NUM_BYTES, PAD, build_tokenizer
 def build(
     hidden_size: int = 64, num_layers: int = 2
 ) -> tuple[HiggsAudioModel, HiggsAudioCodec, PreTrainedTokenizerFast]:
-    """The parts, in float32 on the CPU; larger networks have logits as wide."""
+    """Build model, codec and tokenizer, in float32 on the CPU; the spread of logits does not depend on the size."""
     tokenizer = build_tokenizer()
     ids = tokenizer.get_added_vocab()
     with torch.random.fork_rng(devices=[]):
-        # Codebooks are no parameters; they are drawn when the codec is made.
+        # Not only parameters are random: the codebooks' buffers are drawn when the codec is constructed.
         torch.manual_seed(0)
         model, codec = (
             HiggsAudioModel(_config(ids, hidden_size, num_layers)).eval(),
@@ -34,7 +34,7 @@ def build(
 
 
 def _randomize(module: nn.Module, deviation: float) -> None:
-    """Weights from a seed of their own, whatever the global generator has been used for."""
+    """Draw all parameters from a fixed seed, independent of the global generator's state."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():

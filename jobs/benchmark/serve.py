@@ -1,7 +1,7 @@
-"""The endpoint over real HTTP on the loopback, next to the same synthesizer called in this process.
+"""The endpoint over HTTP on the loopback interface, compared with the same synthesizer called in this process.
 
-`serve run serve.app:app` runs as a process of its own; both speak the same texts with the same seeds, in turn, by 1, 4,
-16 and 64 clients at the same time. With `--soak`: many clients for a while, half of whom go away in the middle.
+`serve run serve.app:app` runs in its own process. Both synthesize the same texts with the same seeds, alternately, for
+1, 4, 16 and 64 concurrent clients. With `--soak`: many clients for a while, half of which disconnect early.
 """
 
 from __future__ import annotations
@@ -24,26 +24,24 @@ from higgs_model import Script
 from higgs_model.engine.settings import EngineSettings
 from higgs_model.synthesizer import SynthesisSettings, Synthesizer
 from jobs.benchmark import checkpoint, measure
-from jobs.benchmark.endpoint import Place, endpoint, open_session
+from jobs.benchmark.endpoint import RunningEndpoint, open_session, run_endpoint
 from jobs.benchmark.soak import SENTENCE, soak
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Command line of this benchmark."""
+    """Add this benchmark's options."""
     checkpoint.add_arguments(parser)
-    parser.add_argument("--slots", type=int, default=16, help="requests that are spoken at the same time")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--requests", type=int, default=64, help="requests in a round; fewer for few clients")
-    parser.add_argument("--frames", type=int, default=250, help="of the longest answer; the shortest has a fifth")
+    parser.add_argument("--slots", type=int, default=16, help="concurrent requests of the engine")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64], help="numbers of concurrent clients")
+    parser.add_argument("--requests", type=int, default=64, help="requests per round, at most 16 per client")
+    parser.add_argument("--frames", type=int, default=250, help="frames of the longest response; the shortest has 1/5")
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds")
+    parser.add_argument("--proxy", choices=["haproxy", "python"], default="haproxy", help="Ray Serve's HTTP proxy")
     parser.add_argument(
-        "--proxy", choices=["haproxy", "python"], default="haproxy", help="which of Serve's proxies takes the requests"
+        "--soak", type=float, default=0, metavar="SECONDS", help="instead: clients half of which disconnect early"
     )
-    parser.add_argument(
-        "--soak", type=float, default=0, metavar="SECONDS", help="instead: clients of whom half go away"
-    )
-    parser.add_argument("--soak-clients", type=int, default=200)
-    parser.add_argument("--quick", action="store_true", help="one short round, to see that it works")
+    parser.add_argument("--soak-clients", type=int, default=200, help="concurrent clients with --soak")
+    parser.add_argument("--quick", action="store_true", help="one short round, as a smoke test")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -52,48 +50,49 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.clients, arguments.requests, arguments.frames, arguments.rounds = [1, 4], 8, 50, 1
         arguments.hidden_size, arguments.layers = 64, 2
     with tempfile.TemporaryDirectory(prefix="higgs-") as folder:
-        arguments.model = checkpoint.named_or_random(arguments, Path(folder))
+        arguments.model = checkpoint.resolve_checkpoint(arguments, Path(folder))
         return _run(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
-    print(f"{arguments.model}, {arguments.slots} slots, {arguments.proxy}, {measure.machine(torch.device('cpu'))}")
+    machine = measure.describe_machine(torch.device("cpu"))
+    print(f"{arguments.model}, {arguments.slots} slots, {arguments.proxy}, {machine}")
     queued = 32 if arguments.soak else max(arguments.clients)
-    with endpoint(arguments.model, arguments.slots, queued, arguments.proxy) as place:
+    with run_endpoint(arguments.model, arguments.slots, queued, arguments.proxy) as endpoint:
         if arguments.soak:
-            return asyncio.run(soak(place, arguments.soak, arguments.soak_clients))
-        return compare(place, arguments)
+            return asyncio.run(soak(endpoint, arguments.soak, arguments.soak_clients))
+        return compare(endpoint, arguments)
 
 
 @dataclasses.dataclass(frozen=True)
-class Spoken:
-    """One request, as somebody who waits for it sees it."""
+class RequestTiming:
+    """Latency of one request as its client observes it, and the seconds of audio received."""
 
     first_audio_s: float
     total_s: float
     audio_s: float
 
 
-Speak = Callable[[dict[str, Any]], Awaitable[Spoken]]
+SendRequest = Callable[[dict[str, Any]], Awaitable[RequestTiming]]
 
 
-def bodies(count: int, longest: int) -> list[dict[str, Any]]:
-    """Texts of uneven lengths, each with a seed of its own."""
-    drawn = random.Random(0)
+def build_requests(count: int, longest: int) -> list[dict[str, Any]]:
+    """Return request bodies of uneven length, up to `longest` frames, each with a different seed."""
+    draw = random.Random(0)
     return [
         {
-            "input": SENTENCE * drawn.randint(1, 4),
+            "input": SENTENCE * draw.randint(1, 4),
             "seed": number,
-            "max_frames": round(longest * 5 ** -drawn.random()),
+            "max_frames": round(longest * 5 ** -draw.random()),
             "response_format": "pcm",
         }
         for number in range(count)
     ]
 
 
-def compare(place: Place, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The endpoint and the synthesizer alone, in turn, for each number of clients."""
-    alone = Synthesizer.from_pretrained(
+def compare(endpoint: RunningEndpoint, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the endpoint and an in-process synthesizer alternately, for each number of clients."""
+    in_process = Synthesizer.from_pretrained(
         arguments.model, engine=EngineSettings(max_slots=arguments.slots), settings=SynthesisSettings()
     )
     table: dict[str, Any] = {
@@ -103,58 +102,60 @@ def compare(place: Place, arguments: argparse.Namespace) -> dict[str, Any]:
         "by_clients": {},
     }
     try:
-        table["overhead"] = asyncio.run(_overhead(place, alone, 5 if arguments.quick else 100))
+        table["overhead"] = asyncio.run(_measure_overhead(endpoint, in_process, 5 if arguments.quick else 100))
         print(f"overhead of a short request: {table['overhead']}")
         for clients in arguments.clients:
-            asked = bodies(min(arguments.requests, 16 * clients), arguments.frames)
-            table["by_clients"][clients] = _compared(place, alone, asked, clients, arguments.rounds)
-            _report(clients, table["by_clients"][clients])
+            bodies = build_requests(min(arguments.requests, 16 * clients), arguments.frames)
+            table["by_clients"][clients] = _measure(endpoint, in_process, bodies, clients, arguments.rounds)
+            _print_row(clients, table["by_clients"][clients])
     finally:
-        alone.close()
-    return table | {"machine": measure.machine(torch.device("cpu"))}
+        in_process.close()
+    return table | {"machine": measure.describe_machine(torch.device("cpu"))}
 
 
-def _compared(
-    place: Place, alone: Synthesizer, asked: list[dict[str, Any]], clients: int, rounds: int
+def _measure(
+    endpoint: RunningEndpoint, in_process: Synthesizer, bodies: list[dict[str, Any]], clients: int, rounds: int
 ) -> dict[str, Any]:
-    seen: dict[str, list[list[Spoken]]] = {"endpoint": [], "alone": []}
-    rivals = {
-        "alone": lambda: seen["alone"].append(asyncio.run(_in_process(alone, asked, clients))),
-        "endpoint": lambda: seen["endpoint"].append(asyncio.run(_over_http(place, asked, clients))),
+    requests: dict[str, list[list[RequestTiming]]] = {"endpoint": [], "alone": []}
+    contenders = {
+        "alone": lambda: requests["alone"].append(asyncio.run(_send_all_in_process(in_process, bodies, clients))),
+        "endpoint": lambda: requests["endpoint"].append(asyncio.run(_send_all_over_http(endpoint, bodies, clients))),
     }
-    timings = measure.in_turn(rivals, rounds, torch.device("cpu"))
-    row: dict[str, Any] = {"audio_s": round(sum(one.audio_s for one in seen["endpoint"][0]), 2)}
-    for name, passes in seen.items():
-        # The first pass is the one that does not count.
-        counted = [one for spoken in passes[1:] for one in spoken]
-        firsts = sorted(one.first_audio_s for one in counted)
+    timings = measure.time_interleaved(contenders, rounds, torch.device("cpu"))
+    row: dict[str, Any] = {"audio_s": round(sum(request.audio_s for request in requests["endpoint"][0]), 2)}
+    for name, passes in requests.items():
+        # The first pass is the warm-up.
+        counted = [request for counted_pass in passes[1:] for request in counted_pass]
+        first_audio_s = sorted(request.first_audio_s for request in counted)
         row[name] = {
-            "first_audio_ms": round(1000 * statistics.median(firsts), 1),
-            "first_audio_ms_p95": round(1000 * firsts[int(0.95 * (len(firsts) - 1))], 1),
-            "real_time_factor": round(statistics.median(one.total_s / one.audio_s for one in counted), 3),
+            "first_audio_ms": round(1000 * statistics.median(first_audio_s), 1),
+            "first_audio_ms_p95": round(1000 * first_audio_s[int(0.95 * (len(first_audio_s) - 1))], 1),
+            "real_time_factor": round(statistics.median(request.total_s / request.audio_s for request in counted), 3),
             "audio_s_per_s": timings[name].rate(row["audio_s"]),
         }
-    pairs = [
-        (theirs.total_s - ours.total_s, theirs.first_audio_s - ours.first_audio_s)
-        for over, inside in zip(seen["endpoint"][1:], seen["alone"][1:], strict=True)
-        for theirs, ours in zip(over, inside, strict=True)
+    overheads = [
+        (http.total_s - alone.total_s, http.first_audio_s - alone.first_audio_s)
+        for http_pass, alone_pass in zip(requests["endpoint"][1:], requests["alone"][1:], strict=True)
+        for http, alone in zip(http_pass, alone_pass, strict=True)
     ]
-    row["overhead_ms"] = round(1000 * statistics.median(total for total, _ in pairs), 1)
-    row["first_audio_overhead_ms"] = round(1000 * statistics.median(first for _, first in pairs), 1)
+    row["overhead_ms"] = round(1000 * statistics.median(total_s for total_s, _ in overheads), 1)
+    row["first_audio_overhead_ms"] = round(1000 * statistics.median(first_s for _, first_s in overheads), 1)
     row["share_of_alone"] = round(timings["alone"].median_s / timings["endpoint"].median_s, 3)
     return row
 
 
-async def _overhead(place: Place, alone: Synthesizer, rounds: int) -> dict[str, float]:
-    """Milliseconds that a short request takes longer over HTTP; the lowest tenth of each, so that whatever else the
-    machine does counts little."""
+async def _measure_overhead(endpoint: RunningEndpoint, in_process: Synthesizer, rounds: int) -> dict[str, float]:
+    """Return the milliseconds that HTTP adds to a short request.
+
+    `ms` is the difference of the 10th percentiles, which other load on the machine affects little.
+    """
     body = {"input": "Well.", "seed": 1, "max_frames": 10, "response_format": "pcm"}
     alone_s, endpoint_s = [], []
     async with open_session() as session:
         for _ in range(rounds):
-            alone_s.append((await _spoken_alone(alone, body)).total_s)
-            endpoint_s.append((await _spoken_over_http(session, place, body)).total_s)
-    low_alone_s, low_endpoint_s = (sorted(one)[len(one) // 10] for one in (alone_s, endpoint_s))
+            alone_s.append((await _send_in_process(in_process, body)).total_s)
+            endpoint_s.append((await _send_over_http(session, endpoint, body)).total_s)
+    low_alone_s, low_endpoint_s = (sorted(times_s)[len(times_s) // 10] for times_s in (alone_s, endpoint_s))
     return {
         "ms": round(1000 * (low_endpoint_s - low_alone_s), 2),
         "alone_ms": round(1000 * low_alone_s, 2),
@@ -163,59 +164,65 @@ async def _overhead(place: Place, alone: Synthesizer, rounds: int) -> dict[str, 
     }
 
 
-async def _in_process(alone: Synthesizer, asked: Sequence[dict[str, Any]], clients: int) -> list[Spoken]:
-    return await _by_clients(lambda body: _spoken_alone(alone, body), asked, clients)
+async def _send_all_in_process(
+    in_process: Synthesizer, bodies: Sequence[dict[str, Any]], clients: int
+) -> list[RequestTiming]:
+    return await _send_all(lambda body: _send_in_process(in_process, body), bodies, clients)
 
 
-async def _over_http(place: Place, asked: Sequence[dict[str, Any]], clients: int) -> list[Spoken]:
+async def _send_all_over_http(
+    endpoint: RunningEndpoint, bodies: Sequence[dict[str, Any]], clients: int
+) -> list[RequestTiming]:
     async with open_session() as session:
-        return await _by_clients(lambda body: _spoken_over_http(session, place, body), asked, clients)
+        return await _send_all(lambda body: _send_over_http(session, endpoint, body), bodies, clients)
 
 
-async def _spoken_alone(alone: Synthesizer, body: dict[str, Any]) -> Spoken:
-    start, first, samples = time.perf_counter(), 0.0, 0
+async def _send_in_process(in_process: Synthesizer, body: dict[str, Any]) -> RequestTiming:
+    start_s, first_audio_s, samples = time.perf_counter(), 0.0, 0
     row = {"id": "x", "text": body["input"], "seed": body["seed"], "max_frames": body["max_frames"]}
-    plan = await asyncio.to_thread(alone.plan, Script.model_validate(row))
-    async for piece in alone.stream(plan, live=True):
+    plan = await asyncio.to_thread(in_process.plan, Script.model_validate(row))
+    async for piece in in_process.stream(plan, live=True):
         samples += len(piece.samples_N)
-        first = first or (time.perf_counter() - start if samples else 0.0)
-    return Spoken(first, time.perf_counter() - start, samples / alone.sample_rate)
+        first_audio_s = first_audio_s or (time.perf_counter() - start_s if samples else 0.0)
+    return RequestTiming(first_audio_s, time.perf_counter() - start_s, samples / in_process.sample_rate)
 
 
-async def _spoken_over_http(session: aiohttp.ClientSession, place: Place, body: dict[str, Any]) -> Spoken:
-    start, first, size = time.perf_counter(), 0.0, 0
-    async with session.post(f"{place.url}/v1/audio/speech", json=body) as answer:
-        answer.raise_for_status()
-        async for part in answer.content.iter_any():
-            size += len(part)
-            first = first or time.perf_counter() - start
-        rate = int(answer.headers["x-sample-rate"])
-    return Spoken(first, time.perf_counter() - start, size / 2 / rate)
+async def _send_over_http(
+    session: aiohttp.ClientSession, endpoint: RunningEndpoint, body: dict[str, Any]
+) -> RequestTiming:
+    start_s, first_audio_s, num_bytes = time.perf_counter(), 0.0, 0
+    async with session.post(f"{endpoint.url}/v1/audio/speech", json=body) as response:
+        response.raise_for_status()
+        async for part in response.content.iter_any():
+            num_bytes += len(part)
+            first_audio_s = first_audio_s or time.perf_counter() - start_s
+        sample_rate = int(response.headers["x-sample-rate"])
+    return RequestTiming(first_audio_s, time.perf_counter() - start_s, num_bytes / 2 / sample_rate)
 
 
-async def _by_clients(speak: Speak, asked: Sequence[dict[str, Any]], clients: int) -> list[Spoken]:
-    """All requests, by so many clients of whom each asks for the next when it has its answer."""
-    found: dict[int, Spoken] = {}
-    waiting = iter(enumerate(asked))
+async def _send_all(send: SendRequest, bodies: Sequence[dict[str, Any]], clients: int) -> list[RequestTiming]:
+    """Send all requests from concurrent clients, each of which sends its next request after a response."""
+    timings: dict[int, RequestTiming] = {}
+    pending = iter(enumerate(bodies))
 
-    async def client() -> None:
-        for number, body in waiting:
-            found[number] = await speak(body)
+    async def run_client() -> None:
+        for number, body in pending:
+            timings[number] = await send(body)
 
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return [found[number] for number in range(len(asked))]
+    await asyncio.gather(*(run_client() for _ in range(clients)))
+    return [timings[number] for number in range(len(bodies))]
 
 
-def _report(clients: int, row: dict[str, Any]) -> None:
+def _print_row(clients: int, row: dict[str, Any]) -> None:
     for name in ("alone", "endpoint"):
-        one = row[name]
-        rate = one["audio_s_per_s"]
+        values = row[name]
+        rate = values["audio_s_per_s"]
         print(
-            f"{clients:3d} clients {name:>9}: first audio {one['first_audio_ms']:7.1f} ms "
-            f"(p95 {one['first_audio_ms_p95']:7.1f}), real-time factor {one['real_time_factor']:.3f}, "
+            f"{clients:3d} clients {name:>9}: first audio {values['first_audio_ms']:7.1f} ms "
+            f"(p95 {values['first_audio_ms_p95']:7.1f}), real-time factor {values['real_time_factor']:.3f}, "
             f"{rate['median']:.1f} ({rate['lowest']:.1f}–{rate['highest']:.1f}) audio s/s"
         )
     print(
-        f"            {row['overhead_ms']} ms more a request, {row['first_audio_overhead_ms']} ms more to the first, "
-        f"{row['share_of_alone']:.1%} of the rate alone"
+        f"            HTTP: {row['overhead_ms']:+} ms per request, {row['first_audio_overhead_ms']:+} ms to first audio"
+        f", {row['share_of_alone']:.1%} of the rate in process"
     )

@@ -31,7 +31,7 @@ from higgs_model.engine.settings import EngineSettings
 from higgs_model.errors import BadInput
 from higgs_model.synthesizer import SynthesisSettings, Synthesizer
 from higgs_model.synthesizer.records import SynthesizedChunk
-from jobs.benchmark.measure import machine
+from jobs.benchmark.measure import describe_machine
 from jobs.demo.dataset import Utterance, draw_utterances
 from jobs.demo.recipe import RECIPE, Recipe
 from jobs.demo.recognition import SpeechRecognizer, WordErrors, count_word_errors, split_words
@@ -86,7 +86,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             result = _measure(arguments, synthesizer, recognizer, known_voices, new_voices, references, unseen)
         finally:
             synthesizer.close()
-    return result | {"model": arguments.model, "temperature": arguments.temperature, **machine(torch.device("cpu"))}
+    return result | {
+        "model": arguments.model,
+        "temperature": arguments.temperature,
+        **describe_machine(torch.device("cpu")),
+    }
 
 
 def _measure(

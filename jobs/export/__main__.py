@@ -39,7 +39,7 @@ def export(arguments: Sequence[str]) -> int:
     else:
         count = write_subtitles(recordings, output, flags.to)
     excluded = ", ".join(f"{number} {reason}" for reason, number in sorted(recordings.num_excluded.items()))
-    print_status(f"{len(recordings)} recordings, {count} items in {output.uri}; left out: {excluded or 'none'}")
+    print_status(f"{len(recordings)} recordings, {count} items in {output.uri}; excluded: {excluded or 'none'}")
     return FILES_MISSING if recordings.num_excluded["without audio file"] else 0
 
 
@@ -51,7 +51,7 @@ def _build_parser() -> ArgumentParser:
     parser.add_argument(
         "--level", choices=("script", "chunk"), default="script", help="one item per script (default) or per chunk"
     )
-    parser.add_argument("--only", choices=("ok",), help="leave out flagged recordings")
+    parser.add_argument("--only", choices=("ok",), help="export only recordings with status ok")
     return parser
 
 

@@ -163,9 +163,7 @@ class Recordings:
         self._storage = storage
         table = read_results(storage)
         if missing := sorted({"id", "status", "audio_path", "chunks", "manifest_row"} - set(table.column_names)):
-            raise BadInput(
-                f"{storage.locate('results')} are not a job's results: they lack the column {', '.join(missing)}"
-            )
+            raise BadInput(f"{storage.locate('results')} is not a result table: missing columns {', '.join(missing)}")
         order = pc.sort_indices(table, sort_keys=[("manifest_row", "ascending"), ("id", "ascending")])
         files = frozenset(storage.list_files("audio"))
         indices, self.num_excluded = [], collections.Counter[str]()

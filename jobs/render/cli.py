@@ -76,7 +76,7 @@ def _rows_with_audio(source: StorageBackend) -> pa.Table:
     """Return the results that have audio, in the manifest's order."""
     table = read_results(source)
     if missing := sorted({"id", "status", "chunks", "script_sha256", "manifest_row"} - set(table.column_names)):
-        raise BadInput(f"{source.locate('results')} are not a job's results: they lack the column {', '.join(missing)}")
+        raise BadInput(f"{source.locate('results')} is not a result table: missing columns {', '.join(missing)}")
     table = table.filter(pc.not_equal(table["status"], "failed"))
     if len(table) == 0:
         raise BadInput(f"no result in {source.locate('results')} has audio")
@@ -232,12 +232,12 @@ def _build_parser() -> ArgumentParser:
     loudness, peak = _number_in_range(float, -60, 0), _number_in_range(float, -40, 0)
     parser.add_argument("--loudness-lufs", type=loudness, metavar="LUFS", help="target loudness of each recording")
     parser.add_argument("--true-peak-dbtp", type=peak, metavar="DBTP", help="limit each recording's true peak")
-    parser.add_argument("--model", help="model to take the codec from (default: the job's)")
+    parser.add_argument("--model", help="model whose codec to use (default: the job's model)")
     parser.add_argument("--codec", help="folder or Hub repository of the codec (default: the job's)")
     parser.add_argument(
         "--workers",
         type=_number_in_range(int, 1, 100_000),
         metavar="N",
-        help="processes (default: one per two CPU cores)",
+        help="worker actors (default: one per two CPU cores)",
     )
     return parser

@@ -69,7 +69,7 @@ def open_storage(uri: str) -> StorageBackend:
             raise BadInput(f"{uri!r} has no bucket; expected s3://BUCKET/PREFIX")
         return S3Storage(bucket, prefix.strip("/"))
     if "://" in uri and not uri.startswith("file://"):
-        raise BadInput(f"unsupported output {uri!r}; expected a folder or s3://BUCKET/PREFIX")
+        raise BadInput(f"unsupported URI {uri!r}; expected a folder or s3://BUCKET/PREFIX")
     return LocalStorage(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 

@@ -71,9 +71,7 @@ def open_manifest(uri: str, columns: tuple[tuple[str, ...], ...] = (("id",), _TE
         kinds = {_kind(file) for file in paths}
         if not paths or len(kinds) != 1:
             found = "neither" if not paths else "both"
-            raise BadInput(
-                f"the manifest {uri!r} must be a folder of .parquet files or of .jsonl files; it has {found}"
-            )
+            raise BadInput(f"the manifest {uri!r} must contain either .parquet or .jsonl files; it has {found}")
         kind = kinds.pop()
         schema = (_parquet_schema if kind == "parquet" else _json_schema)(uri, filesystem, paths, columns)
     except (OSError, pa.ArrowException) as error:

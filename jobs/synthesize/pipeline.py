@@ -191,7 +191,7 @@ class JobRun:
                 "blocks": self._blocks,
                 "ledger": self.ledger,
                 "factory": self.factory,
-                "capacity": WorkerResources(self.pool.slots, self.pool.threads),
+                "resources": WorkerResources(self.pool.slots, self.pool.threads),
             },
             batch_size=1,
             num_gpus=self.pool.gpus_per_worker or None,

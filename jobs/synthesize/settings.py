@@ -63,7 +63,9 @@ class JobSettings(BaseModel):
     gpus_per_worker: float | None = Field(
         None, ge=0, description="GPUs, or share of a GPU, per worker (default: 1 if the cluster has GPUs)"
     )
-    max_batch: int | None = Field(None, ge=1, description="concurrent requests per engine")
+    max_batch: int | None = Field(
+        None, ge=1, description="concurrent requests per worker (default: 192 on a GPU, 16 on a CPU)"
+    )
 
     format: Literal["wav", "flac", "mp3", "opus"] = Field("wav", description="audio format")
     sample_rate: int | None = Field(None, ge=8000, le=192_000, description="in Hz (default: the codec's)")
@@ -84,25 +86,30 @@ class JobSettings(BaseModel):
     pause_paragraph_ms: int | None = Field(None, ge=0, le=60_000, description="pause after a paragraph")
     pause_turn_ms: int | None = Field(None, ge=0, le=60_000, description="pause after a turn")
     pause_heading_ms: int | None = Field(None, ge=0, le=60_000, description="pause after a heading")
-    seed: int = Field(0, ge=0, lt=2**63, description="default for rows without one")
-    temperature: float | None = Field(None, description="default for rows without one, as are the options below")
-    top_k: int | None = None
-    top_p: float | None = None
-    ras_win_len: int | None = None
-    ras_win_max_num_repeat: int | None = None
-    max_frames: int | None = None
-    chunk_method: str | None = None
-    chunk_max_words: int | None = None
-    chunk_max_turns: int | None = None
-    context_chunks: int | None = None
-    voice_in_system: bool | None = None
+    # Defaults for rows that do not set these columns.
+    seed: int = Field(0, ge=0, lt=2**63, description="default seed of a row")
+    temperature: float | None = Field(None, description="default sampling temperature of a row")
+    top_k: int | None = Field(None, description="default top-k of a row")
+    top_p: float | None = Field(None, description="default top-p of a row")
+    ras_win_len: int | None = Field(None, description="default window of repetition-aware sampling, in frames")
+    ras_win_max_num_repeat: int | None = Field(None, description="default maximum of repetitions in that window")
+    max_frames: int | None = Field(None, description="default maximum of frames per chunk (25 per second)")
+    chunk_method: str | None = Field(
+        None, description="default chunk method of a row: auto, sentence, word, speaker, or none"
+    )
+    chunk_max_words: int | None = Field(None, description="default maximum of words per chunk")
+    chunk_max_turns: int | None = Field(None, description="default maximum of turns per chunk")
+    context_chunks: int | None = Field(None, description="default number of preceding chunks in a prompt")
+    voice_in_system: bool | None = Field(None, description="put reference recordings into the system message")
     spoken_forms: bool | None = Field(None, description="write out numbers, dates and abbreviations before synthesis")
 
     max_failed: str = Field(
-        "0", pattern=r"^\d+(\.\d+)?%?$", description="rows that may fail before the job does: 10, or 0.5%"
+        "0",
+        pattern=r"^\d+(\.\d+)?%?$",
+        description="rows that may fail, such as 10 or 0.5%; with more, the job ends with exit status 3",
     )
-    limit: int | None = Field(None, ge=1, description="process only the first rows")
-    overwrite: bool = Field(False, description="ignore earlier results")
+    limit: int | None = Field(None, ge=1, description="process only the first N rows of the manifest")
+    overwrite: bool = Field(False, description="delete earlier results and synthesize every row again")
     dry_run: bool = Field(False, description="print each script's prompts as JSON lines; load no model")
     grace_s: float = Field(60.0, ge=0, description="seconds for running rows to finish after SIGTERM")
 

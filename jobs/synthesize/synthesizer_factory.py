@@ -29,19 +29,19 @@ class WorkerResources:
     threads: int | None = None
 
 
-def load_synthesizer(settings: JobSettings, capacity: WorkerResources) -> Synthesizer:
+def load_synthesizer(settings: JobSettings, resources: WorkerResources) -> Synthesizer:
     """Load model and codec, and start an engine."""
     import torch
 
     from higgs_model.engine.settings import EngineSettings
     from higgs_model.synthesizer import Synthesizer
 
-    if capacity.threads is not None:
-        torch.set_num_threads(capacity.threads)
+    if resources.threads is not None:
+        torch.set_num_threads(resources.threads)
     return Synthesizer.from_pretrained(
         settings.model,
         settings.codec,
-        engine=EngineSettings(max_slots=capacity.slots),
+        engine=EngineSettings(max_slots=resources.slots),
         settings=synthesis_settings(settings),
     )
 

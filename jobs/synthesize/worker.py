@@ -63,7 +63,7 @@ class SynthesisWorker:
         blocks: references to the manifest's blocks in Ray's object store: tables of rows, or of JSON lines.
         ledger: handle of the job's `Ledger` actor.
         factory: builds the synthesizer.
-        capacity: resources of this worker.
+        resources: CPU threads and concurrent requests of this worker.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class SynthesisWorker:
         blocks: Sequence[Any],
         ledger: Any,
         factory: SynthesizerFactory,
-        capacity: WorkerResources,
+        resources: WorkerResources,
     ) -> None:
-        self._blocks, self._ledger, self._factory, self._capacity = blocks, ledger, factory, capacity
+        self._blocks, self._ledger, self._factory, self._resources = blocks, ledger, factory, resources
         self._processor = RowProcessor(settings)
         self._settings = settings
         self._synthesizer: SynthesizerProtocol | None = None
         self._num_engine_failures = 0
         self._loop = asyncio.new_event_loop()
         self._load_lock = asyncio.Lock()
-        self._concurrency = WorkerConcurrency(ROWS_PER_SLOT * capacity.slots)
+        self._concurrency = WorkerConcurrency(ROWS_PER_SLOT * resources.slots)
         # Not Ray's actor id, which survives a restart of the actor.
         self._name = uuid.uuid4().hex
         self._claims = CallBatcher(self._claim_batch, _LEDGER_CALL_INTERVAL_S)
@@ -184,7 +184,7 @@ class SynthesisWorker:
         async with self._load_lock:
             if self._synthesizer is None:
                 await self._ledger.worker_loading.remote(self._name)
-                self._synthesizer = await asyncio.to_thread(self._factory, self._settings, self._capacity)
+                self._synthesizer = await asyncio.to_thread(self._factory, self._settings, self._resources)
                 await self._ledger.worker_loaded.remote(self._name)
             return self._synthesizer
 
@@ -198,9 +198,9 @@ class SynthesisWorker:
             out_of_memory = isinstance(error, torch.OutOfMemoryError) or isinstance(
                 error.__cause__, torch.OutOfMemoryError
             )
-            if out_of_memory and self._capacity.slots > 1:
-                self._capacity = dataclasses.replace(self._capacity, slots=math.ceil(self._capacity.slots / 2))
-                logger.warning("out of memory: continuing with %d concurrent requests", self._capacity.slots)
+            if out_of_memory and self._resources.slots > 1:
+                self._resources = dataclasses.replace(self._resources, slots=math.ceil(self._resources.slots / 2))
+                logger.warning("out of memory: continuing with %d concurrent requests", self._resources.slots)
             else:
                 self._num_engine_failures += 1
                 logger.error("the engine failed: %s", error, exc_info=error)

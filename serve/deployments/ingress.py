@@ -39,7 +39,7 @@ _DRAIN_S = 10
 
 @serve.ingress()
 class Ingress:
-    """An HTTP worker."""
+    """An ingress replica."""
 
     def __init__(self, config: EndpointSettings, digests: frozenset[bytes], replicas: DeploymentHandle) -> None:
         log_to_stderr()

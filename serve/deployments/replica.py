@@ -1,4 +1,4 @@
-"""The synthesizer deployment: each replica holds one engine, which batches the requests of all HTTP workers.
+"""The synthesizer deployment: each replica holds one engine, which batches the requests of all ingress replicas.
 
 Heavy imports are deferred to the constructor, so that only replica processes load torch and the model.
 """
@@ -50,7 +50,7 @@ def load_synthesizer(config: EndpointSettings) -> SynthesizerProtocol:
     )
 
 
-class Replica:
+class SynthesizerReplica:
     """A synthesizer replica.
 
     Args:
@@ -104,7 +104,7 @@ def deployment_options(config: EndpointSettings, gpus: float) -> dict[str, Any]:
     return scaling | {
         "name": DEPLOYMENT_NAME,
         "max_ongoing_requests": config.max_batch,
-        # HTTP workers bound the queue. Serve's bound would also count requests on their way to a free slot.
+        # ingress replicas bound the queue. Serve's bound would also count requests on their way to a free slot.
         "max_queued_requests": -1,
         "graceful_shutdown_timeout_s": config.request_timeout_s + _DRAIN_S,
         "health_check_period_s": _HEALTH_PERIOD_S,

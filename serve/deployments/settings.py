@@ -28,20 +28,24 @@ _MIB = 1 << 20
 
 
 class EndpointSettings(BaseModel):
-    """The settings of one endpoint."""
+    """Settings of the endpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field("demo", min_length=1, description="demo, a folder, or a Hugging Face Hub repository")
     codec: str | None = Field(None, description="folder or Hub repository of the codec (default: the model's own)")
     voices: str | None = Field(None, description="folder or s3:// prefix of the voice library; uploads go there too")
-    default_voice: str | None = Field(None, description="voice for speech requests without one, or with one of OpenAI's")
+    default_voice: str | None = Field(
+        None, description="voice for speech requests without one, or with one of OpenAI's"
+    )
     voice_aliases: Annotated[dict[str, str], NoDecode] = Field(
         {}, description="alternative voice names: alloy=belinda,echo=bob"
     )
 
-    seed: int = Field(0, ge=0, lt=2**63, description="default for requests without one")
-    attempts: int = Field(3, ge=1, le=20, description="maximum takes per chunk when not live; the best one is kept")
+    seed: int = Field(0, ge=0, lt=2**63, description="default seed of a request")
+    attempts: int = Field(
+        3, ge=1, le=20, description="maximum takes per chunk for requests that are not live; the best one is used"
+    )
 
     min_replicas: int = Field(1, ge=1, description="synthesizer replicas that always run")
     max_replicas: int = Field(1, ge=1, description="synthesizer replicas under load")
@@ -52,8 +56,10 @@ class EndpointSettings(BaseModel):
     )
     cpus_per_replica: float = Field(1.0, ge=0, description="logical CPUs that Ray reserves per replica")
     max_batch: int = Field(16, ge=1, le=1024, description="concurrent requests per replica")
-    max_queued: int = Field(32, ge=0, le=100_000, description="requests that may wait; others get a 429")
-    ingress_replicas: int = Field(1, ge=1, description="HTTP workers, each with its own queue")
+    max_queued: int = Field(
+        32, ge=0, le=100_000, description="queued requests per ingress replica; further ones are rejected with 429"
+    )
+    ingress_replicas: int = Field(1, ge=1, description="ingress replicas, each with its own queue")
 
     max_input_chars: int = Field(4096, ge=1, description="maximum length of text in /v1/audio/speech")
     max_script_chars: int = Field(200_000, ge=1, description="maximum length of text in /v1/audio/scripts")

@@ -56,7 +56,7 @@ class RequestContext:
 
 
 class RequestMetrics:
-    """Prometheus metrics of an HTTP worker, exported by Ray as `ray_higgs_…`."""
+    """Prometheus metrics of an ingress replica, exported by Ray as `ray_higgs_…`."""
 
     def __init__(self) -> None:
         self._requests = Counter(

@@ -1,4 +1,4 @@
-"""HTTP routes of an `SpeechService`: paths, request bodies, headers, and errors in OpenAI's format.
+"""HTTP routes of the endpoint: paths, request bodies, headers, and errors in OpenAI's format.
 
 `create_app` builds an ASGI application that does not need Ray; the ingress deployment serves it.
 """

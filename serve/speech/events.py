@@ -1,4 +1,4 @@
-"""Messages between the endpoint's HTTP workers and its synthesizer replicas: a request, and the events of its response.
+"""Messages between ingress and synthesizer replicas: a request, and the events of its response.
 
 A response is `Started` followed by any number of `AudioBlock`s; `Failed` may end it at any point. Script errors are
 sent as events, so an exception from a replica always means that the replica was lost.
@@ -85,7 +85,7 @@ Event = Started | AudioBlock | Failed
 
 
 class SynthesizerBackend(Protocol):
-    """The interface of the synthesizer replicas that HTTP workers use."""
+    """The interface of the synthesizer replicas that ingress replicas use."""
 
     def synthesize(self, request: SynthesisRequest) -> AsyncGenerator[Event]:
         """Yield the events of a request; closing the generator frees the request's slot.

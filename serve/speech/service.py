@@ -32,7 +32,7 @@ _MIN_RETRY_S, _MAX_RETRY_S = 2, 60
 
 
 class SpeechService:
-    """The endpoint of one HTTP worker.
+    """The endpoint of one ingress replica.
 
     Args:
         backend: the synthesizer replicas.

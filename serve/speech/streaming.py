@@ -36,14 +36,14 @@ class SpeechStream:
     """An open response. The caller must call `close`.
 
     Args:
-        first_chunks: audio received so far.
+        first_blocks: audio received so far.
         events: the remaining events.
     """
 
     def __init__(
         self,
         started: Started,
-        first_chunks: list[AudioBlock],
+        first_blocks: list[AudioBlock],
         events: AsyncGenerator[Event],
         delivery: DeliveryOptions,
         request_id: str,
@@ -51,7 +51,7 @@ class SpeechStream:
     ) -> None:
         self.started, self.delivery, self.request_id, self.context = started, delivery, request_id, context
         self.chunks: list[ChunkMetadata] = []
-        self._first_chunks, self._events = first_chunks, events
+        self._first_blocks, self._events = first_blocks, events
         self._encoder = _OutputEncoder(delivery, started.sample_rate_hz)
 
     @property
@@ -69,7 +69,7 @@ class SpeechStream:
     async def encoded_audio(self) -> AsyncGenerator[tuple[bytes, ChunkMetadata | None]]:
         """Yield encoded bytes, and the metadata of each chunk when it is complete."""
         inline = self.delivery.speed == 1 and self.delivery.response_format in ("pcm", "wav")
-        async for event in self._audio_chunks():
+        async for event in self._audio_blocks():
             num_samples, encoded = await run_in_thread(self._encoder.push, event.pcm, inline=inline)
             self.context.audio_s += num_samples / self.started.sample_rate_hz
             if event.completed_chunk is not None:
@@ -152,9 +152,9 @@ class SpeechStream:
             "faults": list(chunk.faults),
         }
 
-    async def _audio_chunks(self) -> AsyncGenerator[AudioBlock]:
-        for chunk in self._first_chunks:
-            yield chunk
+    async def _audio_blocks(self) -> AsyncGenerator[AudioBlock]:
+        for block in self._first_blocks:
+            yield block
         async for event in self._events:
             if isinstance(checked := _raise_if_failed(event), AudioBlock):
                 yield checked
@@ -187,18 +187,18 @@ async def open_speech_stream(
         if not isinstance(started, Started):
             raise InternalServerError("the synthesizer returned no events")
         context.queued_s = context.elapsed_s()
-        first_chunks: list[AudioBlock] = []
-        while not any(chunk.pcm for chunk in first_chunks):
+        first_blocks: list[AudioBlock] = []
+        while not any(block.pcm for block in first_blocks):
             event = _raise_if_failed(await anext(events, None))
             if not isinstance(event, AudioBlock):
                 raise BadRequest(
                     "no audio was generated for this text; check that it contains words, or try another seed",
                     param="input",
                 )
-            first_chunks.append(event)
+            first_blocks.append(event)
         context.first_audio_s = context.elapsed_s()
         started = dataclasses.replace(started, warnings=(*warnings, *started.warnings))
-        return SpeechStream(started, first_chunks, events, delivery, request.request_id, context)
+        return SpeechStream(started, first_blocks, events, delivery, request.request_id, context)
     except BaseException:
         await events.aclose()
         raise

@@ -33,11 +33,11 @@ class FaultySynthesizer(FakeSynthesizer):
             yield piece
 
 
-def build_synthesizer(settings, capacity, pace=0.0):
-    return FaultySynthesizer(capacity.slots, pace)
+def build_synthesizer(settings, resources, pace=0.0):
+    return FaultySynthesizer(resources.slots, pace)
 
 
-def crash_while_loading(settings, capacity):
+def crash_while_loading(settings, resources):
     os._exit(9)
 
 

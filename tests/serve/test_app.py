@@ -28,7 +28,7 @@ def test_shutdown_timeout_exceeds_the_request_timeout():
     config = EndpointSettings(request_timeout_s=100)
     for options in (replica.deployment_options(config, 0.0), ingress.deployment_options(config)):
         assert options["graceful_shutdown_timeout_s"] > 100
-    # HTTP workers must outlive the replicas from which they still receive responses.
+    # ingress replicas must outlive the replicas from which they still receive responses.
     assert (
         ingress.deployment_options(config)["graceful_shutdown_timeout_s"]
         > replica.deployment_options(config, 0)["graceful_shutdown_timeout_s"]

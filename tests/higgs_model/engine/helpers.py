@@ -21,7 +21,7 @@ def make_network(seed=3, *, endless=False, **overrides):
     """Return a network whose clips end soon; with `endless`, greedy ones end only at the limit."""
     network = builders.model(seed=seed, **overrides)
     if endless:
-        builders.silence_stream_tokens(network.audio_decoder_proj.audio_lm_head.weight, K, SIZE + 2)
+        builders.suppress_stream_tokens(network.audio_decoder_proj.audio_lm_head.weight, K, SIZE + 2)
     return network
 
 

@@ -13,7 +13,7 @@ from higgs_model.engine.early_stopping import EarlyStoppingLimits
 from higgs_model.engine.runner import Runner
 from higgs_model.sampling import SamplingParams, SamplingPlan
 from tests.higgs_model.engine import helpers
-from tests.higgs_model.engine.tape import HostSync, Tape
+from tests.higgs_model.engine.fake_capture import FakeCudaCapture, HostSync
 
 SETTINGS = EngineSettings(
     max_slots=6,
@@ -37,23 +37,23 @@ def make_requests():
 
 
 def test_captured_steps_generate_the_same_codes_as_eager_ones(paged):
-    network, tape = helpers.make_network(endless=True), Tape()
+    network, capture = helpers.make_network(endless=True), FakeCudaCapture()
     expected, _ = helpers.run(Engine(network, dataclasses.replace(SETTINGS, candidates=())), make_requests())
-    engine = Engine(network, SETTINGS, capture=tape)
+    engine = Engine(network, SETTINGS, capture=capture)
     first, *others = make_requests()
     actual = helpers.run(engine, [first])[0] | helpers.run(engine, others)[0]
     assert actual.keys() == expected.keys()
     for name in expected:
         np.testing.assert_array_equal(actual[name], expected[name])
     # One step for few greedy rows and one for more sampled ones; each ran for real before it was captured.
-    assert tape.log == ["run", "record"] * 2
-    assert tape.replays == engine.metrics.steps
+    assert capture.log == ["run", "record"] * 2
+    assert capture.replays == engine.metrics.steps
 
 
 def test_preemption_does_not_change_codes_of_captured_steps(paged):
     network = helpers.make_network(endless=True)
     expected, _ = helpers.run(Engine(network, SETTINGS), make_requests())
-    preempting = Engine(network, dataclasses.replace(SETTINGS, num_blocks=14), capture=Tape())
+    preempting = Engine(network, dataclasses.replace(SETTINGS, num_blocks=14), capture=FakeCudaCapture())
     actual, _ = helpers.run(preempting, make_requests())
     assert preempting.scheduler.counters.preemptions > 0
     for name in expected:
@@ -62,7 +62,7 @@ def test_preemption_does_not_change_codes_of_captured_steps(paged):
 
 def test_capture_does_not_change_decoding_slots(paged):
     """A step that is first needed while requests are running is captured without affecting them."""
-    engine = Engine(helpers.make_network(endless=True), SETTINGS, capture=Tape())
+    engine = Engine(helpers.make_network(endless=True), SETTINGS, capture=FakeCudaCapture())
     engine.add(helpers.make_request(0))
     for _ in range(5):
         engine.step()
@@ -73,7 +73,7 @@ def test_capture_does_not_change_decoding_slots(paged):
 
 
 @pytest.mark.parametrize("sync", ["item", "mask"])
-def test_tape_rejects_a_step_that_synchronizes_with_the_host(paged, monkeypatch, sync):
+def test_fake_capture_rejects_a_step_that_synchronizes_with_the_host(paged, monkeypatch, sync):
     """Otherwise the tests above would prove nothing."""
     original = Runner._step
 
@@ -85,15 +85,15 @@ def test_tape_rejects_a_step_that_synchronizes_with_the_host(paged, monkeypatch,
             self.state.frame[self.state.active.bool()] = 0
 
     monkeypatch.setattr(Runner, "_step", step)
-    engine = Engine(helpers.make_network(endless=True), SETTINGS, capture=Tape())
+    engine = Engine(helpers.make_network(endless=True), SETTINGS, capture=FakeCudaCapture())
     engine.add(helpers.make_request(0))
     with pytest.raises(HostSync):
         engine.step()
 
 
-def test_tape_reveals_a_seed_that_is_frozen_at_capture(paged, monkeypatch):
+def test_fake_capture_reveals_a_seed_that_is_frozen_at_capture(paged, monkeypatch):
     """With a sampler that reads its seed on the host during capture."""
-    engine = Engine(helpers.make_network(endless=True), SETTINGS, capture=Tape())
+    engine = Engine(helpers.make_network(endless=True), SETTINGS, capture=FakeCudaCapture())
     sampler = engine.runner._sampler
     engine.runner._sampler = lambda logits, seed, step, *rest: sampler(logits, torch.zeros_like(seed) + 5, step, *rest)
     sampling = SamplingParams(do_sample=True)
@@ -102,12 +102,12 @@ def test_tape_reveals_a_seed_that_is_frozen_at_capture(paged, monkeypatch):
     ]
     actual, _ = helpers.run(engine, requests)
     np.testing.assert_array_equal(actual["5"], actual["6"])
-    actual, _ = helpers.run(Engine(helpers.make_network(endless=True), SETTINGS, capture=Tape()), requests)
+    actual, _ = helpers.run(Engine(helpers.make_network(endless=True), SETTINGS, capture=FakeCudaCapture()), requests)
     assert not np.array_equal(actual["5"], actual["6"])
 
 
 def test_step_does_not_overwrite_unread_results(paged):
-    engine = Engine(helpers.make_network(endless=True), SETTINGS, capture=Tape())
+    engine = Engine(helpers.make_network(endless=True), SETTINGS, capture=FakeCudaCapture())
     engine.add(helpers.make_request(0))
     engine.step()
     plan = SamplingPlan(8, True)

@@ -207,7 +207,7 @@ def test_row_ends_with_its_clip_without_a_text_head():
 
 def test_step_limit_keeps_the_last_complete_frame():
     model = builders.model()
-    builders.silence_stream_tokens(model.audio_decoder_proj.audio_lm_head.weight, K, SIZE + 2)
+    builders.suppress_stream_tokens(model.audio_decoder_proj.audio_lm_head.weight, K, SIZE + 2)
     output = model.generate(torch.tensor([[1, OUT_BOS]]), max_new_tokens=20)
     assert output.audio_sequences[0].shape == (K, 20)
     assert from_stream(output.audio_sequences[0], SIZE).shape == (K, 20 - K)

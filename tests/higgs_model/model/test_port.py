@@ -61,13 +61,13 @@ def pair(request, tmp_path_factory):
     if request.param == "port to ours":
         port = HiggsAudioV2ForConditionalGeneration(port_config())
         builders.randomize(port, seed=3)
-        builders.silence_stream_tokens(port.audio_lm_head.weight, K, SIZE + 2)
+        builders.suppress_stream_tokens(port.audio_lm_head.weight, K, SIZE + 2)
         port.save_pretrained(folder)
         ours = HiggsAudioModel.from_pretrained(folder, dtype=torch.float32)
         assert not ours.config.use_text_head
     else:
         ours = builders.model(seed=4)
-        builders.silence_stream_tokens(ours.audio_decoder_proj.audio_lm_head.weight, K, SIZE + 2)
+        builders.suppress_stream_tokens(ours.audio_decoder_proj.audio_lm_head.weight, K, SIZE + 2)
         ours.save_pretrained(folder, layout="transformers", max_shard_size="40KB")
         assert len(list(folder.glob("*.safetensors"))) > 1
         port = HiggsAudioV2ForConditionalGeneration.from_pretrained(folder)

@@ -56,7 +56,7 @@ def test_nemo_manifest_refers_to_the_files_of_the_job(tmp_path, capsys):
     assert status == 0
     assert stderr.count("\n") == 1
     assert "3 recordings, 3 items" in stderr
-    assert "left out: 1 failed" in stderr
+    assert "excluded: 1 failed" in stderr
     rows = read_jsonl(tmp_path / "out/export/nemo/manifest.jsonl")
     assert [row["id"] for row in rows] == ["story", "talk", "plain"]  # as in the manifest
     for row in rows:

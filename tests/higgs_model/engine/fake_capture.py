@@ -37,7 +37,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
-class Tape:
+class FakeCudaCapture:
     """Replaces `CudaCapture`. `log` lists "run" and "record" in the order in which they happened."""
 
     def __init__(self):
