@@ -1,4 +1,4 @@
-"""Ray clusters with several nodes on this machine, each in a process group of its own."""
+"""Multi-node Ray clusters on this machine; each node has its own process group."""
 
 import contextlib
 import json
@@ -14,8 +14,8 @@ from ray.job_submission import JobSubmissionClient
 
 from tests.jobs.job_runner import Cluster, descendants, free_port, kill_group, start_ray
 
-# A machine that is gone is noticed after seconds, not after half a minute; one that is only slow has its time.
-IMPATIENT = {
+# The loss of a node is noticed within seconds instead of half a minute; slow nodes are still tolerated.
+FAST_FAILURE_DETECTION = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "4",
     "RAY_metrics_report_interval_ms": "1000",
@@ -27,7 +27,7 @@ class Head(Cluster):
 
     def __init__(self, num_cpus):
         self.dashboard_port, self.metrics_port = free_port(), free_port()
-        # Short: names of sockets go on behind it, and are bounded.
+        # Short, because it is a prefix of socket paths, whose length is limited.
         self.folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
         super().__init__(
             num_cpus,
@@ -42,7 +42,7 @@ class Head(Cluster):
 
     @property
     def session(self):
-        """Logs, and what Ray has unpacked."""
+        """The session folder, which contains logs and unpacked packages."""
         (session,) = self.folder.glob("session_2*")
         return session
 
@@ -51,36 +51,36 @@ class Head(Cluster):
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     def nodes(self):
-        """Nodes that live; none before the dashboard does."""
+        """Return the alive nodes; none before the dashboard is up."""
         with (
             contextlib.suppress(urllib.error.URLError),
-            urllib.request.urlopen(f"{self.url}/nodes?view=summary") as answer,
+            urllib.request.urlopen(f"{self.url}/nodes?view=summary") as response,
         ):
-            nodes = json.load(answer)["data"]["summary"]
+            nodes = json.load(response)["data"]["summary"]
             return [node for node in nodes if node["raylet"].get("state") == "ALIVE"]
         return []
 
     def metrics(self):
-        """What the head exports to Prometheus, as text."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as answer:
-            return answer.read().decode()
+        """Return the head's metrics in Prometheus text format."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as response:
+            return response.read().decode()
 
     def client(self):
-        """A job client, as soon as the head takes jobs."""
-        end = time.monotonic() + 60
+        """Return a job client as soon as the head accepts jobs."""
+        deadline = time.monotonic() + 60
         while True:
             try:
                 return JobSubmissionClient(self.url)
             except ConnectionError:
-                if time.monotonic() > end:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.3)
 
 
-def processes(node, name):
-    """Return a node's processes whose title contains a name, such as an actor's class."""
-    titles = [Path(f"/proc/{pid}/cmdline") for pid in descendants(node.process.pid)]
-    return [path.parent.name for path in titles if path.exists() and name.encode() in path.read_bytes()]
+def find_processes(node, name):
+    """Return the ids of a node's processes whose title contains `name`, such as an actor's class."""
+    cmdlines = [Path(f"/proc/{pid}/cmdline") for pid in descendants(node.process.pid)]
+    return [path.parent.name for path in cmdlines if path.exists() and name.encode() in path.read_bytes()]
 
 
 class Node:
@@ -101,6 +101,6 @@ class Node:
         self.kill()
 
     def kill(self):
-        """As a machine that loses its power."""
+        """Kill the node without a clean shutdown, like a machine that loses power."""
         kill_group(self.process)
         self.process.wait()

@@ -1,42 +1,43 @@
-"""A subset of `kubectl kustomize`, as far as our folders use it; anything else is refused.
+"""The subset of `kubectl kustomize` that the manifests use; other fields raise an error.
 
-Where there is a kubectl, a test compares the two.
+If kubectl is installed, a test compares the two.
 """
-
-import copy
 
 import jsonpatch
 import yaml
 
-KNOWN = {"resources", "images", "patches", "configMapGenerator", "generatorOptions"}
+SUPPORTED_FIELDS = {"resources", "images", "patches", "configMapGenerator", "generatorOptions"}
 
 
 def build(folder):
-    """Return the resources of a folder in order."""
-    wanted = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    assert set(wanted) <= KNOWN, f"{folder}: {set(wanted) - KNOWN}"
-    found = []
-    for name in wanted.get("resources", ()):
+    """Return the resources that the kustomization in `folder` builds, in order."""
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    unsupported = set(kustomization) - SUPPORTED_FIELDS
+    assert not unsupported, f"{folder}: {unsupported}"
+    resources = []
+    for name in kustomization.get("resources", ()):
         path = folder / name
-        found += build(path.resolve()) if path.is_dir() else [copy.deepcopy(one) for one in _documents(path)]
-    for one in wanted.get("configMapGenerator", ()):
-        assert wanted["generatorOptions"] == {"disableNameSuffixHash": True}
-        data = {name: (folder / name).read_text() for name in one["files"]}
-        found.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": one["name"]}, "data": data})
-    for patch in wanted.get("patches", ()):
+        resources += build(path.resolve()) if path.is_dir() else _load_documents(path)
+    for generator in kustomization.get("configMapGenerator", ()):
+        assert kustomization["generatorOptions"] == {"disableNameSuffixHash": True}
+        data = {name: (folder / name).read_text() for name in generator["files"]}
+        metadata = {"name": generator["name"]}
+        resources.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+    for patch in kustomization.get("patches", ()):
         (kind,) = patch["target"].values()
-        (number,) = [number for number, one in enumerate(found) if one["kind"] == kind]
-        found[number] = jsonpatch.apply_patch(found[number], yaml.safe_load(patch["patch"]))
-    for image in wanted.get("images", ()):
-        for container in containers(found):
+        (index,) = [index for index, resource in enumerate(resources) if resource["kind"] == kind]
+        resources[index] = jsonpatch.apply_patch(resources[index], yaml.safe_load(patch["patch"]))
+    for image in kustomization.get("images", ()):
+        for container in find_containers(resources):
             if container["image"] == image["name"]:
                 container["image"] = f"{image['newName']}:{image['newTag']}"
-    return found
+    return resources
 
 
-def _documents(path):
-    # Through text, so that what one anchor gave to two places are two things.
-    return [yaml.safe_load(yaml.dump(one, Dumper=_NoAliases)) for one in yaml.safe_load_all(path.read_text())]
+def _load_documents(path):
+    # Dumped and reloaded, so that aliases of one anchor become separate objects, which patches change independently.
+    documents = yaml.safe_load_all(path.read_text())
+    return [yaml.safe_load(yaml.dump(document, Dumper=_NoAliases)) for document in documents]
 
 
 class _NoAliases(yaml.SafeDumper):
@@ -44,14 +45,14 @@ class _NoAliases(yaml.SafeDumper):
         return True
 
 
-def containers(value):
-    """Yield every container in resources."""
+def find_containers(value):
+    """Yield every container in a list of resources, or in a part of one."""
     if isinstance(value, list):
-        for one in value:
-            yield from containers(one)
+        for item in value:
+            yield from find_containers(item)
     elif isinstance(value, dict):
-        for name, one in value.items():
+        for name, item in value.items():
             if name == "containers":
-                yield from one
+                yield from item
             else:
-                yield from containers(one)
+                yield from find_containers(item)

@@ -1,4 +1,4 @@
-"""Licences of dependencies, according to their packages."""
+"""THIRD_PARTY.md lists every dependency with the licence that its package declares."""
 
 import importlib.metadata
 import re
@@ -8,34 +8,36 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 NOTICES = (ROOT / "THIRD_PARTY.md").read_text()
 FAMILIES = ("LGPL", "GPL", "Apache", "BSD", "MIT", "Zlib", "MPL")
-HARMLESS = {"Zlib", "MIT", "BSD"}
-"""Need not be listed."""
+MAY_BE_OMITTED = {"Zlib", "MIT", "BSD"}
+"""Families that need not be listed if a package declares several."""
 
 
-def stated(package):
+def declared_families(package):
     """Return the licence families that a package declares."""
     metadata = importlib.metadata.metadata(package)
-    classifiers = [one for one in metadata.get_all("Classifier") or [] if one.startswith("License")]
+    classifiers = [value for value in metadata.get_all("Classifier") or [] if value.startswith("License")]
     text = " ".join([metadata.get("License-Expression") or metadata.get("License") or "", *classifiers])
-    return families(text)
+    return parse_families(text)
 
 
-def families(text):
+def parse_families(text):
+    """Return the licence families that a text mentions."""
     return {name for name in FAMILIES if re.search(rf"(?<![A-Z]){name}", text)}
 
 
 def test_every_dependency_is_listed_with_its_licence():
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     rows = [row.split("|")[1:4] for row in NOTICES.splitlines() if row.startswith("| ")]
-    licences = {name.strip(): families(licence) for names, licence, _ in rows for name in names.split(",")}
-    for requirement in needed:
+    licences = {name.strip(): parse_families(licence) for names, licence, _ in rows for name in names.split(",")}
+    for requirement in requirements:
         name = re.match(r"[\w-]+", requirement)[0]
         assert name in licences, f"{name} is not in THIRD_PARTY.md"
-        assert licences[name] & stated(name), (name, licences[name], stated(name))
-        assert stated(name) - HARMLESS <= licences[name], (name, licences[name], stated(name))
+        listed, declared = licences[name], declared_families(name)
+        assert listed & declared, (name, listed, declared)
+        assert declared - MAY_BE_OMITTED <= listed, (name, listed, declared)
 
 
-def test_model_licence_has_one_name():
+def test_model_licence_has_the_same_name_everywhere():
     from jobs.synthesize.cli import MODEL_LICENCE
 
     assert MODEL_LICENCE in NOTICES

@@ -1,4 +1,4 @@
-"""Monitoring: queries refer to exported metrics, and the tools accept the configuration."""
+"""Monitoring: queries use exported metrics, and Prometheus and Grafana accept the configuration."""
 
 import json
 import re
@@ -14,28 +14,28 @@ FOLDER = Path(__file__).parents[2] / "infra/observability"
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
 RULES = [rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-# Prometheus adds these itself, or Ray to every metric.
-EVERYWHERE = {"job", "instance", "le"}
+# Added by Prometheus, or by Ray to every metric.
+COMMON_LABELS = {"job", "instance", "le"}
 
 
-def metrics_of(*makers):
-    """Return the exported names and labels of the metrics that these objects create."""
-    made = {}
+def exported_metrics(*factories):
+    """Return the labels of the metrics that these factories create, by exported name."""
+    labels = {}
     with pytest.MonkeyPatch.context() as patch:
         import ray.util.metrics
 
         original = ray.util.metrics.Metric.__init__
 
-        def remember(metric, name, description="", tag_keys=None):
+        def record(metric, name, description="", tag_keys=None):
             original(metric, name, description, tag_keys)
             kind = type(metric).__name__
-            ends = {"Counter": ["_total"], "Histogram": ["_bucket", "_sum", "_count"]}.get(kind, [""])
-            made.update({f"ray_{name}{end}": set(tag_keys or ()) for end in ends})
+            suffixes = {"Counter": ["_total"], "Histogram": ["_bucket", "_sum", "_count"]}.get(kind, [""])
+            labels.update({f"ray_{name}{suffix}": set(tag_keys or ()) for suffix in suffixes})
 
-        patch.setattr(ray.util.metrics.Metric, "__init__", remember)
-        for make in makers:
-            make()
-    return made
+        patch.setattr(ray.util.metrics.Metric, "__init__", record)
+        for create in factories:
+            create()
+    return labels
 
 
 @pytest.fixture(scope="module")
@@ -45,26 +45,27 @@ def exported():
     from jobs.synthesize.metrics import JobMetrics
     from serve.http.request_log import EngineMetrics, RequestMetrics
 
-    ours = metrics_of(lambda: JobMetrics("run"), RequestMetrics, EngineMetrics)
-    assert len(ours) > 20
-    # Of nodes Ray tells by itself; it adds what a GPU is to those of GPUs.
-    return ours | {"up": set()} | {f"ray_{name}": {"GpuIndex"} for name in METRICS_GAUGES}
+    own = exported_metrics(lambda: JobMetrics("run"), RequestMetrics, EngineMetrics)
+    assert len(own) > 20
+    # Ray exports metrics of nodes itself, and labels those of GPUs with their index.
+    return own | {"up": set()} | {f"ray_{name}": {"GpuIndex"} for name in METRICS_GAUGES}
 
 
-def selectors(query):
-    """Return every metric of a query with the labels used."""
+def parse_selectors(query):
+    """Return the metrics that a query selects, each with the labels it filters by."""
     found = []
 
-    def see(node):
+    def visit(node):
         if isinstance(node, promql_parser.VectorSelector):
-            found.append((node.name, {one.name for one in node.matchers.matchers}))
+            found.append((node.name, {matcher.name for matcher in node.matchers.matchers}))
         return True
 
-    promql_parser.walk(promql_parser.parse(query), see)
+    promql_parser.walk(promql_parser.parse(query), visit)
     return found
 
 
-def queries():
+def all_queries():
+    """Yield the title and query of every panel and alert."""
     for panel in PANELS:
         for target in panel["targets"]:
             yield panel["title"], target["expr"]
@@ -72,20 +73,20 @@ def queries():
         yield rule["alert"], rule["expr"]
 
 
-@pytest.mark.parametrize(("where", "query"), list(queries()), ids=lambda value: re.sub(r"\W+", "-", value)[:40])
-def test_every_queried_metric_is_exported(exported, where, query):
-    found = selectors(query)
+@pytest.mark.parametrize(("title", "query"), list(all_queries()), ids=lambda value: re.sub(r"\W+", "-", value)[:40])
+def test_every_queried_metric_is_exported(exported, title, query):
+    found = parse_selectors(query)
     assert found
     for name, labels in found:
-        assert name in exported, f"{where}: nothing exports {name}"
-        assert labels <= exported[name] | EVERYWHERE, f"{where}: {name} has no label {labels - exported[name]}"
-    # What a query groups by or a legend names is a label, too.
-    known = set().union(*(exported[name] for name, _ in found)) | EVERYWHERE
-    assert {label for inside in re.findall(r"by \((.*?)\)", query) for label in inside.split(", ")} <= known
+        assert name in exported, f"{title}: {name} is not exported"
+        assert labels <= exported[name] | COMMON_LABELS, f"{title}: {name} has no label {labels - exported[name]}"
+    # The labels that the query groups by must exist, too.
+    known = set().union(*(exported[name] for name, _ in found)) | COMMON_LABELS
+    assert {label for group in re.findall(r"by \((.*?)\)", query) for label in group.split(", ")} <= known
 
 
 def test_unknown_metric_is_detected(exported):
-    ((name, labels),) = selectors('sum(rate(ray_higgs_job_rows{status="ok"}[5m]))')
+    ((name, labels),) = parse_selectors('sum(rate(ray_higgs_job_rows{status="ok"}[5m]))')
     assert (name, labels) == ("ray_higgs_job_rows", {"status"})
     assert name not in exported
 
@@ -93,7 +94,7 @@ def test_unknown_metric_is_detected(exported):
 def test_legends_use_existing_labels(exported):
     for panel in PANELS:
         for target in panel["targets"]:
-            labels = set().union(*(exported[name] for name, _ in selectors(target["expr"]))) | EVERYWHERE
+            labels = set().union(*(exported[name] for name, _ in parse_selectors(target["expr"]))) | COMMON_LABELS
             assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= labels, panel["title"]
 
 
@@ -102,11 +103,11 @@ def test_engine_snapshot_has_all_exported_metrics():
     from jobs.synthesize.metrics import ENGINE_METRICS
     from serve.http.request_log import EngineMetrics
 
-    speaks = Synthesizer.from_pretrained("demo")
-    said = set(speaks.metrics())
-    speaks.close()
-    assert set(ENGINE_METRICS) <= said
-    assert set(EngineMetrics._NAMES) <= said
+    synthesizer = Synthesizer.from_pretrained("demo")
+    names = set(synthesizer.metrics())
+    synthesizer.close()
+    assert set(ENGINE_METRICS) <= names
+    assert set(EngineMetrics._NAMES) <= names
 
 
 def test_job_counters_export_increments(monkeypatch):
@@ -115,7 +116,7 @@ def test_job_counters_export_increments(monkeypatch):
 
     exported = []
 
-    class Fake:
+    class FakeMetric:
         def __init__(self, name, description, tag_keys):
             self.name = name
 
@@ -124,8 +125,8 @@ def test_job_counters_export_increments(monkeypatch):
 
         set = inc
 
-    monkeypatch.setattr(metrics, "Counter", Fake)
-    monkeypatch.setattr(metrics, "Gauge", Fake)
+    monkeypatch.setattr(metrics, "Counter", FakeMetric)
+    monkeypatch.setattr(metrics, "Gauge", FakeMetric)
     job_metrics = metrics.JobMetrics("run")
     for totals in (
         Totals(rows=9, ok=2, audio_s=3.0),
@@ -142,8 +143,8 @@ def test_job_counters_export_increments(monkeypatch):
     assert ("higgs_job_engine_occupancy", 0.5, None) in exported
 
 
-def read_by_grafana(dashboard):
-    """Round-trip a dashboard through Grafana's own model."""
+def round_trip_through_grafana(dashboard):
+    """Return a dashboard as Grafana's own model writes it after reading it."""
     from grafana_foundation_sdk.cog import plugins
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -152,39 +153,42 @@ def read_by_grafana(dashboard):
     return json.loads(json.dumps(Dashboard.from_json(json.loads(json.dumps(dashboard))), cls=JSONEncoder))
 
 
-def lost(ours, theirs, place="dashboard"):
-    """Return what is in one value and missing in the other."""
+def find_lost(ours, theirs, path="dashboard"):
+    """Yield the paths of values in `ours` that are missing or different in `theirs`."""
     if isinstance(ours, dict):
         for name, value in ours.items():
-            inside = theirs.get(name, theirs) if isinstance(theirs, dict) else theirs
-            yield from lost(value, inside, f"{place}.{name}") if inside is not theirs else [f"{place}.{name}"]
+            if isinstance(theirs, dict) and name in theirs:
+                yield from find_lost(value, theirs[name], f"{path}.{name}")
+            else:
+                yield f"{path}.{name}"
     elif isinstance(ours, list):
-        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            yield from lost(one, other, f"{place}[{number}]")
+        for index, (our_item, their_item) in enumerate(zip(ours, theirs, strict=True)):
+            yield from find_lost(our_item, their_item, f"{path}[{index}]")
     elif ours != theirs:
-        yield place
+        yield path
 
 
 def test_grafana_model_round_trips_the_dashboard():
-    assert list(lost(DASHBOARD, read_by_grafana(DASHBOARD))) == []
+    assert list(find_lost(DASHBOARD, round_trip_through_grafana(DASHBOARD))) == []
     broken = json.loads(json.dumps(DASHBOARD))
     broken["panels"][1]["targts"] = broken["panels"][1].pop("targets")
-    assert list(lost(broken, read_by_grafana(broken))) == ["dashboard.panels[1].targts"]
+    assert list(find_lost(broken, round_trip_through_grafana(broken))) == ["dashboard.panels[1].targts"]
 
 
 def test_panels_do_not_overlap():
-    taken = set()
+    occupied = set()
     for panel in DASHBOARD["panels"]:
-        at = panel["gridPos"]
-        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-        assert not cells & taken, panel["title"]
+        grid = panel["gridPos"]
+        columns = range(grid["x"], grid["x"] + grid["w"])
+        cells = {(x, y) for x in columns for y in range(grid["y"], grid["y"] + grid["h"])}
+        assert not cells & occupied, panel["title"]
         assert max(x for x, _ in cells) < 24
-        taken |= cells
+        occupied |= cells
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     assert all(panel["description"] for panel in PANELS)
 
 
-def test_every_alert_has_a_summary_and_a_runbook():
+def test_every_alert_has_a_summary_and_a_next_step():
     assert len({rule["alert"] for rule in RULES}) == len(RULES)
     for rule in RULES:
         assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
@@ -193,12 +197,12 @@ def test_every_alert_has_a_summary_and_a_runbook():
         promql_parser.parse_duration(rule["for"])
 
 
-TOLD = """
+ALERT_TESTS = """
 rule_files: [alerts.yml]
 evaluation_interval: 1m
 tests:
   - interval: 1m
-    name: a job that never made anything is seen, one that goes on or is done is not
+    name: a job without any progress raises an alert, running and finished jobs do not
     input_series:
       - {series: 'ray_higgs_job_rows_wanted{run="never"}', values: "9x120"}
       - {series: 'ray_higgs_job_rows_wanted{run="going"}', values: "900x120"}
@@ -212,8 +216,8 @@ tests:
         exp_alerts:
           - exp_labels: {severity: page, run: never}
             exp_annotations:
-              summary: Run never has made no audio for half an hour, and rows are left.
-              look: "`ray status` for workers that wait for machines; the dashboard's logs of the driver."
+              summary: Run never has rows left but has generated no audio for half an hour.
+              look: "`ray status` for workers that wait for nodes; the driver's log in the Ray dashboard."
   - interval: 1m
     name: one row in ten fails
     input_series:
@@ -226,16 +230,16 @@ tests:
         exp_alerts:
           - exp_labels: {severity: ticket, run: r}
             exp_annotations:
-              summary: 10% of the rows of run r fail.
+              summary: 10% of the latest rows of run r failed.
               look: The columns error_type and error of the results.
 """
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool")
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_accepts_the_configuration_and_alerts_fire(tmp_path):
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "told.yml").write_text(TOLD)
-    for command in (["check", "config", "prometheus.yml"], ["test", "rules", "told.yml"]):
+    (tmp_path / "alert_tests.yml").write_text(ALERT_TESTS)
+    for command in (["check", "config", "prometheus.yml"], ["test", "rules", "alert_tests.yml"]):
         done = subprocess.run(["promtool", *command], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -243,11 +247,11 @@ def test_promtool_accepts_the_configuration_and_alerts_fire(tmp_path):
 def test_configuration_uses_rays_service_discovery():
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
-    (places,) = job["file_sd_configs"]
+    (discovery,) = job["file_sd_configs"]
     from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
-    assert [Path(path).name for path in places["files"]] == [PROMETHEUS_SERVICE_DISCOVERY_FILE]
+    assert [Path(path).name for path in discovery["files"]] == [PROMETHEUS_SERVICE_DISCOVERY_FILE]
     assert config["rule_files"] == ["alerts.yml"]
-    # Alerts about nodes ask for this job by its name.
+    # Alerts about nodes select this job name.
     assert any('job="ray"' in rule["expr"] for rule in RULES)
     assert job["job_name"] == "ray"

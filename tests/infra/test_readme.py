@@ -1,4 +1,4 @@
-"""The deployment's README: all commands, flags and files exist."""
+"""infra/README.md: all commands, flags and files exist."""
 
 import re
 import shlex
@@ -13,37 +13,38 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "infra/README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line]
-RAY = [line for line in COMMANDS if line.startswith(".venv/bin/ray ")]
+RAY_COMMANDS = [line for line in COMMANDS if line.startswith(".venv/bin/ray ")]
 
 
-def words_of(command):
+def split_command(command):
+    """Split a command into words, with placeholders for shell substitutions."""
     return shlex.split(re.sub(r"\$\(.*?\)|\$PWD", "/x", command))
 
 
-def test_every_command_is_known():
+def test_every_command_is_an_expected_tool():
     known = {"make", "export", ".venv/bin/ray", "docker", "kubectl", "helm", "curl", "prometheus"}
-    assert {words_of(command)[0] for command in COMMANDS} <= known
+    assert {split_command(command)[0] for command in COMMANDS} <= known
     assert len(COMMANDS) > 20
 
 
-@pytest.mark.parametrize("command", RAY, ids=lambda line: "-".join(line.split()[1:4]))
-def test_ray_commands_have_these_flags(command):
+@pytest.mark.parametrize("command", RAY_COMMANDS, ids=lambda line: "-".join(line.split()[1:4]))
+def test_flags_of_ray_commands_exist(command):
     words, _, _ = (part.split() for part in command.partition(" -- "))
     names = [word for word in words[1:3] if not word.startswith("-") and word.isalpha()]
     names = names if names[0] == "job" else names[:1]
     from ray.scripts.scripts import cli
 
-    known = cli
+    subcommand = cli
     for name in names:
-        known = known.commands[name]
-    flags = {option for parameter in known.params for option in parameter.opts}
+        subcommand = subcommand.commands[name]
+    flags = {option for parameter in subcommand.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= flags, command
 
 
 def test_submitted_jobs_have_valid_settings():
-    found = [command.partition(" -- ")[2] for command in RAY if "job submit" in command]
-    assert len(found) >= 3
-    for job in found:
+    jobs = [command.partition(" -- ")[2] for command in RAY_COMMANDS if "job submit" in command]
+    assert len(jobs) >= 3
+    for job in jobs:
         words = shlex.split(job.replace("$PWD", "/x"))
         assert words[:3] in (["python", "-m", "jobs.synthesize"], ["/x/.venv/bin/python", "-m", "jobs.synthesize"])
         parse_settings(words[3:])
@@ -57,9 +58,10 @@ def test_referenced_files_exist():
 
 
 def test_kubernetes_names_match_the_manifests():
-    """KubeRay names a job's submitter after the job, and services and the token after the cluster."""
-    manifests = [one for kind in ("job", "service", "cluster") for one in build(ROOT / f"infra/kuberay/gpu/{kind}")]
-    names = {one["kind"]: one["metadata"]["name"] for one in manifests}
+    """KubeRay names the submitter after the job, and services and the token's Secret after the cluster."""
+    kinds = ("job", "service", "cluster")
+    resources = [resource for kind in kinds for resource in build(ROOT / f"infra/kuberay/gpu/{kind}")]
+    names = {resource["kind"]: resource["metadata"]["name"] for resource in resources}
     for part in (
         f"get rayjob {names['RayJob']} ",
         f"logs --follow job/{names['RayJob']}",
