@@ -133,7 +133,7 @@ def generate(
     )
     check_generation_options(max_new_tokens, cache_implementation, streamer, inputs.input_ids.shape[0])
     run = _Generation(
-        model, _left_padded(inputs), sampling, seed, resolve_eos_ids(model.config, eos_token_id), streamer
+        model, inputs.left_padded(), sampling, seed, resolve_eos_ids(model.config, eos_token_id), streamer
     )
     hidden = run.prefill(max_new_tokens if cache_implementation == "static" else None)
     for step in range(max_new_tokens):
@@ -142,16 +142,6 @@ def generate(
             break
         hidden = run.decode()
     return run.result()
-
-
-def _left_padded(inputs: ModelInputs) -> ModelInputs:
-    """Move all padding to the left, so that every prompt ends in the last column."""
-    order = inputs.attention_mask.argsort(dim=1, stable=True)
-    return dataclasses.replace(
-        inputs,
-        input_ids=inputs.input_ids.gather(1, order),
-        attention_mask=inputs.attention_mask.gather(1, order),
-    )
 
 
 class _Generation:

@@ -44,6 +44,18 @@ class ModelInputs:
     label_ids: Tensor | None
     label_audio_ids: Tensor | None
 
+    def left_padded(self) -> ModelInputs:
+        """Return the batch with all padding on the left, so that every prompt ends in the last column.
+
+        Labels, if any, are not moved.
+        """
+        order = self.attention_mask.argsort(dim=1, stable=True)
+        return dataclasses.replace(
+            self,
+            input_ids=self.input_ids.gather(1, order),
+            attention_mask=self.attention_mask.gather(1, order),
+        )
+
 
 def check_inputs(
     config: HiggsAudioConfig,

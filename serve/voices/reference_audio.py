@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from higgs_model.audio.waveform import MAX_CHANNELS, to_mono
 from higgs_model.errors import BadInput
-from higgs_model.script.voices import RECOMMENDED_DURATION, check_recording
+from higgs_model.script.voice_checks import check_recording
+from higgs_model.script.voices import RECOMMENDED_DURATION
 from serve.http.errors import BadRequest, PayloadTooLarge
 
 _DATA_URI = re.compile(

@@ -139,8 +139,11 @@ def test_decode_steps_do_not_synchronize(float32_network):
     engine.add(helpers.make_request(0, max_frames=30))
     for _ in range(4):
         engine.step()
+    value = torch.zeros(1, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            value.item()
         # Reading results waits for an event, which this mode does not count.
         for _ in range(5):
             engine.step()
